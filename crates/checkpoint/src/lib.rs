@@ -1,0 +1,1 @@
+//! Checkpoints in and out: safetensors, GGUF, compressed-tensors, model config, atomic writers.

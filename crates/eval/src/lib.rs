@@ -1,0 +1,1 @@
+//! Perplexity, divergence from dense, task accuracy.

@@ -1,0 +1,1 @@
+//! Inner loops: a scalar reference and its SIMD twins.

@@ -1,0 +1,1 @@
+//! Forward passes with a KV cache, from packed or plain weights.

@@ -1,0 +1,1 @@
+//! Recipe, plan, run: the only crate that orders steps.

@@ -1,0 +1,1 @@
+//! Result records, their JSON schema and their renderers.

@@ -1,0 +1,241 @@
+//! How the weights of one matrix are stored: plain floats, GGUF blocks, or groups of codes with a scale.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+
+use crate::FloatType;
+
+/// The width of one code, 1 to 8 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bits(u8);
+
+impl Bits {
+    /// `None` outside 1..=8.
+    pub const fn new(bits: u8) -> Option<Self> {
+        if bits >= 1 && bits <= 8 { Some(Self(bits)) } else { None }
+    }
+
+    /// The number itself.
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl fmt::Display for Bits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Which weights share one scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Granularity {
+    /// One scale for each row.
+    Channel,
+    /// One scale for each `size` weights along `in_features`.
+    Group {
+        /// Weights that share a scale.
+        size: NonZeroUsize,
+    },
+}
+
+/// Whether codes are centred on zero or on a stored zero point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ZeroPoint {
+    /// `weight ≈ scale * code`.
+    Symmetric,
+    /// `weight ≈ scale * (code − zero_point)`.
+    Asymmetric,
+}
+
+/// A GGUF block type: a fixed number of consecutive weights of a row in a fixed number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the variants are ggml's own names")]
+#[allow(non_camel_case_types, reason = "the variants are ggml's own names")]
+pub enum BlockType {
+    Q4_0,
+    Q5_0,
+    Q8_0,
+    Q4_K,
+    Q6_K,
+}
+
+impl BlockType {
+    /// Every block type, in the order of ggml's numbers.
+    pub const ALL: [Self; 5] = [Self::Q4_0, Self::Q5_0, Self::Q8_0, Self::Q4_K, Self::Q6_K];
+
+    /// Weights in one block.
+    pub const fn weights(self) -> usize {
+        match self {
+            Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => 32,
+            Self::Q4_K | Self::Q6_K => 256,
+        }
+    }
+
+    /// Bytes of one block.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Q4_0 => 18,
+            Self::Q5_0 => 22,
+            Self::Q8_0 => 34,
+            Self::Q4_K => 144,
+            Self::Q6_K => 210,
+        }
+    }
+
+    /// ggml's number of the type.
+    pub const fn ggml_id(self) -> u32 {
+        match self {
+            Self::Q4_0 => 2,
+            Self::Q5_0 => 6,
+            Self::Q8_0 => 8,
+            Self::Q4_K => 12,
+            Self::Q6_K => 14,
+        }
+    }
+
+    /// The name in lower case: `"q4_k"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Q4_0 => "q4_0",
+            Self::Q5_0 => "q5_0",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_K => "q4_k",
+            Self::Q6_K => "q6_k",
+        }
+    }
+
+    /// The block type with this name, in either case.
+    pub fn parse(name: &str) -> Option<Self> {
+        let name = name.to_ascii_lowercase();
+        Self::ALL.into_iter().find(|block| block.name() == name)
+    }
+}
+
+impl fmt::Display for BlockType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Codes of equal width with one scale a group, as compressed-tensors' `pack-quantized` stores them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Grouped {
+    /// Width of a code. Stored unsigned: `2^(bits−1)` is added to the signed code.
+    pub bits: Bits,
+    /// Weights that share a scale; `in_features` where there is one scale a row.
+    pub group_size: NonZeroUsize,
+    /// Whether zero points are stored.
+    pub zero_point: ZeroPoint,
+    /// The dtype of the scales.
+    pub scale: FloatType,
+}
+
+impl Grouped {
+    /// 32-bit words of codes in a row of `in_features`.
+    pub const fn words_per_row(&self, in_features: usize) -> usize {
+        (in_features * self.bits.0 as usize).div_ceil(32)
+    }
+
+    /// Groups in a row of `in_features`.
+    pub const fn groups_per_row(&self, in_features: usize) -> usize {
+        in_features.div_ceil(self.group_size.get())
+    }
+
+    /// 32-bit words of zero points along `out_features` for one column of groups.
+    pub const fn zero_point_words(&self, out_features: usize) -> usize {
+        (out_features * self.bits.0 as usize).div_ceil(32)
+    }
+}
+
+/// How one weight matrix is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// Every weight a float of its own.
+    Float(FloatType),
+    /// GGUF blocks along each row.
+    Block(BlockType),
+    /// Groups of codes with a scale.
+    Grouped(Grouped),
+}
+
+impl Encoding {
+    /// Bytes of a `[out_features, in_features]` matrix, scales and zero points included.
+    ///
+    /// ```
+    /// use bitmill_tensor::{BlockType, Encoding};
+    /// assert_eq!(Encoding::Block(BlockType::Q4_K).matrix_bytes(2, 512), 2 * 2 * 144);
+    /// ```
+    pub const fn matrix_bytes(&self, out_features: usize, in_features: usize) -> usize {
+        match self {
+            Self::Float(float) => out_features * in_features * float.size_bytes(),
+            Self::Block(block) => out_features * in_features.div_ceil(block.weights()) * block.bytes(),
+            Self::Grouped(grouped) => {
+                let groups = grouped.groups_per_row(in_features);
+                let zero_points = match grouped.zero_point {
+                    ZeroPoint::Symmetric => 0,
+                    ZeroPoint::Asymmetric => 4 * grouped.zero_point_words(out_features) * groups,
+                };
+                out_features * (4 * grouped.words_per_row(in_features) + groups * grouped.scale.size_bytes())
+                    + zero_points
+            }
+        }
+    }
+
+    /// Whether the weights were rounded to codes.
+    pub const fn is_quantized(&self) -> bool {
+        !matches!(self, Self::Float(_))
+    }
+}
+
+impl fmt::Display for Encoding {
+    /// As people write it: `bf16`, `q4_k`, `4-bit g128`, `8-bit g128 asymmetric`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Float(float) => float.fmt(f),
+            Self::Block(block) => block.fmt(f),
+            Self::Grouped(grouped) => {
+                write!(f, "{}-bit g{}", grouped.bits, grouped.group_size)?;
+                if grouped.zero_point == ZeroPoint::Asymmetric {
+                    f.write_str(" asymmetric")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_refuses_widths_outside_one_to_eight() {
+        assert_eq!(Bits::new(0), None);
+        assert_eq!(Bits::new(9), None);
+        assert_eq!(Bits::new(8).map(Bits::get), Some(8));
+    }
+
+    #[test]
+    fn grouped_bytes_count_codes_scales_and_zero_points() {
+        let mut grouped = Grouped {
+            bits: Bits(4),
+            group_size: NonZeroUsize::new(32).unwrap(),
+            zero_point: ZeroPoint::Symmetric,
+            scale: FloatType::BF16,
+        };
+        // 3 rows of 64: 8 words and 2 scales each.
+        assert_eq!(Encoding::Grouped(grouped).matrix_bytes(3, 64), 3 * (32 + 4));
+        grouped.zero_point = ZeroPoint::Asymmetric;
+        // 3 rows x 4 bits fit one word for each of the 2 groups.
+        assert_eq!(Encoding::Grouped(grouped).matrix_bytes(3, 64), 3 * (32 + 4) + 8);
+    }
+
+    #[test]
+    fn block_types_parse_by_their_own_names() {
+        for block in BlockType::ALL {
+            assert_eq!(BlockType::parse(&block.name().to_uppercase()), Some(block));
+        }
+        assert_eq!(BlockType::parse("q9_9"), None);
+    }
+}

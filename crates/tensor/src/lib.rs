@@ -1,0 +1,15 @@
+//! Dtypes, encodings and borrowed views of weights: no I/O, no threads.
+//!
+//! A weight matrix is always `[out_features, in_features]`, row major, whatever its [`Encoding`]. A
+//! [`WeightView`] is such a matrix as bytes that someone else owns (a mapped file, the embedded model);
+//! [`Matrix`] is an owned matrix of f32.
+
+mod dtype;
+mod encoding;
+mod matrix;
+mod view;
+
+pub use dtype::{Dtype, FloatType};
+pub use encoding::{Bits, BlockType, Encoding, Granularity, Grouped, ZeroPoint};
+pub use matrix::Matrix;
+pub use view::{ViewError, WeightData, WeightView};

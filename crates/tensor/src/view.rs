@@ -1,0 +1,183 @@
+//! A weight matrix as bytes that someone else owns.
+
+use crate::{Encoding, FloatType, Grouped, ZeroPoint, encoding::BlockType};
+
+/// A borrowed weight matrix `[out_features, in_features]` in any [`Encoding`].
+///
+/// Construction checks every length, so that kernels may trust them.
+#[derive(Debug, Clone, Copy)]
+pub struct WeightView<'a> {
+    out_features: usize,
+    in_features: usize,
+    data: WeightData<'a>,
+}
+
+/// The bytes of a [`WeightView`], little-endian, without any promise of alignment.
+#[derive(Debug, Clone, Copy)]
+pub enum WeightData<'a> {
+    /// `[out, in]` floats.
+    Float {
+        /// Their type.
+        float: FloatType,
+        /// The elements.
+        bytes: &'a [u8],
+    },
+    /// GGUF blocks, row after row.
+    Block {
+        /// Their type.
+        block: BlockType,
+        /// The blocks.
+        bytes: &'a [u8],
+    },
+    /// compressed-tensors `pack-quantized`.
+    Grouped {
+        /// Widths, group size, zero points, scale dtype.
+        layout: Grouped,
+        /// i32 words `[out, words_per_row]`: code `i` of a row at bit `i * bits`, least significant first, plus
+        /// `2^(bits−1)`.
+        packed: &'a [u8],
+        /// Scales `[out, groups_per_row]`.
+        scales: &'a [u8],
+        /// i32 words `[zero_point_words, groups_per_row]`, packed along `out`; empty when symmetric.
+        zero_points: &'a [u8],
+    },
+}
+
+/// Why bytes are not the matrix they were said to be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ViewError {
+    /// A part has another length than its shape and encoding ask for.
+    #[error("{part}: {found} bytes where [{out_features}, {in_features}] in {encoding} takes {expected}")]
+    Length {
+        /// `"weights"`, `"codes"`, `"scales"` or `"zero points"`.
+        part: &'static str,
+        /// Bytes found.
+        found: usize,
+        /// Bytes expected.
+        expected: usize,
+        /// Rows of the matrix.
+        out_features: usize,
+        /// Columns of the matrix.
+        in_features: usize,
+        /// The encoding, as people write it.
+        encoding: String,
+    },
+    /// The row does not divide into blocks or groups.
+    #[error("{in_features} input features do not divide into {encoding} groups of {group_size}")]
+    UnevenGroups {
+        /// Columns of the matrix.
+        in_features: usize,
+        /// Weights in a block or group.
+        group_size: usize,
+        /// The encoding, as people write it.
+        encoding: String,
+    },
+    /// The shape's byte count does not fit the address space.
+    #[error("[{out_features}, {in_features}] is too large to address")]
+    TooLarge {
+        /// Rows of the matrix.
+        out_features: usize,
+        /// Columns of the matrix.
+        in_features: usize,
+    },
+}
+
+impl<'a> WeightView<'a> {
+    /// Checks `data` against the shape.
+    ///
+    /// # Errors
+    /// [`ViewError`] if a length is wrong or a row does not divide into blocks or groups.
+    pub fn new(out_features: usize, in_features: usize, data: WeightData<'a>) -> Result<Self, ViewError> {
+        let view = Self { out_features, in_features, data };
+        let encoding = view.encoding();
+        let group_size = match encoding {
+            Encoding::Float(_) => 1,
+            Encoding::Block(block) => block.weights(),
+            Encoding::Grouped(grouped) => grouped.group_size.get(),
+        };
+        // 16 bytes a weight bounds every encoding here, so nothing below can overflow.
+        if out_features.checked_mul(in_features).and_then(|weights| weights.checked_mul(16)).is_none() {
+            return Err(ViewError::TooLarge { out_features, in_features });
+        }
+        if !in_features.is_multiple_of(group_size) {
+            return Err(ViewError::UnevenGroups { in_features, group_size, encoding: encoding.to_string() });
+        }
+        let check = |part, found: usize, expected: usize| {
+            if found == expected {
+                return Ok(());
+            }
+            Err(ViewError::Length {
+                part,
+                found,
+                expected,
+                out_features,
+                in_features,
+                encoding: encoding.to_string(),
+            })
+        };
+        match data {
+            WeightData::Float { bytes, .. } | WeightData::Block { bytes, .. } => {
+                check("weights", bytes.len(), encoding.matrix_bytes(out_features, in_features))?;
+            }
+            WeightData::Grouped { layout, packed, scales, zero_points } => {
+                let groups = layout.groups_per_row(in_features);
+                check("codes", packed.len(), 4 * out_features * layout.words_per_row(in_features))?;
+                check("scales", scales.len(), out_features * groups * layout.scale.size_bytes())?;
+                let words = match layout.zero_point {
+                    ZeroPoint::Symmetric => 0,
+                    ZeroPoint::Asymmetric => layout.zero_point_words(out_features) * groups,
+                };
+                check("zero points", zero_points.len(), 4 * words)?;
+            }
+        }
+        Ok(view)
+    }
+
+    /// Rows.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// Columns.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// The bytes.
+    pub fn data(&self) -> WeightData<'a> {
+        self.data
+    }
+
+    /// How the weights are stored.
+    pub fn encoding(&self) -> Encoding {
+        match self.data {
+            WeightData::Float { float, .. } => Encoding::Float(float),
+            WeightData::Block { block, .. } => Encoding::Block(block),
+            WeightData::Grouped { layout, .. } => Encoding::Grouped(layout),
+        }
+    }
+
+    /// Bytes of the whole matrix, scales and zero points included.
+    pub fn stored_bytes(&self) -> usize {
+        self.encoding().matrix_bytes(self.out_features, self.in_features)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_wrong_lengths_and_uneven_blocks() {
+        let bytes = vec![0u8; 144];
+        let data = |bytes| WeightData::Block { block: BlockType::Q4_K, bytes };
+        assert!(WeightView::new(1, 256, data(&bytes)).is_ok());
+        assert!(matches!(
+            WeightView::new(2, 256, data(&bytes)),
+            Err(ViewError::Length { expected: 288, .. })
+        ));
+        assert!(matches!(WeightView::new(1, 200, data(&bytes)), Err(ViewError::UnevenGroups { .. })));
+        assert!(matches!(WeightView::new(usize::MAX, 256, data(&bytes)), Err(ViewError::TooLarge { .. })));
+    }
+}

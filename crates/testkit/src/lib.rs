@@ -1,0 +1,1 @@
+//! Tiny models, the golden loader and tolerances, for tests only.

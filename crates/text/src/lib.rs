@@ -1,0 +1,1 @@
+//! Tokenizers, token windows and multiple-choice task files.
