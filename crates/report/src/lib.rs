@@ -1,1 +1,29 @@
 //! Result records, their JSON schema and their renderers.
+//!
+//! Every command that measures something fills one of three records, [`EvalReport`], [`BenchReport`] or
+//! [`CompareReport`]. The JSON comes first: tables and the page are drawn from the record alone, so what a person
+//! sees is what a program reads. `docs/json.md` lists every field with its unit.
+//!
+//! This crate is a leaf: it knows no model, opens no file but `/proc`, and computes nothing beyond quantiles.
+
+mod finite;
+mod latency;
+mod machine;
+mod records;
+mod schema;
+mod tasks;
+
+pub use latency::{Latency, quantile};
+pub use machine::{Machine, timestamp};
+pub use records::{
+    BenchReport, CompareReport, Divergence, EvalReport, Failure, PeakScope, Quality, Row, Settings, Speed,
+};
+pub use schema::{BenchSchema, CompareSchema, Document, Error, EvalSchema, from_json, to_json};
+pub use tasks::{TaskScore, Tasks};
+
+mod table;
+pub use table::compare_table;
+mod html;
+pub use html::compare_html;
+mod text;
+pub use text::{bench_text, eval_text};
