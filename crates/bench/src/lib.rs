@@ -1,1 +1,10 @@
 //! Latency and memory of a model, measured.
+//!
+//! Latency is always that of the fast path, which chat and servers would use; quality is measured elsewhere, on the
+//! exact path.
+
+mod memory;
+mod settings;
+
+pub use memory::{peak_bytes, reset_peak};
+pub use settings::BenchSettings;
