@@ -1,0 +1,142 @@
+//! The definition of every kernel, in plain Rust.
+//!
+//! Values are ggml's and compressed-tensors' own formulas in their own order, without fused multiply-adds. Sums
+//! have a fixed order, which the SIMD twins keep: see each function.
+
+use bitmill_tensor::BlockType;
+
+use crate::row::{GroupedRow, Row, f16_at, q4_k, q4_k_scale_min, q6_k};
+
+/// Unpacks columns `[first, first + out.len())` of `row` to f32.
+///
+/// `first` is a multiple of the block's weights.
+pub(crate) fn unpack(row: &Row<'_>, first: usize, out: &mut [f32]) {
+    match *row {
+        Row::Float { float, bytes } => {
+            for (i, value) in out.iter_mut().enumerate() {
+                *value = float.read(bytes, first + i);
+            }
+        }
+        Row::Block { block, bytes } => {
+            let bytes = &bytes[first / block.weights() * block.bytes()..];
+            for (bytes, out) in
+                bytes.chunks_exact(block.bytes()).zip(out.chunks_exact_mut(block.weights()))
+            {
+                unpack_block(block, bytes, out);
+            }
+        }
+        Row::Grouped(row) => unpack_grouped(&row, first, out),
+    }
+}
+
+/// `scale * (code − zero)`, a group at a time.
+#[inline(always)]
+pub(crate) fn unpack_grouped(row: &GroupedRow<'_>, first: usize, out: &mut [f32]) {
+    let group_size = row.layout.group_size.get();
+    let mut done = 0;
+    while done < out.len() {
+        let column = first + done;
+        let group = column / group_size;
+        let len = (group_size - column % group_size).min(out.len() - done);
+        let (scale, zero) = (row.scale(group), i32::from(row.zero(group)));
+        for (i, value) in out[done..done + len].iter_mut().enumerate() {
+            *value = scale * (i32::from(row.code(column + i)) - zero) as f32;
+        }
+        done += len;
+    }
+}
+
+fn unpack_block(block: BlockType, bytes: &[u8], out: &mut [f32]) {
+    match block {
+        BlockType::Q8_0 => {
+            let d = f16_at(bytes, 0);
+            for (value, &code) in out.iter_mut().zip(&bytes[2..34]) {
+                *value = f32::from(code as i8) * d;
+            }
+        }
+        BlockType::Q4_0 => {
+            let d = f16_at(bytes, 0);
+            for (i, value) in out.iter_mut().enumerate() {
+                *value = (q4_0_code(bytes, i) - 8) as f32 * d;
+            }
+        }
+        BlockType::Q5_0 => {
+            let d = f16_at(bytes, 0);
+            for (i, value) in out.iter_mut().enumerate() {
+                *value = (q5_0_code(bytes, i) - 16) as f32 * d;
+            }
+        }
+        BlockType::Q4_K => {
+            let (d, dmin) = (f16_at(bytes, q4_k::D), f16_at(bytes, q4_k::DMIN));
+            for (j, out) in out.chunks_exact_mut(32).enumerate() {
+                let (scale, min) = q4_k_scale_min(&bytes[q4_k::SCALES..q4_k::CODES], j);
+                let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
+                for (i, value) in out.iter_mut().enumerate() {
+                    *value = scale * q4_k_code(bytes, 32 * j + i) as f32 - min;
+                }
+            }
+        }
+        BlockType::Q6_K => {
+            let d = f16_at(bytes, q6_k::D);
+            for (i, value) in out.iter_mut().enumerate() {
+                let scale = d * f32::from(bytes[q6_k::SCALES + i / 16] as i8);
+                *value = scale * (q6_k_code(bytes, i) - 32) as f32;
+            }
+        }
+    }
+}
+
+/// Low nibbles hold the first 16 codes, high nibbles the others.
+fn q4_0_code(bytes: &[u8], i: usize) -> i32 {
+    i32::from((bytes[2 + i % 16] >> (4 * (i / 16))) & 15)
+}
+
+/// As Q4_0 after four bytes of fifth bits.
+fn q5_0_code(bytes: &[u8], i: usize) -> i32 {
+    let fifth = (bytes[2 + i / 8] >> (i % 8)) & 1;
+    i32::from((bytes[6 + i % 16] >> (4 * (i / 16))) & 15 | fifth << 4)
+}
+
+/// Each 32 bytes hold 64 codes: low nibbles the first 32, high nibbles the others.
+fn q4_k_code(bytes: &[u8], i: usize) -> i32 {
+    i32::from((bytes[q4_k::CODES + 32 * (i / 64) + i % 32] >> (4 * (i / 32 % 2))) & 15)
+}
+
+/// Each half of 128 codes: 64 bytes of nibbles (low ones first), 32 bytes of two high bits.
+fn q6_k_code(bytes: &[u8], i: usize) -> i32 {
+    let (half, i) = (i / 128, i % 128);
+    let low = (bytes[q6_k::LOW + 64 * half + i % 64] >> (4 * (i / 64))) & 15;
+    let high = (bytes[q6_k::HIGH + 32 * half + i % 32] >> (2 * (i / 32))) & 3;
+    i32::from(low | high << 4)
+}
+
+/// Σ x·w in f32: column `i` belongs to lane `i % 32`, a lane is a chain of fused multiply-adds, and the lanes are
+/// added as [`tree32`] has it. The last 32 columns count as padded with zeros.
+pub(crate) fn exact_dot(row: &Row<'_>, x: &[f32]) -> f32 {
+    let mut lanes = [0f32; 32];
+    let mut unpacked = [0f32; 256];
+    for (chunk, x) in x.chunks(256).enumerate() {
+        unpack(row, 256 * chunk, &mut unpacked[..x.len()]);
+        for (w, x) in unpacked[..x.len()].chunks(32).zip(x.chunks(32)) {
+            for lane in 0..32 {
+                let at = |values: &[f32]| values.get(lane).copied().unwrap_or(0.0);
+                lanes[lane] = at(w).mul_add(at(x), lanes[lane]);
+            }
+        }
+    }
+    tree32(&lanes)
+}
+
+/// Adds four vectors of eight lanes, `(0 + 1) + (2 + 3)`, then the eight lanes by [`tree8`].
+pub(crate) fn tree32(lanes: &[f32; 32]) -> f32 {
+    let mut eight = [0f32; 8];
+    for (l, sum) in eight.iter_mut().enumerate() {
+        *sum = (lanes[l] + lanes[8 + l]) + (lanes[16 + l] + lanes[24 + l]);
+    }
+    tree8(&eight)
+}
+
+/// Adds eight lanes: halves, then quarters, then the pair.
+pub(crate) fn tree8(v: &[f32; 8]) -> f32 {
+    ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
+}
