@@ -1,0 +1,85 @@
+//! The shape of a model: the numbers its tensors and its forward pass follow from.
+
+use bitmill_tensor::FloatType;
+
+use crate::{Family, Pairing};
+
+/// The numbers of a decoder-only model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// The model family.
+    pub family: Family,
+    /// Rows of the embedding; the tokenizer may have fewer tokens.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward block.
+    pub intermediate_size: usize,
+    /// Decoder layers.
+    pub n_layers: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Width of one head; even.
+    pub head_dim: usize,
+    /// Added to the mean square in every RMS norm.
+    pub rms_norm_eps: f32,
+    /// Rotary position embedding.
+    pub rope: Rope,
+    /// The longest context that the model was made for, in tokens.
+    pub max_positions: usize,
+    /// Whether the output head is the embedding.
+    pub tied: bool,
+    /// The token before a text.
+    pub bos: Option<u32>,
+    /// The tokens that end a text.
+    pub eos: Vec<u32>,
+    /// Whether `bos` is put before every text.
+    pub add_bos: bool,
+    /// The dtype the weights were published in.
+    pub dtype: FloatType,
+}
+
+/// Rotary position embedding: how each pair of a head's dimensions turns with the position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Pair `i` turns by `theta^(−2i / head_dim)` radians a token.
+    pub theta: f64,
+    /// Which dimensions make a pair.
+    pub pairing: Pairing,
+    /// How slower turns were stretched for long contexts.
+    pub scaling: RopeScaling,
+}
+
+/// How the turns of RoPE were stretched for long contexts.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// Llama 3's: fast turns are kept, slow ones divided by `factor`, those between interpolated.
+    Llama3 {
+        /// Divides the slowest turns.
+        factor: f64,
+        /// Turns with wavelengths above `original / low` tokens are divided.
+        low: f64,
+        /// Turns with wavelengths below `original / high` tokens are kept.
+        high: f64,
+        /// The context before stretching, in tokens.
+        original: usize,
+    },
+    /// Each pair's turn is divided by its own factor, `head_dim / 2` of them: GGUF's `rope_freqs.weight`.
+    Factors(Vec<f32>),
+}
+
+impl ModelConfig {
+    /// Width of all query heads together.
+    pub fn q_width(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+
+    /// Width of all key heads, or value heads, together.
+    pub fn kv_width(&self) -> usize {
+        self.n_kv_heads * self.head_dim
+    }
+}
