@@ -1,1 +1,17 @@
-//! Quantization methods: one file per method.
+//! Quantization methods: one file per method. A method takes matrices and returns codes and what they stand for;
+//! it opens no file and runs no model.
+//!
+//! [`rtn`] rounds to the nearest code of a grid, [`ggml`] makes the blocks of GGUF files, [`mix`] says which
+//! encoding each tensor of a GGUF mix gets.
+
+mod error;
+pub mod ggml;
+pub mod mix;
+mod pack;
+pub mod rtn;
+
+pub use error::Error;
+pub use ggml::quantize_blocks;
+pub use mix::{Choice, Mix, MixTensor, choose};
+pub use pack::pack_zero_points;
+pub use rtn::{GroupedRows, RtnGrid, quantize_rows};

@@ -1,0 +1,141 @@
+//! What can go wrong, with positions counted in the rows that were handed in.
+
+use bitmill_tensor::FloatType;
+
+/// Why weights could not be quantized.
+///
+/// Methods see rows, not tensors: the caller adds the tensor's name, and [`Error::relocate`] turns a position inside
+/// the slice that a method was given into a position inside the matrix.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A row does not divide into groups or blocks.
+    #[error("{in_features} input features do not divide into groups of {group_size}")]
+    UnevenGroups {
+        /// Weights in a row.
+        in_features: usize,
+        /// Weights in a group or block.
+        group_size: usize,
+    },
+    /// A weight is NaN or infinite.
+    #[error("row {row}, column {col}: {value} cannot be quantized")]
+    NonFinite {
+        /// Row of the weight.
+        row: usize,
+        /// Column of the weight.
+        col: usize,
+        /// The weight.
+        value: f32,
+    },
+    /// Weights are too large for the type that their scale is stored in.
+    #[error("row {row}, column {col}: the group that begins here needs a scale of {scale:e}, beyond {float}")]
+    ScaleOverflow {
+        /// Row of the group.
+        row: usize,
+        /// Column of the group's first weight.
+        col: usize,
+        /// The scale before it was rounded.
+        scale: f32,
+        /// The type it is stored in.
+        float: FloatType,
+    },
+    /// No mix has this name.
+    #[error("no GGUF mix is called `{name}`")]
+    UnknownMix {
+        /// What was asked for.
+        name: String,
+    },
+}
+
+impl Error {
+    /// What the reader can change.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnevenGroups { in_features, group_size } => {
+                let divisors: Vec<String> = [16, 32, 64, 128, 256, 512, 1024]
+                    .into_iter()
+                    .filter(|size| in_features.is_multiple_of(*size))
+                    .map(|size| size.to_string())
+                    .collect();
+                let padded = in_features.next_multiple_of((*group_size).max(1));
+                Some(if divisors.is_empty() {
+                    format!("use one scale a row, or pad the layer to {padded}")
+                } else {
+                    format!(
+                        "group sizes that divide {in_features}: {}; or pad the layer to {padded}",
+                        divisors.join(", ")
+                    )
+                })
+            }
+            Self::NonFinite { .. } => {
+                Some("the checkpoint is damaged or was saved after training diverged: fetch it again".to_owned())
+            }
+            Self::ScaleOverflow { float: FloatType::F16, .. } => Some(
+                "store the scales in bf16 where the format allows it; GGUF blocks do not, keep this tensor dense"
+                    .to_owned(),
+            ),
+            Self::ScaleOverflow { .. } => None,
+            Self::UnknownMix { .. } => {
+                Some(format!("mixes: {}", crate::Mix::ALL.map(|mix| mix.name()).join(", ")))
+            }
+        }
+    }
+
+    /// The same error with its position counted from the matrix's first row, when the method was given the rows from
+    /// `first_row` on, each of `in_features`.
+    ///
+    /// ```
+    /// use bitmill_quant::Error;
+    /// // Blocks know no rows: they count columns through the whole slice.
+    /// let inside = Error::NonFinite { row: 0, col: 70, value: f32::INFINITY };
+    /// assert_eq!(inside.relocate(10, 64), Error::NonFinite { row: 11, col: 6, value: f32::INFINITY });
+    /// ```
+    #[must_use]
+    pub fn relocate(mut self, first_row: usize, in_features: usize) -> Self {
+        if let Self::NonFinite { row, col, .. } | Self::ScaleOverflow { row, col, .. } = &mut self {
+            *row += first_row + *col / in_features.max(1);
+            *col %= in_features.max(1);
+        }
+        self
+    }
+}
+
+/// The first weight that is NaN or infinite.
+pub(crate) fn first_non_finite(weight: &[f32]) -> Option<usize> {
+    // Whole exponents of ones are the only non-finite numbers: a maximum over integers vectorizes, a search does not.
+    let exponent = |value: &f32| value.to_bits() & 0x7f80_0000;
+    for (chunk_index, chunk) in weight.chunks(1024).enumerate() {
+        if chunk.iter().fold(0, |worst, value| exponent(value).max(worst)) == 0x7f80_0000 {
+            let inside = chunk.iter().position(|value| !value.is_finite())?;
+            return Some(1024 * chunk_index + inside);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hint_for_uneven_groups_lists_what_divides() {
+        let error = Error::UnevenGroups { in_features: 29568, group_size: 256 };
+        assert_eq!(error.to_string(), "29568 input features do not divide into groups of 256");
+        assert_eq!(
+            error.hint().unwrap(),
+            "group sizes that divide 29568: 16, 32, 64, 128; or pad the layer to 29696"
+        );
+        let odd = Error::UnevenGroups { in_features: 7, group_size: 4 };
+        assert_eq!(odd.hint().unwrap(), "use one scale a row, or pad the layer to 8");
+    }
+
+    #[test]
+    fn finds_the_first_non_finite_weight() {
+        let mut weight = vec![f32::MAX; 3000];
+        assert_eq!(first_non_finite(&weight), None);
+        weight[2999] = f32::NAN;
+        assert_eq!(first_non_finite(&weight), Some(2999));
+        weight[1024] = f32::NEG_INFINITY;
+        assert_eq!(first_non_finite(&weight), Some(1024));
+    }
+}

@@ -1,0 +1,103 @@
+//! GGUF blocks, byte for byte what ggml's `quantize_row_*_ref` writes.
+//!
+//! # Layouts
+//! Little-endian; `d` scales, `m` shifts down.
+//!
+//! ```text
+//! Q4_0   32 weights   18 B   f16 d | 16 B: weight i low nibble of byte i, weight 16+i high       d·(q − 8)
+//! Q5_0   32 weights   22 B   f16 d | u32: bit i the fifth bit of weight i | 16 B as Q4_0         d·(q − 16)
+//! Q8_0   32 weights   34 B   f16 d | 32 int8                                                     d·q
+//! Q4_K  256 weights  144 B   f16 d | f16 dmin | 12 B: 8 scales, 8 mins of 6 bits | 128 B         d·sc·q − dmin·m
+//! Q6_K  256 weights  210 B   128 B low nibbles | 64 B high pairs | 16 int8 scales | f16 d        d·sc·(q − 32)
+//! ```
+
+mod q4_0;
+mod q4_k;
+mod q5_0;
+mod q6_k;
+mod q8_0;
+
+use bitmill_tensor::{BlockType, FloatType};
+
+use crate::{Error, error::first_non_finite};
+
+/// Encodes `weight`, whole blocks of consecutive weights, into `out`.
+///
+/// Runs in the calling thread and allocates nothing; rows are independent, so callers split them. Positions in errors
+/// count along `weight` as if it were one row: [`Error::relocate`] turns them into rows and columns.
+///
+/// # Errors
+/// [`UnevenGroups`](Error::UnevenGroups) if `weight` is not whole blocks, [`NonFinite`](Error::NonFinite) for NaN and
+/// infinity, [`ScaleOverflow`](Error::ScaleOverflow) if a block's scale is beyond f16 (llama-quantize refuses both
+/// too); `out` is then unspecified.
+///
+/// # Panics
+/// If `out` has another length than those blocks.
+pub fn quantize_blocks(block: BlockType, weight: &[f32], out: &mut [u8]) -> Result<(), Error> {
+    if !weight.len().is_multiple_of(block.weights()) {
+        return Err(Error::UnevenGroups { in_features: weight.len(), group_size: block.weights() });
+    }
+    assert_eq!(out.len(), weight.len() / block.weights() * block.bytes(), "bytes of the {block} blocks");
+    if let Some(index) = first_non_finite(weight) {
+        return Err(Error::NonFinite { row: 0, col: index, value: weight[index] });
+    }
+    let encoded = match block {
+        BlockType::Q4_0 => each_block(weight, out, q4_0::encode),
+        BlockType::Q5_0 => each_block(weight, out, q5_0::encode),
+        BlockType::Q8_0 => each_block(weight, out, q8_0::encode),
+        BlockType::Q4_K => each_block(weight, out, q4_k::encode),
+        BlockType::Q6_K => each_block(weight, out, q6_k::encode),
+    };
+    encoded.map_err(|(index, scale)| Error::ScaleOverflow {
+        row: 0,
+        col: index * block.weights(),
+        scale,
+        float: FloatType::F16,
+    })
+}
+
+/// Runs `encode` block by block; the index of the first block whose scale is beyond f16, with that scale.
+fn each_block<const WEIGHTS: usize, const BYTES: usize>(
+    weight: &[f32],
+    out: &mut [u8],
+    encode: impl Fn(&[f32; WEIGHTS], &mut [u8; BYTES]) -> Result<(), f32>,
+) -> Result<(), (usize, f32)> {
+    let (blocks, _) = weight.as_chunks::<WEIGHTS>();
+    let (encoded, _) = out.as_chunks_mut::<BYTES>();
+    for (index, (block, bytes)) in blocks.iter().zip(encoded).enumerate() {
+        encode(block, bytes).map_err(|scale| (index, scale))?;
+    }
+    Ok(())
+}
+
+/// `value` as f16 (to nearest, ties to even), or `value` itself if that is infinite or NaN.
+fn f16_scale(value: f32) -> Result<half::f16, f32> {
+    let half = half::f16::from_f32(value);
+    if half.is_finite() { Ok(half) } else { Err(value) }
+}
+
+/// ggml's `nearest_int`, bit for bit: to nearest, ties to even below 2^22, and the same nonsense beyond.
+#[inline(always)]
+fn nearest_int(value: f32) -> i32 {
+    ((value + 12_582_912.0).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
+}
+
+/// The weight of largest magnitude, the first of equals.
+fn largest(weights: &[f32; 32]) -> f32 {
+    let mut absolute = 0.0;
+    let mut signed = 0.0;
+    for &weight in weights {
+        if absolute < weight.abs() {
+            absolute = weight.abs();
+            signed = weight;
+        }
+    }
+    signed
+}
+
+/// `1 / d`, or 0 for 0. `None` where it overflows: ggml's reference then converts infinities and NaN to integers,
+/// which x86 answers with 0 in the low byte; `d` is 0 in f16 by far, so whatever the codes are, they decode to 0.
+fn inverse(d: f32) -> Option<f32> {
+    let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+    inverse.is_finite().then_some(inverse)
+}

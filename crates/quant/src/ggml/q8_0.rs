@@ -1,0 +1,43 @@
+//! Q8_0: 32 weights, eight bits each, one scale.
+
+use super::{f16_scale, inverse};
+
+/// One block; the scale if it is beyond f16.
+pub(super) fn encode(weights: &[f32; 32], out: &mut [u8; 34]) -> Result<(), f32> {
+    let largest = weights.iter().fold(0.0f32, |largest, weight| largest.max(weight.abs()));
+    let d = largest / 127.0;
+    let (scale, codes) = out.split_at_mut(2);
+    scale.copy_from_slice(&f16_scale(d)?.to_le_bytes());
+    let Some(inverse) = inverse(d) else {
+        codes.fill(0);
+        return Ok(());
+    };
+    for (code, weight) in codes.iter_mut().zip(weights) {
+        *code = round_half_away(weight * inverse) as u8;
+    }
+    Ok(())
+}
+
+/// C's `roundf` for |value| ≤ 2^21: ties away from zero. The addend is the float before 0.5, so that nothing below a
+/// half reaches the next integer by rounding.
+#[inline(always)]
+fn round_half_away(value: f32) -> i32 {
+    (value + 0.499_999_97_f32.copysign(value)) as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::round_half_away;
+
+    #[test]
+    fn rounding_is_that_of_roundf_around_every_half() {
+        for integer in 0..=128 {
+            for half in [integer as f32, integer as f32 + 0.5] {
+                for value in [half.next_down(), half, half.next_up()] {
+                    assert_eq!(round_half_away(value), value.round() as i32, "{value}");
+                    assert_eq!(round_half_away(-value), (-value).round() as i32, "-{value}");
+                }
+            }
+        }
+    }
+}
