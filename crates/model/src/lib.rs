@@ -1,1 +1,13 @@
 //! Forward passes with a KV cache, from packed or plain weights.
+//!
+//! All arithmetic goes through [`Compute`](bitmill_kernels::Compute); this crate knows which tensors meet in which
+//! order, and nothing of how they are stored.
+
+mod cache;
+mod error;
+mod model;
+mod weights;
+
+pub use cache::Cache;
+pub use error::Error;
+pub use model::{Model, Sequence, Want};

@@ -1,0 +1,307 @@
+//! The forward pass.
+
+use std::sync::{Mutex, PoisonError};
+
+use bitmill_checkpoint::{Checkpoint, ModelConfig, RopeScaling, Tensor};
+use bitmill_kernels::{AttentionShape, Compute, KvCache, Pairing, RopeTable, Rotations};
+use bitmill_tensor::Matrix;
+
+use crate::weights::{Layer, Weights};
+use crate::{Cache, Error};
+
+/// A model that runs from its checkpoint: norms and biases are in memory, matrices stay where they are, as they are
+/// stored.
+///
+/// ```
+/// use bitmill_checkpoint::Checkpoint;
+/// use bitmill_kernels::{Compute, Isa, Path};
+/// use bitmill_model::{Model, Sequence, Want};
+/// use bitmill_tensor::Matrix;
+///
+/// let folder = bitmill_testkit::tiny(bitmill_testkit::Variant::Llama);
+/// let model = Model::load(&Checkpoint::open(folder.path())?)?;
+/// let compute = Compute::new(Isa::best(), Path::Exact);
+///
+/// let mut cache = model.new_cache();
+/// let mut logits = Matrix::default();
+/// let mut batch = [Sequence { tokens: &[1, 17, 42], cache: &mut cache, want: Want::Last }];
+/// model.forward(&compute, &mut batch, &mut logits)?;
+/// assert_eq!((logits.rows(), logits.cols()), (1, 320));
+/// assert_eq!(cache.len(), 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Model {
+    config: ModelConfig,
+    weights: Weights,
+    rope: RopeTable,
+    /// Buffers of forward passes that are over, for the next ones.
+    spare: Mutex<Vec<Scratch>>,
+}
+
+/// The new tokens of one sequence of a batch.
+#[derive(Debug)]
+pub struct Sequence<'a> {
+    /// The tokens, at least one; the first stands at position `cache.len()`.
+    pub tokens: &'a [u32],
+    /// What was run of this sequence before; the tokens are added to it.
+    pub cache: &'a mut Cache,
+    /// The positions to return logits for.
+    pub want: Want,
+}
+
+/// Positions of a sequence's new tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// All of them.
+    All,
+    /// The last.
+    Last,
+    /// This one, counted from the first new token, and those after it; none if it is past the end.
+    From(usize),
+}
+
+impl Want {
+    /// The first position wanted of `tokens`.
+    fn first(self, tokens: usize) -> usize {
+        match self {
+            Self::All => 0,
+            Self::Last => tokens.saturating_sub(1),
+            Self::From(first) => first.min(tokens),
+        }
+    }
+}
+
+/// Activations of one forward pass.
+#[derive(Debug, Default)]
+struct Scratch {
+    tokens: Vec<u32>,
+    positions: Vec<usize>,
+    /// First row of each sequence, then the number of rows.
+    starts: Vec<usize>,
+    /// Rows that logits are wanted for.
+    wanted: Vec<usize>,
+    rotations: Rotations,
+    hidden: Matrix,
+    normed: Matrix,
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    attended: Matrix,
+    /// What a block adds to `hidden`; also the other half of a gathering.
+    update: Matrix,
+    gate: Matrix,
+    up: Matrix,
+}
+
+impl Model {
+    /// A model over the weights of `checkpoint`, which it keeps open. Reads norms and biases only.
+    ///
+    /// # Errors
+    /// [`Error`] if a tensor is missing or has another shape than the config asks for, or a norm is no float.
+    pub fn load(checkpoint: &Checkpoint) -> Result<Self, Error> {
+        let config = checkpoint.config().clone();
+        let pairing = match config.rope.pairing {
+            bitmill_checkpoint::Pairing::Halves => Pairing::Halves,
+            bitmill_checkpoint::Pairing::Adjacent => Pairing::Adjacent,
+        };
+        let plain = RopeTable::new(config.head_dim, config.rope.theta, pairing);
+        let rope = match &config.rope.scaling {
+            RopeScaling::None => plain,
+            &RopeScaling::Llama3 { factor, low, high, original } => plain.llama3(factor, low, high, original),
+            RopeScaling::Factors(factors) if factors.len() == config.head_dim / 2 => {
+                plain.divided_by(factors)
+            }
+            RopeScaling::Factors(factors) => {
+                return Err(Error::RopeFactors { found: factors.len(), head_dim: config.head_dim });
+            }
+        };
+        let weights = Weights::load(checkpoint)?;
+        Ok(Self { config, weights, rope, spare: Mutex::default() })
+    }
+
+    /// The shape of the model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// An empty cache for one sequence.
+    pub fn new_cache(&self) -> Cache {
+        let kv_width = self.config.n_kv_heads * self.config.head_dim;
+        Cache { layers: (0..self.config.n_layers).map(|_| KvCache::new(kv_width)).collect() }
+    }
+
+    /// Drops the pages of every matrix that a mapped file holds; the next pass reads them again.
+    pub fn release(&self) {
+        self.weights.matrices().for_each(Tensor::release);
+    }
+
+    /// Runs the new tokens of several sequences at once, adds them to the sequences' caches, and puts the logits of
+    /// the positions wanted into `logits`: sequence after sequence, position after position.
+    ///
+    /// Products with weights see all tokens together, attention sees each sequence alone, so a sequence's logits are
+    /// those of running it by itself, up to the rounding of another order of sums.
+    ///
+    /// # Shapes
+    /// `logits` becomes `[positions wanted, vocab_size]`.
+    ///
+    /// # Errors
+    /// [`Error`] if a sequence has no tokens, a token no row, the context too many positions or a cache another
+    /// model's shape; no cache was touched then.
+    pub fn forward(
+        &self,
+        compute: &Compute,
+        batch: &mut [Sequence<'_>],
+        logits: &mut Matrix,
+    ) -> Result<(), Error> {
+        self.check(batch)?;
+        let lock = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = lock().pop().unwrap_or_default();
+        self.run(compute, batch, &mut scratch, logits);
+        lock().push(scratch);
+        Ok(())
+    }
+
+    /// The tokens that follow `prompt` when the likeliest is taken each time: `max_new` of them, fewer if one ends
+    /// the text (that one is the last) or the context is full.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn greedy(&self, compute: &Compute, prompt: &[u32], max_new: usize) -> Result<Vec<u32>, Error> {
+        let mut cache = self.new_cache();
+        let (mut logits, mut next, mut out) = (Matrix::default(), Vec::new(), Vec::new());
+        let room = (self.config.max_positions + 1).saturating_sub(prompt.len());
+        while out.len() < max_new.min(room) {
+            let tokens = if out.is_empty() { prompt } else { &out[out.len() - 1..] };
+            let mut batch = [Sequence { tokens, cache: &mut cache, want: Want::Last }];
+            self.forward(compute, &mut batch, &mut logits)?;
+            compute.largest(&logits, &mut next);
+            out.extend_from_slice(&next);
+            if next.iter().any(|token| self.config.eos.contains(token)) {
+                break;
+            }
+        }
+        Ok(out)
+    }
+
+    fn check(&self, batch: &[Sequence<'_>]) -> Result<(), Error> {
+        let config = &self.config;
+        let kv_width = config.n_kv_heads * config.head_dim;
+        if batch.is_empty() {
+            return Err(Error::NoTokens { sequence: 0 });
+        }
+        for (sequence, Sequence { tokens, cache, .. }) in batch.iter().enumerate() {
+            if tokens.is_empty() {
+                return Err(Error::NoTokens { sequence });
+            }
+            if let Some(&token) = tokens.iter().find(|&&token| token as usize >= config.vocab_size) {
+                return Err(Error::TokenOutOfRange { token, vocab_size: config.vocab_size });
+            }
+            let positions = cache.len() + tokens.len();
+            if positions > config.max_positions {
+                return Err(Error::TooLong { positions, max_positions: config.max_positions });
+            }
+            let foreign = cache.layers.iter().find(|layer| layer.width() != kv_width);
+            if foreign.is_some() || cache.layers.len() != config.n_layers {
+                return Err(Error::ForeignCache {
+                    found: cache.layers.len(),
+                    found_width: foreign.map_or(kv_width, KvCache::width),
+                    expected: config.n_layers,
+                    expected_width: kv_width,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&self, compute: &Compute, batch: &mut [Sequence<'_>], scratch: &mut Scratch, logits: &mut Matrix) {
+        scratch.lay_out(batch);
+        compute.rotations(&self.rope, &scratch.positions, &mut scratch.rotations);
+        compute.embed(&self.weights.embedding.view(), &scratch.tokens, &mut scratch.hidden);
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            self.attend(compute, index, layer, batch, scratch);
+            if index + 1 == self.weights.layers.len() {
+                scratch.keep_wanted(compute);
+            }
+            self.feed_forward(compute, layer, scratch);
+        }
+        if self.weights.layers.is_empty() {
+            scratch.keep_wanted(compute);
+        }
+        compute.rms_norm(&scratch.hidden, &self.weights.norm, self.config.rms_norm_eps, &mut scratch.normed);
+        match &self.weights.head {
+            Some(head) => head.run(compute, &scratch.normed, logits),
+            None => compute.matmul(&self.weights.embedding.view(), &scratch.normed, logits),
+        }
+    }
+
+    /// The attention block up to its last product, into `update`; the new keys and values into the caches.
+    fn attend(
+        &self,
+        compute: &Compute,
+        index: usize,
+        layer: &Layer,
+        batch: &mut [Sequence<'_>],
+        scratch: &mut Scratch,
+    ) {
+        let Scratch { starts, rotations, hidden, normed, q, k, v, attended, .. } = scratch;
+        compute.rms_norm(hidden, &layer.attn_norm, self.config.rms_norm_eps, normed);
+        layer.q.run(compute, normed, q);
+        layer.k.run(compute, normed, k);
+        layer.v.run(compute, normed, v);
+        compute.rope(q, rotations);
+        compute.rope(k, rotations);
+        for (sequence, rows) in batch.iter_mut().zip(starts.windows(2)) {
+            compute.append(&mut sequence.cache.layers[index], k, v, rows[0]..rows[1]);
+        }
+        let shape = AttentionShape {
+            n_heads: self.config.n_heads,
+            n_kv_heads: self.config.n_kv_heads,
+            head_dim: self.config.head_dim,
+        };
+        let batch = &*batch;
+        compute.attention(shape, q, starts, |sequence| &batch[sequence].cache.layers[index], attended);
+    }
+
+    /// The product that ends the attention block, and the feed-forward block, into `hidden`.
+    fn feed_forward(&self, compute: &Compute, layer: &Layer, scratch: &mut Scratch) {
+        let Scratch { hidden, normed, attended, update, gate, up, .. } = scratch;
+        layer.o.run(compute, attended, update);
+        compute.add_assign(hidden, update);
+        compute.rms_norm(hidden, &layer.ffn_norm, self.config.rms_norm_eps, normed);
+        layer.gate.run(compute, normed, gate);
+        layer.up.run(compute, normed, up);
+        compute.swiglu(gate, up);
+        layer.down.run(compute, gate, update);
+        compute.add_assign(hidden, update);
+    }
+}
+
+impl Scratch {
+    /// Lists the rows of `batch`.
+    fn lay_out(&mut self, batch: &[Sequence<'_>]) {
+        let Self { tokens, positions, starts, wanted, .. } = self;
+        (tokens.clear(), positions.clear(), starts.clear(), wanted.clear());
+        for sequence in batch {
+            let (first, past) = (tokens.len(), sequence.cache.len());
+            starts.push(first);
+            tokens.extend_from_slice(sequence.tokens);
+            positions.extend(past..past + sequence.tokens.len());
+            wanted.extend(first + sequence.want.first(sequence.tokens.len())..tokens.len());
+        }
+        starts.push(tokens.len());
+    }
+
+    /// Keeps the rows that logits are wanted for: past the last attention no other row is read again.
+    fn keep_wanted(&mut self, compute: &Compute) {
+        if self.wanted.len() == self.tokens.len() {
+            return;
+        }
+        for kept in [&mut self.hidden, &mut self.attended] {
+            if kept.rows() == self.tokens.len() {
+                compute.gather(kept, &self.wanted, &mut self.update);
+                std::mem::swap(kept, &mut self.update);
+            }
+        }
+    }
+}

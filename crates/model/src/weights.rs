@@ -1,0 +1,130 @@
+//! A model's tensors in the order of a forward pass.
+
+use bitmill_checkpoint::{Checkpoint, Role, RoleKind, Tensor};
+use bitmill_kernels::{Isa, widen};
+use bitmill_tensor::{Matrix, WeightData};
+
+use crate::Error;
+
+/// A weight matrix, left where it lies, and the bias beside it if the checkpoint has one.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    /// `y = x · weightᵀ + bias`.
+    pub(crate) fn run(&self, compute: &bitmill_kernels::Compute, x: &Matrix, y: &mut Matrix) {
+        compute.matmul(&self.weight.view(), x, y);
+        if let Some(bias) = &self.bias {
+            compute.add_bias(y, bias);
+        }
+    }
+}
+
+/// One decoder layer.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub(crate) attn_norm: Vec<f32>,
+    pub(crate) q: Linear,
+    pub(crate) k: Linear,
+    pub(crate) v: Linear,
+    pub(crate) o: Linear,
+    pub(crate) ffn_norm: Vec<f32>,
+    pub(crate) gate: Linear,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+}
+
+/// All of a model.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub(crate) embedding: Tensor,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Vec<f32>,
+    /// `None` where the head is the embedding.
+    pub(crate) head: Option<Linear>,
+}
+
+impl Weights {
+    pub(crate) fn load(checkpoint: &Checkpoint) -> Result<Self, Error> {
+        let config = checkpoint.config();
+        let layers =
+            (0..config.n_layers).map(|index| Layer::load(checkpoint, index)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            embedding: required(checkpoint, Role::outside(RoleKind::TokenEmbedding))?,
+            layers,
+            norm: vector(&required(checkpoint, Role::outside(RoleKind::OutputNorm))?)?,
+            head: match config.tied {
+                true => None,
+                false => Some(linear(checkpoint, Role::outside(RoleKind::Output), None)?),
+            },
+        })
+    }
+
+    /// Every matrix.
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = &Tensor> {
+        let head = self.head.iter().map(|head| &head.weight);
+        std::iter::once(&self.embedding).chain(self.layers.iter().flat_map(Layer::matrices)).chain(head)
+    }
+}
+
+impl Layer {
+    /// Every matrix.
+    fn matrices(&self) -> [&Tensor; 7] {
+        let Self { q, k, v, o, gate, up, down, .. } = self;
+        [q, k, v, o, gate, up, down].map(|linear| &linear.weight)
+    }
+
+    fn load(checkpoint: &Checkpoint, index: usize) -> Result<Self, Error> {
+        let role = |kind| Role::in_layer(index, kind);
+        let linear = |kind, bias: Option<RoleKind>| linear(checkpoint, role(kind), bias.map(role));
+        let norm = |kind| vector(&required(checkpoint, role(kind))?);
+        Ok(Self {
+            attn_norm: norm(RoleKind::AttnNorm)?,
+            q: linear(RoleKind::AttnQ, Some(RoleKind::AttnQBias))?,
+            k: linear(RoleKind::AttnK, Some(RoleKind::AttnKBias))?,
+            v: linear(RoleKind::AttnV, Some(RoleKind::AttnVBias))?,
+            o: linear(RoleKind::AttnOutput, Some(RoleKind::AttnOutputBias))?,
+            ffn_norm: norm(RoleKind::FfnNorm)?,
+            gate: linear(RoleKind::FfnGate, None)?,
+            up: linear(RoleKind::FfnUp, None)?,
+            down: linear(RoleKind::FfnDown, None)?,
+        })
+    }
+}
+
+fn linear(checkpoint: &Checkpoint, role: Role, bias: Option<Role>) -> Result<Linear, Error> {
+    let bias = bias.and_then(|role| checkpoint.tensor_with_role(role));
+    Ok(Linear {
+        weight: required(checkpoint, role)?,
+        bias: bias.map(|bias| checked(checkpoint, bias).and_then(|bias| vector(&bias))).transpose()?,
+    })
+}
+
+fn required(checkpoint: &Checkpoint, role: Role) -> Result<Tensor, Error> {
+    let name = role.canonical_name().unwrap_or_default();
+    checked(checkpoint, checkpoint.tensor(&name)?)
+}
+
+/// `tensor`, if it has the shape that its role asks for.
+fn checked(checkpoint: &Checkpoint, tensor: Tensor) -> Result<Tensor, Error> {
+    match tensor.info.role.expected_shape(checkpoint.config()) {
+        Some(expected) if expected != tensor.info.shape => {
+            Err(Error::Shape { tensor: tensor.info.name, found: tensor.info.shape, expected })
+        }
+        _ => Ok(tensor),
+    }
+}
+
+/// A norm or bias, widened.
+fn vector(tensor: &Tensor) -> Result<Vec<f32>, Error> {
+    let WeightData::Float { float, bytes } = tensor.view().data() else {
+        let (name, encoding) = (tensor.info.name.clone(), tensor.info.encoding.to_string());
+        return Err(Error::PackedVector { tensor: name, encoding });
+    };
+    let mut out = vec![0.0; bytes.len() / float.size_bytes()];
+    widen(Isa::best(), float, bytes, &mut out);
+    Ok(out)
+}
