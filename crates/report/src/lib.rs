@@ -4,26 +4,27 @@
 //! [`CompareReport`]. The JSON comes first: tables and the page are drawn from the record alone, so what a person
 //! sees is what a program reads. `docs/json.md` lists every field with its unit.
 //!
-//! This crate is a leaf: it knows no model, opens no file but `/proc`, and computes nothing beyond quantiles.
+//! This crate is a leaf: it knows no model, opens no file but `/proc`, and computes nothing beyond quantiles and
+//! the intervals that a page draws.
 
+mod figures;
 mod finite;
+mod html;
 mod latency;
 mod machine;
 mod records;
 mod schema;
+mod table;
 mod tasks;
+mod text;
 
+pub use html::compare_html;
 pub use latency::{Latency, quantile};
 pub use machine::{Machine, timestamp};
 pub use records::{
     BenchReport, CompareReport, Divergence, EvalReport, Failure, PeakScope, Quality, Row, Settings, Speed,
 };
 pub use schema::{BenchSchema, CompareSchema, Document, Error, EvalSchema, from_json, to_json};
-pub use tasks::{TaskScore, Tasks};
-
-mod table;
 pub use table::compare_table;
-mod html;
-pub use html::compare_html;
-mod text;
+pub use tasks::{TaskScore, Tasks};
 pub use text::{bench_text, eval_text};
