@@ -47,21 +47,22 @@ fn search(x: &[f32; 32], codes: &mut [u8; 32]) -> (f32, f32) {
         codes.fill(0);
         return (0.0, -min);
     }
-    let (low, range) = (min, max - min);
-    let code = |inverse: f32, x: f32| nearest_int(inverse * (x - low)).clamp(0, 15);
-    let inverse = 15.0 / range;
+    let code = |inverse: f32, low: f32, x: f32| nearest_int(inverse * (x - low)).clamp(0, 15);
+    let inverse = 15.0 / (max - min);
     let mut scale = 1.0 / inverse;
     let mut best_error = 0.0;
-    let mut best_inverse = inverse;
+    let mut best = (inverse, min);
     for i in 0..32 {
-        let difference = scale * code(inverse, x[i]) as f32 + min - x[i];
+        let difference = scale * code(inverse, min, x[i]) as f32 + min - x[i];
         best_error += weights[i] * (difference * difference);
     }
     for step in 0..=20u8 {
-        let inverse = (-1.0 + 0.1 * f32::from(step) + 15.0) / range;
+        // Not a slip: as in ggml, codes count from the best shift so far, not from the smallest weight.
+        let low = min;
+        let inverse = (-1.0 + 0.1 * f32::from(step) + 15.0) / (max - low);
         let (mut sum_l, mut sum_l2, mut sum_xl) = (0.0f32, 0.0f32, 0.0f32);
         for i in 0..32 {
-            let l = code(inverse, x[i]) as f32;
+            let l = code(inverse, low, x[i]) as f32;
             sum_l += weights[i] * l;
             sum_l2 += weights[i] * l * l;
             sum_xl += weights[i] * l * x[i];
@@ -76,19 +77,19 @@ fn search(x: &[f32; 32], codes: &mut [u8; 32]) -> (f32, f32) {
             }
             let mut error = 0.0;
             for i in 0..32 {
-                let difference = this_scale * code(inverse, x[i]) as f32 + this_min - x[i];
+                let difference = this_scale * code(inverse, low, x[i]) as f32 + this_min - x[i];
                 error += weights[i] * (difference * difference);
             }
             if error < best_error {
                 best_error = error;
-                best_inverse = inverse;
+                best = (inverse, low);
                 scale = this_scale;
                 min = this_min;
             }
         }
     }
     for i in 0..32 {
-        codes[i] = code(best_inverse, x[i]) as u8;
+        codes[i] = code(best.0, best.1, x[i]) as u8;
     }
     (scale, -min)
 }

@@ -1,0 +1,34 @@
+#!/bin/bash
+# Golden GGUF blocks from ggml's own code, and a longer comparison.
+#   tools/golden/ggml_blocks.sh golden                  rewrites crates/quant/tests/golden/ggml_blocks.{txt,manifest.json}
+#   tools/golden/ggml_blocks.sh stress [SEED [WEIGHTS]] compares that many weights of every distribution (default 2^22)
+# Needs LLAMA_CPP, a llama.cpp source tree (that of PyPI's llama-cpp-python sdist, vendor/llama.cpp), and LLAMA_BUILD, a
+# default Release build of it: its libggml-base.a holds the code that llama-quantize runs.
+set -e
+here=$(cd "$(dirname "$0")" && pwd); root=$here/../..
+source=${LLAMA_CPP:?a llama.cpp source tree}; build=${LLAMA_BUILD:?its build folder}
+work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
+cc -O2 -ffp-contract=off -I"$source/ggml/include" "$here/ggml_blocks.c" "$build/ggml/src/libggml-base.a" \
+  -o "$work/ggml_blocks" -lstdc++ -lm -lpthread -fopenmp
+case ${1:-golden} in
+golden)
+  out=$root/crates/quant/tests/golden
+  "$work/ggml_blocks" 1 4096 > "$out/ggml_blocks.txt"
+  cat > "$out/ggml_blocks.manifest.json" <<EOF
+{
+  "file": "ggml_blocks.txt",
+  "script": "tools/golden/ggml_blocks.sh golden",
+  "packages": { "llama-cpp-python sdist": "${LLAMA_CPP_PYTHON:-0.3.36}" },
+  "compiler": "$(cc --version | head -1), -O3, x86-64 baseline (no FMA)",
+  "seed": 1,
+  "weights": 4096
+}
+EOF
+  ;;
+stress)
+  seed=${2:-7}; weights=${3:-4194304}
+  "$work/ggml_blocks" "$seed" "$weights" > "$work/theirs"
+  (cd "$root" && cargo run --quiet --release -p bitmill-quant --example ggml_blocks -- "$seed" "$weights") > "$work/ours"
+  diff "$work/theirs" "$work/ours" && echo "$(wc -l < "$work/ours") lines equal, $weights weights each, seed $seed"
+  ;;
+esac
