@@ -93,7 +93,7 @@ pub(crate) fn megabytes(bytes: u64) -> f64 {
 }
 
 /// A size by itself: "8.79 MB", "1.23 GB".
-pub(crate) fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     let units = [("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
     match units.iter().find(|(_, unit)| bytes as f64 >= *unit) {
         Some((name, unit)) => format!("{} {name}", single(bytes as f64 / unit, 3)),
@@ -102,7 +102,7 @@ pub(crate) fn size(bytes: u64) -> String {
 }
 
 /// A number of weights as models are named: "4.39 M", "72.7 B".
-pub(crate) fn weights(n: u64) -> String {
+pub fn weights(n: u64) -> String {
     let units = [("T", 1e12), ("B", 1e9), ("M", 1e6)];
     match units.iter().find(|(_, unit)| n as f64 >= *unit) {
         Some((name, unit)) => format!("{} {name}", single(n as f64 / unit, 3)),

@@ -18,6 +18,7 @@ mod table;
 mod tasks;
 mod text;
 
+pub use figures::{size, weights};
 pub use html::compare_html;
 pub use latency::{Latency, quantile};
 pub use machine::{Machine, timestamp};
