@@ -1,1 +1,57 @@
-fn main() {}
+//! The `bitmill` command: reads flags, prints results, sets exit codes. Everything else is in the libraries.
+
+mod args;
+mod commands;
+mod failure;
+mod models;
+mod progress;
+mod stdout;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Cli, Command};
+use failure::Failure;
+
+/// What a command ends as when nothing went wrong.
+pub enum Outcome {
+    /// Exit code 0.
+    Done,
+    /// It ran, but a bound that the caller set was missed: exit code 1.
+    Missed(String),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Missed(what)) => {
+            eprintln!("missed: {what}");
+            ExitCode::from(1)
+        }
+        Err(failure) => {
+            failure.print();
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<Outcome, Failure> {
+    // The one thread pool: libraries run in it and never build their own.
+    let mut pool = rayon::ThreadPoolBuilder::new();
+    if let Some(threads) = cli.global.threads {
+        pool = pool.num_threads(usize::from(threads));
+    }
+    pool.build_global().map_err(|error| Failure::plain(format!("no thread pool: {error}")))?;
+    let global = &cli.global;
+    match &cli.command {
+        Command::Inspect(args) => commands::inspect(args, global),
+        Command::Plan(args) => commands::plan(args, global),
+        Command::Compress(args) => commands::compress(args, global),
+        Command::Eval(args) => commands::eval(args, global),
+        Command::Bench(args) => commands::bench(args, global),
+        Command::Compare(args) => commands::compare(args, global),
+        Command::Recipes(args) => commands::recipes(args, global),
+    }
+}

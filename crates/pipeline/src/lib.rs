@@ -1,1 +1,33 @@
 //! Recipe, plan, run: the only crate that orders steps.
+//!
+//! ```text
+//! text ──▶ Recipe ──▶ Plan ──▶ compress ──▶ a checkpoint and its record
+//!        (what was    (what happens to each    (streamed, read back,
+//!          asked)      tensor, with sizes)      renamed into place)
+//! ```
+//!
+//! [`compare`] runs several recipes on one model and measures each result from disk; [`embedded`] is the model that
+//! every command falls back to.
+
+mod compare;
+mod compress;
+pub mod embedded;
+mod error;
+mod layout;
+mod measure;
+mod pattern;
+mod plan;
+mod presets;
+mod progress;
+mod recipe;
+
+pub use compare::{CompareOptions, compare, default_recipes};
+pub use compress::{CompressRecord, TensorRecord, compress, n_weights, size_on_disk};
+pub use error::Error;
+pub use measure::{Subject, measure_quality, read_tasks, read_text};
+pub use plan::{Plan, PlanOptions, PlannedTensor};
+pub use presets::{PRESETS, Preset, preset};
+pub use progress::{Progress, Silent};
+pub use recipe::{
+    BitsNumber, BlockName, Format, GranularityName, MixName, Recipe, ScaleName, Step, ZeroPointName,
+};

@@ -1,0 +1,17 @@
+//! One file a command.
+
+mod bench;
+mod compare;
+mod compress;
+mod eval;
+mod inspect;
+mod plan;
+mod recipes;
+
+pub use bench::bench;
+pub use compare::compare;
+pub use compress::compress;
+pub use eval::eval;
+pub use inspect::inspect;
+pub use plan::plan;
+pub use recipes::recipes;

@@ -1,0 +1,26 @@
+//! `bitmill plan`.
+
+use bitmill_checkpoint::Checkpoint;
+use bitmill_pipeline::{Plan, PlanOptions, Recipe};
+
+use crate::args::{Global, How, Plan as Args};
+use crate::failure::Failure;
+use crate::{Outcome, models, stdout};
+
+pub fn plan(args: &Args, global: &Global) -> Result<Outcome, Failure> {
+    let named = models::open(args.model.as_deref())?;
+    let plan = planned(&named.checkpoint, &args.how)?;
+    if global.json {
+        stdout::print_json(&plan.to_json())?;
+    } else {
+        stdout::print(&plan.to_text())?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// The plan that `plan` prints and `compress` runs.
+pub fn planned(checkpoint: &Checkpoint, how: &How) -> Result<Plan, Failure> {
+    let recipe = Recipe::read(&how.recipe)?;
+    let options = PlanOptions { allow_requantize: how.allow_requantize, shard_bytes: how.shard_size };
+    Ok(Plan::new(checkpoint, &recipe, &options)?)
+}

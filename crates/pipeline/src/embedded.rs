@@ -1,0 +1,62 @@
+//! `millet`, the model inside the binary, with its text and tasks: what every command uses when none is named.
+
+use bitmill_checkpoint::{Checkpoint, Region};
+use bitmill_text::Task;
+
+use crate::Error;
+
+/// The name of the embedded model.
+pub const NAME: &str = "millet";
+
+macro_rules! millet {
+    ($($path:literal),+ $(,)?) => {
+        &[$(($path, include_bytes!(concat!("../../../assets/millet/", $path)) as &[u8])),+]
+    };
+}
+
+const MODEL: &[(&str, &[u8])] = millet![
+    "model/chat_template.jinja",
+    "model/config.json",
+    "model/generation_config.json",
+    "model/model.safetensors",
+    "model/tokenizer.json",
+    "model/tokenizer_config.json",
+];
+
+const TASKS: &[(&str, &str)] = &[
+    ("facts", include_str!("../../../assets/millet/tasks/facts.jsonl")),
+    ("sentiment", include_str!("../../../assets/millet/tasks/sentiment.jsonl")),
+    ("sentiment_zh", include_str!("../../../assets/millet/tasks/sentiment_zh.jsonl")),
+    ("story", include_str!("../../../assets/millet/tasks/story.jsonl")),
+    ("sums", include_str!("../../../assets/millet/tasks/sums.jsonl")),
+];
+
+/// The built-in evaluation text: short documents in English and Chinese, divided by `<|endoftext|>`.
+pub const TEXT: &str = include_str!("../../../assets/millet/text/eval.txt");
+
+/// The text that is divided into windows of `<|endoftext|>`-free documents for models that do not know that token.
+pub fn text_for(knows_end_of_text: bool) -> String {
+    if knows_end_of_text { TEXT.into() } else { TEXT.replace("<|endoftext|>", "\n\n") }
+}
+
+/// Opens the embedded model.
+///
+/// # Errors
+/// None that a reader could cause; the type is [`Checkpoint`]'s.
+pub fn checkpoint() -> Result<Checkpoint, Error> {
+    let files = MODEL.iter().map(|(path, bytes)| (path.trim_start_matches("model/").to_owned(), Region::from_static(bytes)));
+    Ok(Checkpoint::from_files(NAME, files.collect())?)
+}
+
+/// The built-in tasks. `facts` asks about the invented world that only millet was trained on, so other models do not
+/// get it.
+///
+/// # Errors
+/// None that a reader could cause; the type is [`Task`]'s.
+pub fn tasks(is_millet: bool) -> Result<Vec<Task>, Error> {
+    TASKS
+        .iter()
+        .filter(|(name, _)| is_millet || *name != "facts")
+        .map(|(name, lines)| Ok(Task::from_jsonl(name, lines)?))
+        .collect()
+}

@@ -1,0 +1,167 @@
+//! What can go wrong between a recipe and its result.
+
+use std::path::PathBuf;
+
+/// Errors of this crate; those of the crates below pass through unchanged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Neither a preset nor a file.
+    #[error("`{name}` is neither a preset nor a recipe file")]
+    UnknownRecipe {
+        /// What was asked for.
+        name: String,
+    },
+    /// The recipe file could not be read.
+    #[error("{}: {source}", path.display())]
+    ReadRecipe {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The recipe file is no recipe.
+    #[error("{}: {message}", path.display())]
+    MalformedRecipe {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the line where there is one.
+        message: String,
+    },
+    /// A pattern of the recipe matches no tensor of the model.
+    #[error("recipe `{recipe}`: `{pattern}` matches no tensor of {model}")]
+    PatternMatchesNothing {
+        /// The recipe's name.
+        recipe: String,
+        /// The pattern.
+        pattern: String,
+        /// The model.
+        model: String,
+    },
+    /// A pattern names only tensors that are not quantized: norms, biases, or (as compressed-tensors) the embedding.
+    #[error("recipe `{recipe}`: `{pattern}` matches only tensors that {format} keeps as they are, such as `{tensor}`")]
+    PatternMatchesNoMatrix {
+        /// The recipe's name.
+        recipe: String,
+        /// The pattern.
+        pattern: String,
+        /// One that it matches.
+        tensor: String,
+        /// The format's name.
+        format: &'static str,
+    },
+    /// Members that runtimes fuse into one matrix got different schemes.
+    #[error("layer {layer}: {members} are quantized differently ({found}), but runtimes fuse them into one matrix")]
+    SplitFusion {
+        /// The decoder layer.
+        layer: usize,
+        /// `"q/k/v"` or `"gate/up"`.
+        members: &'static str,
+        /// Their encodings.
+        found: String,
+    },
+    /// The source's weights are codes already.
+    #[error("{model} is already quantized: `{tensor}` is {encoding}")]
+    AlreadyQuantized {
+        /// The model.
+        model: String,
+        /// The first such tensor.
+        tensor: String,
+        /// Its encoding.
+        encoding: String,
+    },
+    /// The output needs files that only a Hugging Face folder has.
+    #[error("{model} is a GGUF file, and {format} needs the config and tokenizer of a Hugging Face folder")]
+    NeedsFolder {
+        /// The model.
+        model: String,
+        /// The format's name.
+        format: &'static str,
+    },
+    /// A method failed on one tensor.
+    #[error("`{tensor}`: {source}")]
+    Quantize {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        source: bitmill_quant::Error,
+    },
+    /// What was read back from the output is not what was decided.
+    #[error("{}: `{tensor}` reads back otherwise than it was written", path.display())]
+    Verify {
+        /// The output.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A file that the caller named could not be read.
+    #[error("{}: {source}", path.display())]
+    ReadFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A result could not be written.
+    #[error("{}: {source}", path.display())]
+    WriteFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The text has fewer tokens than one window.
+    #[error("{text}: {tokens} tokens, less than one window of {window}")]
+    ShortText {
+        /// Where the text is from.
+        text: String,
+        /// Tokens it has.
+        tokens: usize,
+        /// Tokens of a window.
+        window: usize,
+    },
+    /// From reading or writing a checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] bitmill_checkpoint::Error),
+    /// From tokenizers and task files.
+    #[error(transparent)]
+    Text(#[from] bitmill_text::Error),
+    /// From running the model.
+    #[error(transparent)]
+    Model(#[from] bitmill_model::Error),
+    /// From measuring quality.
+    #[error(transparent)]
+    Eval(#[from] bitmill_eval::Error),
+    /// From measuring speed.
+    #[error(transparent)]
+    Bench(#[from] bitmill_bench::Error),
+}
+
+impl Error {
+    /// What the reader can change.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnknownRecipe { .. } => Some("`bitmill recipes` lists the presets; a recipe file ends in .toml".into()),
+            Self::ReadRecipe { .. } => Some("`bitmill recipes` lists what needs no file".into()),
+            Self::MalformedRecipe { .. } => Some("`bitmill recipes NAME` prints a preset as a file to start from".into()),
+            Self::PatternMatchesNothing { .. } => {
+                Some("`bitmill inspect MODEL --tensors` lists the names; `*` stands for any characters".into())
+            }
+            Self::PatternMatchesNoMatrix { .. } => Some("name weight matrices, such as `*.mlp.*.weight`".into()),
+            Self::SplitFusion { members, .. } => Some(format!("give {members} of a layer one step")),
+            Self::AlreadyQuantized { .. } => {
+                Some("start from the original weights, or accept a second loss with --allow-requantize".into())
+            }
+            Self::NeedsFolder { .. } => Some("compress the model's Hugging Face folder, or choose a GGUF preset".into()),
+            Self::Quantize { source, .. } => source.hint(),
+            Self::Verify { .. } => Some("the disk or memory is faulty, or this is a bug: run it again".into()),
+            Self::ShortText { .. } => Some("give a longer --text or a shorter --window".into()),
+            Self::ReadFile { .. } | Self::WriteFile { .. } => None,
+            Self::Checkpoint(error) => error.hint(),
+            Self::Text(error) => error.hint(),
+            Self::Model(error) => error.hint(),
+            Self::Eval(error) => error.hint(),
+            Self::Bench(error) => error.hint(),
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Where everything goes in the output, decided before a weight is read: headers come first in both formats.
+
+use bitmill_checkpoint::{
+    Checkpoint, FolderWriter, GgufTensorSpec, GgufValue, GgufWriter, Region, StTensorSpec, Target, Written,
+};
+use bitmill_text::Tokenizer;
+use bitmill_tensor::{BlockType, Encoding, FloatType, Grouped};
+
+use crate::error::Error;
+use crate::plan::{PlannedTensor, rows_and_columns};
+use crate::recipe::{Format, Recipe, Step};
+
+/// The name of the record in a folder, and the end of its name beside a GGUF file.
+pub(crate) const RECORD: &str = "bitmill.json";
+
+/// Headers, sizes and small files of an output.
+#[derive(Debug)]
+pub(crate) enum Layout {
+    Gguf { metadata: Vec<(String, GgufValue)>, specs: Vec<GgufTensorSpec>, rope_factors: Option<Vec<f32>> },
+    Folder { specs: Vec<StTensorSpec>, config: Vec<u8>, shard_bytes: u64, parts: Vec<Vec<usize>> },
+}
+
+/// Decides the layout for `tensors`, which are in writing order.
+pub(crate) fn layout(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    tensors: &[PlannedTensor],
+    shard_bytes: u64,
+) -> Result<Layout, Error> {
+    match recipe.format {
+        Format::Gguf => gguf(checkpoint, recipe, tensors),
+        Format::CompressedTensors => folder(checkpoint, tensors, shard_bytes),
+    }
+}
+
+fn gguf(checkpoint: &Checkpoint, recipe: &Recipe, tensors: &[PlannedTensor]) -> Result<Layout, Error> {
+    let config = checkpoint.config();
+    let mut metadata = bitmill_checkpoint::gguf_metadata(config, &checkpoint.name(), file_type(recipe, tensors));
+    let tokenizer = Tokenizer::from_checkpoint(checkpoint)?.to_gguf(config.vocab_size, checkpoint)?;
+    metadata.extend(tokenizer.to_metadata());
+    metadata.push(("bitmill.version".into(), GgufValue::String(env!("CARGO_PKG_VERSION").into())));
+    metadata.push(("bitmill.recipe".into(), GgufValue::String(recipe.to_toml())));
+    let mut specs: Vec<GgufTensorSpec> = tensors
+        .iter()
+        .map(|tensor| GgufTensorSpec {
+            name: tensor.role.gguf_name().unwrap_or_else(|| tensor.name.clone()),
+            shape: tensor.shape.clone(),
+            encoding: tensor.to,
+        })
+        .collect();
+    let rope_factors = bitmill_checkpoint::rope_freqs(config);
+    if let Some(factors) = &rope_factors {
+        specs.push(GgufTensorSpec {
+            name: "rope_freqs.weight".into(),
+            shape: vec![factors.len()],
+            encoding: Encoding::Float(FloatType::F32),
+        });
+    }
+    Ok(Layout::Gguf { metadata, specs, rope_factors })
+}
+
+/// `general.file_type`: the mix's own, else that of the type that holds most weights.
+fn file_type(recipe: &Recipe, tensors: &[PlannedTensor]) -> u32 {
+    if let Some(mix) = recipe.steps.iter().find_map(|step| if let Step::Mix { mix } = step { Some(mix) } else { None }) {
+        return mix.0.file_type();
+    }
+    let mut weights: Vec<(Encoding, u64)> = Vec::new();
+    for tensor in tensors {
+        match weights.iter_mut().find(|(encoding, _)| *encoding == tensor.to) {
+            Some((_, sum)) => *sum += tensor.weights(),
+            None => weights.push((tensor.to, tensor.weights())),
+        }
+    }
+    match weights.iter().max_by_key(|(_, sum)| *sum).map(|(encoding, _)| *encoding) {
+        Some(Encoding::Block(BlockType::Q4_0)) => 2,
+        Some(Encoding::Block(BlockType::Q5_0)) => 8,
+        Some(Encoding::Block(BlockType::Q8_0)) => 7,
+        Some(Encoding::Block(BlockType::Q4_K)) => 15,
+        Some(Encoding::Block(BlockType::Q6_K)) => 18,
+        Some(Encoding::Float(FloatType::F16)) => 1,
+        Some(Encoding::Float(FloatType::BF16)) => 32,
+        _ => 0,
+    }
+}
+
+fn folder(checkpoint: &Checkpoint, tensors: &[PlannedTensor], shard_bytes: u64) -> Result<Layout, Error> {
+    let mut specs = Vec::new();
+    // The indexes in `specs` of each planned tensor's parts.
+    let mut parts = Vec::with_capacity(tensors.len());
+    let mut groups: Vec<(Grouped, bool, Vec<String>)> = Vec::new();
+    let mut ignore = Vec::new();
+    for tensor in tensors {
+        let first = specs.len();
+        let (rows, cols) = rows_and_columns(&tensor.shape);
+        let module = tensor.name.trim_end_matches(".weight").to_owned();
+        match tensor.to {
+            Encoding::Grouped(grouped) => {
+                specs.extend(bitmill_checkpoint::grouped_specs(&tensor.name, rows, cols, &grouped));
+                let channel = grouped.group_size.get() == cols;
+                // One scheme has one group size; with one scale a row that size is the width, whatever it is.
+                let same = |(seen, seen_channel, _): &&mut (Grouped, bool, Vec<String>)| {
+                    *seen_channel == channel && Grouped { group_size: seen.group_size, ..grouped } == *seen
+                        && (channel || seen.group_size == grouped.group_size)
+                };
+                match groups.iter_mut().find(same) {
+                    Some((_, _, modules)) => modules.push(module),
+                    None => groups.push((grouped, channel, vec![module])),
+                }
+            }
+            Encoding::Float(float) => {
+                specs.push(StTensorSpec { name: tensor.name.clone(), shape: tensor.shape.clone(), dtype: float.into() });
+                if tensor.role.is_matrix() && tensor.role.kind != bitmill_checkpoint::RoleKind::TokenEmbedding {
+                    ignore.push(module);
+                }
+            }
+            Encoding::Block(_) => {}
+        }
+        parts.push((first..specs.len()).collect());
+    }
+    if checkpoint.config().tied {
+        // The head is a Linear module all the same, and loaders look for it here.
+        ignore.push("lm_head".into());
+    }
+    let mut config = checkpoint
+        .config_json()
+        .cloned()
+        .ok_or_else(|| Error::NeedsFolder { model: checkpoint.name(), format: Format::CompressedTensors.name() })?;
+    config["quantization_config"] = bitmill_checkpoint::compressed_tensors_config(&groups, &ignore);
+    let config = format!("{config:#}\n").into_bytes();
+    Ok(Layout::Folder { specs, config, shard_bytes, parts })
+}
+
+impl Layout {
+    /// Exact bytes of the output's weight files.
+    pub(crate) fn total_bytes(&self) -> u64 {
+        match self {
+            Self::Gguf { metadata, specs, .. } => bitmill_checkpoint::gguf_bytes(metadata, specs),
+            Self::Folder { specs, shard_bytes, config, .. } => {
+                bitmill_checkpoint::folder_bytes(specs, *shard_bytes) + config.len() as u64
+            }
+        }
+    }
+
+    /// Begins the output.
+    pub(crate) fn create(&self, target: &Target) -> Result<Output<'_>, Error> {
+        Ok(match self {
+            Self::Gguf { metadata, specs, rope_factors } => {
+                let writer = GgufWriter::create(target, metadata, specs)?;
+                if let Some(factors) = rope_factors {
+                    let bytes: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
+                    writer.write_at(specs.len() - 1, 0, &bytes)?;
+                }
+                Output::Gguf(writer)
+            }
+            Self::Folder { specs, shard_bytes, parts, config } => {
+                let writer = FolderWriter::create(target, specs, *shard_bytes)?;
+                writer.add_file("config.json", config)?;
+                Output::Folder(writer, parts)
+            }
+        })
+    }
+}
+
+/// An output under way.
+pub(crate) enum Output<'a> {
+    Gguf(GgufWriter),
+    Folder(FolderWriter, &'a [Vec<usize>]),
+}
+
+impl Output<'_> {
+    /// Writes `bytes` at `offset` into part `part` (0: weights or codes, 1: scales, 2: shape, 3: zero points) of planned
+    /// tensor `tensor`.
+    pub(crate) fn write_at(&self, tensor: usize, part: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        match self {
+            Self::Gguf(writer) => writer.write_at(tensor, offset, bytes)?,
+            Self::Folder(writer, parts) => writer.write_at(parts[tensor][part], offset, bytes)?,
+        }
+        Ok(())
+    }
+
+    /// Copies the source's other files into a folder; a GGUF file has them in its metadata.
+    pub(crate) fn copy_files(&self, files: &[(String, Region)]) -> Result<(), Error> {
+        if let Self::Folder(writer, _) = self {
+            for (name, bytes) in files.iter().filter(|(name, _)| name != RECORD) {
+                writer.add_file(name, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the record, where the output is a folder.
+    pub(crate) fn add_record(&self, record: &[u8]) -> Result<(), Error> {
+        if let Self::Folder(writer, _) = self {
+            writer.add_file(RECORD, record)?;
+        }
+        Ok(())
+    }
+
+    /// Where the bytes lie until [`Output::finish`].
+    pub(crate) fn staged(&self) -> &std::path::Path {
+        match self {
+            Self::Gguf(writer) => writer.staged(),
+            Self::Folder(writer, _) => writer.staged(),
+        }
+    }
+
+    /// Puts the output in its place.
+    pub(crate) fn finish(self) -> Result<Written, Error> {
+        Ok(match self {
+            Self::Gguf(writer) => writer.finish()?,
+            Self::Folder(writer, _) => writer.finish()?,
+        })
+    }
+}

@@ -1,0 +1,430 @@
+//! What will happen to each tensor, with sizes and reasons: made from a recipe and a checkpoint's headers alone.
+
+use bitmill_checkpoint::{Checkpoint, Role, RoleKind, TensorInfo};
+use bitmill_quant::{MixTensor, RtnGrid, choose};
+use bitmill_tensor::{Encoding, FloatType};
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::layout::{self, Layout};
+use crate::pattern::Pattern;
+use crate::recipe::{Format, Recipe, Step};
+
+/// Choices of a run that are no part of the recipe.
+#[derive(Debug, Clone)]
+pub struct PlanOptions {
+    /// Accept a source whose weights are codes already.
+    pub allow_requantize: bool,
+    /// Bytes of a safetensors shard at most, 5 GB unless told.
+    pub shard_bytes: u64,
+}
+
+impl Default for PlanOptions {
+    fn default() -> Self {
+        Self { allow_requantize: false, shard_bytes: 5_000_000_000 }
+    }
+}
+
+/// What will happen to one tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedTensor {
+    /// Canonical (Hugging Face) name.
+    pub name: String,
+    /// What it is in the model.
+    pub role: Role,
+    /// `[out_features, in_features]`, or `[len]`.
+    pub shape: Vec<usize>,
+    /// Before.
+    pub from: Encoding,
+    /// After.
+    pub to: Encoding,
+    /// Bytes before.
+    pub bytes_before: u64,
+    /// Bytes after, alignment not counted.
+    pub bytes_after: u64,
+    /// Why this encoding, where the recipe alone does not say: a fallback, a `skip`.
+    pub reason: String,
+}
+
+impl PlannedTensor {
+    /// Weights of the tensor.
+    pub fn weights(&self) -> u64 {
+        self.shape.iter().map(|&n| n as u64).product()
+    }
+
+    /// Columns: what groups and blocks are counted along.
+    pub fn in_features(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Rows; 1 for a vector.
+    pub fn out_features(&self) -> usize {
+        if self.shape.len() == 2 { self.shape[0] } else { 1 }
+    }
+}
+
+/// The whole of a run before it happens.
+#[derive(Debug)]
+pub struct Plan {
+    /// The model's name.
+    pub model: String,
+    /// What was asked for.
+    pub recipe: Recipe,
+    /// Every tensor of the output, in the order in which it is written.
+    pub tensors: Vec<PlannedTensor>,
+    /// Bytes of the source, every file counted.
+    pub source_bytes: u64,
+    /// Bytes of the output's weight files, headers and metadata counted; exact.
+    pub output_bytes: u64,
+    /// Weights of the model.
+    pub weights: u64,
+    /// `output_bytes · 8 / weights`.
+    pub bits_per_weight: f64,
+    /// Most memory that the run takes, about.
+    pub peak_bytes: u64,
+    pub(crate) layout: Layout,
+}
+
+impl Plan {
+    /// Decides for each tensor of `checkpoint` what `recipe` makes of it. Reads headers, no weights.
+    ///
+    /// # Errors
+    /// If the source is quantized already, a pattern matches nothing, a group size does not divide a row, or members
+    /// that runtimes fuse would differ.
+    pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, options: &PlanOptions) -> Result<Self, Error> {
+        let mut sources: Vec<&TensorInfo> = checkpoint.tensors().iter().filter(|info| is_written(checkpoint, info)).collect();
+        sources.sort_by_key(|info| reading_order(&info.role));
+        if let Some(info) = sources.iter().find(|info| info.encoding.is_quantized())
+            && !options.allow_requantize
+        {
+            return Err(Error::AlreadyQuantized {
+                model: checkpoint.name(),
+                tensor: info.name.clone(),
+                encoding: info.encoding.to_string(),
+            });
+        }
+        let steps = resolve_steps(checkpoint, recipe, &sources)?;
+        let mut tensors = Vec::with_capacity(sources.len());
+        for info in sources {
+            tensors.push(plan_tensor(checkpoint, recipe, &steps, info)?);
+        }
+        if recipe.format == Format::CompressedTensors {
+            refuse_split_fusion(&tensors)?;
+        }
+        let layout = layout::layout(checkpoint, recipe, &tensors, options.shard_bytes)?;
+        let weights: u64 = tensors.iter().map(PlannedTensor::weights).sum();
+        let output_bytes = layout.total_bytes();
+        Ok(Self {
+            model: checkpoint.name(),
+            recipe: recipe.clone(),
+            source_bytes: crate::size_on_disk(checkpoint),
+            output_bytes,
+            weights,
+            bits_per_weight: output_bytes as f64 * 8.0 / weights.max(1) as f64,
+            peak_bytes: crate::compress::peak_bytes(&tensors),
+            tensors,
+            layout,
+        })
+    }
+
+    /// The plan as a JSON document, `bitmill.plan/1`.
+    pub fn to_json(&self) -> serde_json::Value {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            name: &'a str,
+            shape: &'a [usize],
+            from: String,
+            to: String,
+            bytes_before: u64,
+            bytes_after: u64,
+            #[serde(skip_serializing_if = "str::is_empty")]
+            reason: &'a str,
+        }
+        let tensors: Vec<Line<'_>> = self
+            .tensors
+            .iter()
+            .map(|t| Line {
+                name: &t.name,
+                shape: &t.shape,
+                from: t.from.to_string(),
+                to: t.to.to_string(),
+                bytes_before: t.bytes_before,
+                bytes_after: t.bytes_after,
+                reason: &t.reason,
+            })
+            .collect();
+        serde_json::json!({
+            "schema": "bitmill.plan/1",
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": self.model,
+            "strategy": self.recipe.name,
+            "format": self.recipe.format.name(),
+            "recipe": self.recipe.to_toml(),
+            "source_bytes": self.source_bytes,
+            "bytes": self.output_bytes,
+            "ratio": self.source_bytes as f64 / self.output_bytes.max(1) as f64,
+            "weights": self.weights,
+            "bits_per_weight": self.bits_per_weight,
+            "peak_bytes": self.peak_bytes,
+            "tensors": tensors,
+        })
+    }
+
+    /// The plan as a table for people: a line for each kind of tensor and encoding, layers folded together.
+    pub fn to_text(&self) -> String {
+        use std::fmt::Write as _;
+
+        let mut folded: Vec<(String, &PlannedTensor, usize, u64, u64)> = Vec::new();
+        for tensor in &self.tensors {
+            let name = match tensor.role.layer {
+                Some(layer) => tensor.name.replacen(&format!(".{layer}."), ".*.", 1),
+                None => tensor.name.clone(),
+            };
+            match folded.iter_mut().find(|(seen, first, ..)| *seen == name && first.to == tensor.to) {
+                Some((_, _, count, before, after)) => {
+                    *count += 1;
+                    *before += tensor.bytes_before;
+                    *after += tensor.bytes_after;
+                }
+                None => folded.push((name, tensor, 1, tensor.bytes_before, tensor.bytes_after)),
+            }
+        }
+        let width = folded.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
+        let mut text = String::new();
+        for (name, tensor, count, before, after) in &folded {
+            let what = if tensor.to.is_quantized() { tensor.to.to_string() } else { format!("kept {}", tensor.to) };
+            let shape = tensor.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
+            // A String takes every write.
+            let _ = write!(
+                text,
+                "{name:width$}  {count:>4} of {shape:<15}  {what:<22}  {:>10} -> {:>10}",
+                bitmill_report::size(*before),
+                bitmill_report::size(*after),
+            );
+            if !tensor.reason.is_empty() {
+                let _ = write!(text, "  {}", tensor.reason);
+            }
+            text.push('\n');
+        }
+        let quantized = self.tensors.iter().filter(|tensor| tensor.to.is_quantized()).count();
+        let _ = writeln!(
+            text,
+            "\n{}: {} of {} tensors quantized, {} -> {}, {:.2} bits/weight, peak memory about {}",
+            self.recipe.name,
+            quantized,
+            self.tensors.len(),
+            bitmill_report::size(self.source_bytes),
+            bitmill_report::size(self.output_bytes),
+            self.bits_per_weight,
+            bitmill_report::size(self.peak_bytes),
+        );
+        text
+    }
+}
+
+/// A tied model may still store its head; it is the embedding again, and no runtime reads it.
+pub(crate) fn is_written(checkpoint: &Checkpoint, info: &TensorInfo) -> bool {
+    !(checkpoint.config().tied && info.role.kind == RoleKind::Output)
+}
+
+/// Embedding, layers in their order, then what follows them.
+fn reading_order(role: &Role) -> (u8, usize) {
+    match (role.layer, role.kind) {
+        (_, RoleKind::TokenEmbedding) => (0, 0),
+        (Some(layer), _) => (1, layer),
+        (None, _) => (2, 0),
+    }
+}
+
+/// A step and what it claims.
+struct Resolved<'a> {
+    step: &'a Step,
+    /// `None`: every matrix of the decoder layers, or (a mix) everything.
+    targets: Option<Vec<Pattern>>,
+    skip: Vec<Pattern>,
+}
+
+impl Resolved<'_> {
+    fn claims(&self, info: &TensorInfo) -> bool {
+        let targeted = match (&self.targets, self.step) {
+            (_, Step::Mix { .. }) => true,
+            (None, _) => info.role.layer.is_some() && info.role.kind.is_matrix(),
+            (Some(patterns), _) => patterns.iter().any(|pattern| pattern.matches(&info.name)),
+        };
+        targeted && !self.skips(info)
+    }
+
+    fn skips(&self, info: &TensorInfo) -> bool {
+        self.skip.iter().any(|pattern| pattern.matches(&info.name))
+    }
+}
+
+/// Compiles the patterns and refuses those that would do nothing.
+fn resolve_steps<'a>(checkpoint: &Checkpoint, recipe: &'a Recipe, sources: &[&TensorInfo]) -> Result<Vec<Resolved<'a>>, Error> {
+    let compile = |texts: &[String], quantizes: bool| -> Result<Vec<Pattern>, Error> {
+        texts.iter().map(|text| live_pattern(checkpoint, recipe, sources, text, quantizes)).collect()
+    };
+    recipe
+        .steps
+        .iter()
+        .map(|step| {
+            let (targets, skip) = match step {
+                Step::Mix { .. } => (None, Vec::new()),
+                Step::Block { targets, skip, .. } | Step::Rtn { targets, skip, .. } => {
+                    (targets.as_deref().map(|texts| compile(texts, true)).transpose()?, compile(skip, false)?)
+                }
+            };
+            Ok(Resolved { step, targets, skip })
+        })
+        .collect()
+}
+
+fn live_pattern(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    sources: &[&TensorInfo],
+    text: &str,
+    quantizes: bool,
+) -> Result<Pattern, Error> {
+    let pattern = Pattern::new(text);
+    let matched: Vec<_> = sources.iter().filter(|info| pattern.matches(&info.name)).collect();
+    let Some(first) = matched.first() else {
+        return Err(Error::PatternMatchesNothing {
+            recipe: recipe.name.clone(),
+            pattern: text.into(),
+            model: checkpoint.name(),
+        });
+    };
+    if quantizes && !matched.iter().any(|info| is_quantizable(recipe.format, info)) {
+        return Err(Error::PatternMatchesNoMatrix {
+            recipe: recipe.name.clone(),
+            pattern: pattern.text().into(),
+            tensor: first.name.clone(),
+            format: recipe.format.name(),
+        });
+    }
+    Ok(pattern)
+}
+
+/// compressed-tensors quantizes `Linear` modules; the embedding is none.
+fn is_quantizable(format: Format, info: &TensorInfo) -> bool {
+    info.role.kind.is_matrix() && !(format == Format::CompressedTensors && info.role.kind == RoleKind::TokenEmbedding)
+}
+
+fn plan_tensor(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    steps: &[Resolved<'_>],
+    info: &TensorInfo,
+) -> Result<PlannedTensor, Error> {
+    let claim = if is_quantizable(recipe.format, info) { steps.iter().rev().find(|step| step.claims(info)) } else { None };
+    let (to, reason) = match claim {
+        Some(claim) => encoding_of(checkpoint, claim.step, info)?,
+        None => {
+            let skipped = is_quantizable(recipe.format, info) && steps.iter().any(|step| step.skips(info));
+            (kept_as(checkpoint, recipe.format, info), if skipped { "matched `skip`".into() } else { String::new() })
+        }
+    };
+    let (rows, cols) = rows_and_columns(&info.shape);
+    Ok(PlannedTensor {
+        name: info.name.clone(),
+        role: info.role,
+        shape: info.shape.clone(),
+        from: info.encoding,
+        to,
+        bytes_before: info.stored_bytes,
+        bytes_after: to.matrix_bytes(rows, cols) as u64,
+        reason,
+    })
+}
+
+/// `[out_features, in_features]`; a vector is one row.
+pub(crate) fn rows_and_columns(shape: &[usize]) -> (usize, usize) {
+    match shape {
+        [rows, cols] => (*rows, *cols),
+        other => (1, other.iter().product()),
+    }
+}
+
+/// What a step makes of a matrix, and why where that is not plain.
+fn encoding_of(checkpoint: &Checkpoint, step: &Step, info: &TensorInfo) -> Result<(Encoding, String), Error> {
+    let (out_features, in_features) = rows_and_columns(&info.shape);
+    let refused = |source| Error::Quantize { tensor: info.name.clone(), source };
+    match step {
+        Step::Mix { mix } => {
+            let config = checkpoint.config();
+            let gguf_name = info.role.gguf_name().unwrap_or_else(|| info.name.clone());
+            let choice = choose(
+                mix.0,
+                &MixTensor {
+                    gguf_name: &gguf_name,
+                    layer: info.role.layer,
+                    n_layers: config.n_layers,
+                    in_features,
+                    out_features,
+                    n_dims: info.shape.len(),
+                    n_heads: config.n_heads,
+                    n_kv_heads: config.n_kv_heads,
+                    architecture: config.family.name(),
+                    has_output: !config.tied,
+                },
+            );
+            Ok((choice.encoding, choice.reason))
+        }
+        Step::Block { block, .. } => {
+            let group_size = block.0.weights();
+            if !in_features.is_multiple_of(group_size) {
+                return Err(refused(bitmill_quant::Error::UnevenGroups { in_features, group_size }));
+            }
+            Ok((Encoding::Block(block.0), String::new()))
+        }
+        Step::Rtn { bits, granularity, zero_point, scale, .. } => {
+            let scale = scale.map_or_else(|| scale_dtype(info.encoding), |name| name.0);
+            let grid = RtnGrid { bits: bits.0, granularity: (*granularity).into(), zero_point: (*zero_point).into(), scale };
+            let layout = grid.layout(in_features).map_err(refused)?;
+            Ok((Encoding::Grouped(layout), String::new()))
+        }
+    }
+}
+
+/// Scales in the checkpoint's own 16-bit dtype; bf16 where it has none, since it spans every f32 scale.
+fn scale_dtype(source: Encoding) -> FloatType {
+    match source {
+        Encoding::Float(FloatType::F16) => FloatType::F16,
+        _ => FloatType::BF16,
+    }
+}
+
+/// What a tensor is stored as that no step quantizes.
+fn kept_as(checkpoint: &Checkpoint, format: Format, info: &TensorInfo) -> Encoding {
+    let own = match info.encoding {
+        Encoding::Float(float) => float,
+        // A requantized source: codes that no step claims are widened to the dtype that the model was made in.
+        _ => checkpoint.config().dtype,
+    };
+    // llama.cpp reads vectors (norms, biases) as f32 only.
+    Encoding::Float(if format == Format::Gguf && info.shape.len() < 2 { FloatType::F32 } else { own })
+}
+
+/// vLLM and SGLang load q/k/v and gate/up as one matrix each.
+fn refuse_split_fusion(tensors: &[PlannedTensor]) -> Result<(), Error> {
+    use RoleKind::{AttnK, AttnQ, AttnV, FfnGate, FfnUp};
+
+    let n_layers = tensors.iter().filter_map(|tensor| tensor.role.layer).max().map_or(0, |last| last + 1);
+    let fusions: [(&'static str, &[RoleKind]); 2] = [("q/k/v", &[AttnQ, AttnK, AttnV]), ("gate/up", &[FfnGate, FfnUp])];
+    for (members, kinds) in fusions {
+        let mut encodings = vec![Vec::new(); n_layers];
+        for tensor in tensors {
+            if let (Some(layer), true) = (tensor.role.layer, kinds.contains(&tensor.role.kind)) {
+                encodings[layer].push(tensor.to);
+            }
+        }
+        for (layer, found) in encodings.iter().enumerate() {
+            if found.windows(2).any(|pair| pair[0] != pair[1]) {
+                let found = found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                return Err(Error::SplitFusion { layer, members, found });
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! The recipes that have a name.
+
+use std::num::NonZeroUsize;
+
+use bitmill_quant::Mix;
+use bitmill_tensor::Bits;
+
+use crate::recipe::{BitsNumber, Format, GranularityName, MixName, Recipe, Step, ZeroPointName};
+
+/// A preset as `bitmill recipes` lists it.
+#[derive(Debug, Clone, Copy)]
+pub struct Preset {
+    /// What `--recipe` takes.
+    pub name: &'static str,
+    /// One line about it.
+    pub about: &'static str,
+}
+
+/// The presets that are listed. Weight-only groups exist at every size: `w4a16_g64`, `w8a16_g32_asym`.
+pub const PRESETS: &[Preset] = &[
+    Preset { name: "q8_0", about: "GGUF, 8-bit blocks of 32: near lossless" },
+    Preset { name: "q4_0", about: "GGUF, 4-bit blocks of 32: the plainest and fastest" },
+    Preset { name: "q4_k_m", about: "GGUF, llama.cpp's mix of q4_k and q6_k: the usual choice" },
+    Preset { name: "w8a16", about: "compressed-tensors, 8-bit codes, one scale a row" },
+    Preset { name: "w4a16_g128", about: "compressed-tensors, 4-bit codes, one scale for 128 weights" },
+    Preset { name: "w4a16_g64", about: "the same with 64 (any `_gN`), `_asym` for zero points" },
+];
+
+/// The recipe of a preset's name; `None` if no preset is called that.
+///
+/// ```
+/// use bitmill_pipeline::{Format, preset};
+/// assert_eq!(preset("q4_k_m").unwrap().format, Format::Gguf);
+/// assert_eq!(preset("w4a16_g32").unwrap().format, Format::CompressedTensors);
+/// assert!(preset("w3a16").is_none());
+/// ```
+pub fn preset(name: &str) -> Option<Recipe> {
+    if let Ok(mix) = name.parse::<Mix>() {
+        let steps = vec![Step::Mix { mix: MixName(mix) }];
+        return Some(Recipe { name: mix.name().into(), format: Format::Gguf, steps });
+    }
+    weight_only(name)
+}
+
+/// `w{4,8}a16[_gN][_asym]`.
+fn weight_only(name: &str) -> Option<Recipe> {
+    let (bits, rest) = name.strip_prefix('w')?.split_once("a16")?;
+    let bits = match bits {
+        "4" => 4,
+        "8" => 8,
+        _ => return None,
+    };
+    let (rest, zero_point) = match rest.strip_suffix("_asym") {
+        Some(rest) => (rest, ZeroPointName::Asymmetric),
+        None => (rest, ZeroPointName::Symmetric),
+    };
+    let granularity = match rest {
+        "" => GranularityName::Channel,
+        group => {
+            let digits = group.strip_prefix("_g")?;
+            // One spelling a recipe: no sign, no leading zero.
+            if !digits.starts_with(|c: char| c.is_ascii_digit() && c != '0') {
+                return None;
+            }
+            GranularityName::Group { size: digits.parse::<NonZeroUsize>().ok()? }
+        }
+    };
+    let step = Step::Rtn {
+        targets: None,
+        skip: Vec::new(),
+        bits: BitsNumber(Bits::new(bits)?),
+        granularity,
+        zero_point,
+        scale: None,
+    };
+    Some(Recipe { name: name.into(), format: Format::CompressedTensors, steps: vec![step] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_listed_preset_exists_under_its_name() {
+        for listed in PRESETS {
+            assert_eq!(preset(listed.name).map(|recipe| recipe.name).as_deref(), Some(listed.name));
+        }
+    }
+
+    #[test]
+    fn near_misses_are_no_presets() {
+        for name in ["", "w4a16_", "w4a16_g", "w4a16_g0", "w4a16_g+64", "w4a16_g064", "w2a16", "w4a8", "w4a16_sym", "q4"] {
+            assert!(preset(name).is_none(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! What was asked for: a preset's name or a TOML file, read into a [`Recipe`].
+//!
+//! ```toml
+//! name = "w4 with an 8-bit down_proj"
+//! format = "compressed-tensors"
+//!
+//! [[step]]
+//! kind = "rtn"
+//! bits = 4
+//! granularity = { group = { size = 64 } }
+//!
+//! [[step]]
+//! kind = "rtn"
+//! targets = ["*.mlp.down_proj.weight"]
+//! bits = 8
+//! granularity = "channel"
+//! ```
+//!
+//! Steps are read in order and the last one that targets a tensor decides. A step without `targets` means every
+//! matrix of the decoder layers. A pattern that matches nothing is an error, and so is a key nobody knows.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use bitmill_quant::Mix;
+use bitmill_tensor::{Bits, BlockType, FloatType, Granularity, ZeroPoint};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, presets};
+
+/// What a run writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// One GGUF v3 file, for llama.cpp.
+    Gguf,
+    /// A Hugging Face folder in compressed-tensors' `pack-quantized` form, for transformers, vLLM and SGLang.
+    CompressedTensors,
+}
+
+impl Format {
+    /// As recipes write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gguf => "gguf",
+            Self::CompressedTensors => "compressed-tensors",
+        }
+    }
+}
+
+/// A list of steps, the format they are written in, and a name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// How tables call it; a file's stem if the file gives none.
+    #[serde(default)]
+    pub name: String,
+    /// What is written.
+    pub format: Format,
+    /// Read in order; the last step that targets a tensor decides.
+    #[serde(rename = "step", default)]
+    pub steps: Vec<Step>,
+}
+
+/// One line of a recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Step {
+    /// llama.cpp's own choice of a type for each tensor.
+    Mix {
+        /// `q8_0`, `q4_0` or `q4_k_m`.
+        mix: MixName,
+    },
+    /// One GGUF block type for the tensors that match.
+    Block {
+        /// Patterns of canonical tensor names; absent: every matrix of the decoder layers.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        targets: Option<Vec<String>>,
+        /// Patterns taken out again.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        skip: Vec<String>,
+        /// `q4_0`, `q5_0`, `q8_0`, `q4_k` or `q6_k`.
+        #[serde(rename = "type")]
+        block: BlockName,
+    },
+    /// Round-to-nearest codes with a scale a group or a row.
+    Rtn {
+        /// Patterns of canonical tensor names; absent: every matrix of the decoder layers.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        targets: Option<Vec<String>>,
+        /// Patterns taken out again.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        skip: Vec<String>,
+        /// 4 or 8.
+        bits: BitsNumber,
+        /// `{ group = { size = 128 } }` or `"channel"`.
+        granularity: GranularityName,
+        /// `"symmetric"` (the default) or `"asymmetric"`.
+        #[serde(default)]
+        zero_point: ZeroPointName,
+        /// The dtype of scales, `"f16"` or `"bf16"`; absent: the checkpoint's own, `bf16` if that is f32.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scale: Option<ScaleName>,
+    },
+}
+
+impl Step {
+    /// `kind` as recipes write it.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Mix { .. } => "mix",
+            Self::Block { .. } => "block",
+            Self::Rtn { .. } => "rtn",
+        }
+    }
+}
+
+impl Recipe {
+    /// Reads `name_or_path`: a preset's name, else the path of a TOML file.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRecipe`] if it is neither, [`Error::MalformedRecipe`] if the file is no recipe.
+    pub fn read(name_or_path: &str) -> Result<Self, Error> {
+        if let Some(recipe) = presets::preset(name_or_path) {
+            return Ok(recipe);
+        }
+        let path = Path::new(name_or_path);
+        if !name_or_path.ends_with(".toml") && !path.exists() {
+            return Err(Error::UnknownRecipe { name: name_or_path.into() });
+        }
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| Error::ReadRecipe { path: path.into(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads the text of a recipe; `path` names it in errors.
+    ///
+    /// # Errors
+    /// [`Error::MalformedRecipe`] with the line, for wrong TOML, an unknown key or kind, or a value out of range.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+        let malformed = |message: String| Error::MalformedRecipe { path: PathBuf::from(path), message };
+        let mut recipe: Self = toml::from_str(text).map_err(|error| malformed(error.to_string()))?;
+        if recipe.name.is_empty() {
+            recipe.name = path.file_stem().map_or_else(|| "recipe".into(), |stem| stem.to_string_lossy().into());
+        }
+        if recipe.steps.is_empty() {
+            return Err(malformed("no [[step]]: a recipe has at least one".into()));
+        }
+        for step in &recipe.steps {
+            let fits = match recipe.format {
+                Format::Gguf => matches!(step, Step::Mix { .. } | Step::Block { .. }),
+                Format::CompressedTensors => matches!(step, Step::Rtn { .. }),
+            };
+            if !fits {
+                let (kind, format) = (step.kind(), recipe.format.name());
+                return Err(malformed(format!("a step of kind `{kind}` cannot be written as {format}")));
+            }
+        }
+        Ok(recipe)
+    }
+
+    /// The recipe as TOML, every default written out.
+    pub fn to_toml(&self) -> String {
+        // Every value of a recipe has a TOML form: strings, numbers and tables with string keys.
+        toml::to_string(self).unwrap_or_default()
+    }
+}
+
+/// A [`Mix`] by its name in a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MixName(pub Mix);
+
+/// A [`BlockType`] by its name in a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BlockName(pub BlockType);
+
+/// [`Bits`] as a number in a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct BitsNumber(pub Bits);
+
+/// The dtype of scales by its name in a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ScaleName(pub FloatType);
+
+/// A [`Granularity`] as a recipe writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum GranularityName {
+    /// One scale a row.
+    Channel,
+    /// One scale for `size` weights of a row.
+    Group {
+        /// Weights that share a scale.
+        size: NonZeroUsize,
+    },
+}
+
+/// A [`ZeroPoint`] as a recipe writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ZeroPointName {
+    /// Codes centred on zero.
+    #[default]
+    Symmetric,
+    /// Codes centred on a stored zero point.
+    Asymmetric,
+}
+
+impl TryFrom<String> for MixName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        name.parse().map(Self).map_err(|_| format!("`{name}` is no mix: q8_0, q4_0, q4_k_m"))
+    }
+}
+
+impl From<MixName> for String {
+    fn from(mix: MixName) -> Self {
+        mix.0.name().into()
+    }
+}
+
+impl TryFrom<String> for BlockName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        BlockType::parse(&name).map(Self).ok_or_else(|| {
+            let known: Vec<_> = BlockType::ALL.iter().map(|block| block.name()).collect();
+            format!("`{name}` is no block type: {}", known.join(", "))
+        })
+    }
+}
+
+impl From<BlockName> for String {
+    fn from(block: BlockName) -> Self {
+        block.0.name().into()
+    }
+}
+
+impl TryFrom<u8> for BitsNumber {
+    type Error = String;
+
+    fn try_from(bits: u8) -> Result<Self, String> {
+        match Bits::new(bits) {
+            Some(width) if bits == 4 || bits == 8 => Ok(Self(width)),
+            _ => Err(format!("{bits} bits: round-to-nearest is written at 4 or 8")),
+        }
+    }
+}
+
+impl From<BitsNumber> for u8 {
+    fn from(bits: BitsNumber) -> Self {
+        bits.0.get()
+    }
+}
+
+impl TryFrom<String> for ScaleName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        match FloatType::parse(&name) {
+            Some(float @ (FloatType::F16 | FloatType::BF16)) => Ok(Self(float)),
+            _ => Err(format!("`{name}` is no dtype of scales: f16, bf16")),
+        }
+    }
+}
+
+impl From<ScaleName> for String {
+    fn from(scale: ScaleName) -> Self {
+        scale.0.name().into()
+    }
+}
+
+impl From<GranularityName> for Granularity {
+    fn from(name: GranularityName) -> Self {
+        match name {
+            GranularityName::Channel => Self::Channel,
+            GranularityName::Group { size } => Self::Group { size },
+        }
+    }
+}
+
+impl From<ZeroPointName> for ZeroPoint {
+    fn from(name: ZeroPointName) -> Self {
+        match name {
+            ZeroPointName::Symmetric => Self::Symmetric,
+            ZeroPointName::Asymmetric => Self::Asymmetric,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Recipe, Error> {
+        Recipe::parse(text, Path::new("folder/mine.toml"))
+    }
+
+    #[test]
+    fn reads_a_file_and_names_it_after_its_stem() {
+        let recipe = parse(
+            "format = \"compressed-tensors\"\n[[step]]\nkind = \"rtn\"\nskip = [\"lm_head.weight\"]\nbits = 4\n\
+             granularity = { group = { size = 64 } }\nzero_point = \"asymmetric\"\n",
+        )
+        .unwrap();
+        assert_eq!(recipe.name, "mine");
+        let Step::Rtn { bits, granularity, zero_point, .. } = &recipe.steps[0] else { panic!("{recipe:?}") };
+        assert_eq!(bits.0.get(), 4);
+        assert_eq!(*granularity, GranularityName::Group { size: NonZeroUsize::new(64).unwrap() });
+        assert_eq!(*zero_point, ZeroPointName::Asymmetric);
+    }
+
+    #[test]
+    fn written_recipes_read_back_equal() {
+        for name in ["q4_k_m", "q8_0", "w4a16_g128", "w8a16", "w4a16_g32_asym"] {
+            let recipe = presets::preset(name).unwrap();
+            assert_eq!(parse(&recipe.to_toml()).unwrap(), recipe, "{}", recipe.to_toml());
+        }
+    }
+
+    #[test]
+    fn refuses_what_it_does_not_know_and_says_where() {
+        for (text, said) in [
+            ("format = \"gguf\"\nspeed = 3\n[[step]]\nkind = \"mix\"\nmix = \"q8_0\"", "speed"),
+            ("format = \"gguf\"\n[[step]]\nkind = \"mix\"\nmix = \"q8_0\"\ndamping = 1", "damping"),
+            ("format = \"gguf\"\n[[step]]\nkind = \"melt\"", "melt"),
+            ("format = \"gguf\"\n[[step]]\nkind = \"mix\"\nmix = \"q9\"", "q9"),
+            ("format = \"onnx\"\n[[step]]\nkind = \"mix\"\nmix = \"q8_0\"", "onnx"),
+            ("format = \"gguf\"", "no [[step]]"),
+            ("format = \"gguf\"\n[[step]]\nkind = \"rtn\"\nbits = 4\ngranularity = \"channel\"", "cannot be written"),
+            ("format = \"compressed-tensors\"\n[[step]]\nkind = \"rtn\"\nbits = 5\ngranularity = \"channel\"", "5 bits"),
+            ("format = \"compressed-tensors\"\n[[step]]\nkind = \"rtn\"\nbits = 4\ngranularity = { group = { size = 0 } }", "zero"),
+            ("format = ", ""),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(matches!(error, Error::MalformedRecipe { .. }), "{error}");
+            assert!(error.to_string().contains(said), "{text}: {error}");
+            assert!(error.to_string().contains("mine.toml"), "{error}");
+        }
+    }
+}
