@@ -127,14 +127,25 @@ impl FloatType {
         }
     }
 
+    /// Writes `value`, rounded to this type, little-endian, over all of `out`.
+    ///
+    /// # Panics
+    /// If `out` is not one element long.
+    #[inline]
+    pub fn write(self, value: f32, out: &mut [u8]) {
+        match self {
+            Self::F32 => out.copy_from_slice(&value.to_le_bytes()),
+            Self::F16 => out.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
+            Self::BF16 => out.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
+        }
+    }
+
     /// Appends `value` to `out`, rounded to this type, little-endian.
     #[inline]
     pub fn push(self, value: f32, out: &mut Vec<u8>) {
-        match self {
-            Self::F32 => out.extend_from_slice(&value.to_le_bytes()),
-            Self::F16 => out.extend_from_slice(&half::f16::from_f32(value).to_le_bytes()),
-            Self::BF16 => out.extend_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
-        }
+        let at = out.len();
+        out.resize(at + self.size_bytes(), 0);
+        self.write(value, &mut out[at..]);
     }
 
     /// The float type with this name, in either spelling (`bf16`, `bfloat16`, `BF16`).
