@@ -5,7 +5,8 @@ use std::path::Path;
 
 use bitmill_tensor::{Encoding, Grouped, WeightData, WeightView};
 
-use crate::{Error, GgufTokenizer, GgufValue, ModelConfig, Region, Role};
+use crate::folder::{self, Files};
+use crate::{Error, GgufTokenizer, GgufValue, ModelConfig, Region, Role, gguf_in};
 
 /// The format of an opened checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,16 +31,16 @@ pub enum TokenizerSource {
 /// An opened checkpoint. Headers and config were read and checked; weights are read when touched.
 #[derive(Debug)]
 pub struct Checkpoint {
-    pub(crate) name: String,
-    pub(crate) format: Format,
-    pub(crate) config: ModelConfig,
-    pub(crate) infos: Vec<TensorInfo>,
-    pub(crate) parts: Vec<Parts>,
-    pub(crate) by_name: HashMap<String, usize>,
-    pub(crate) stored_bytes: u64,
-    pub(crate) config_json: Option<serde_json::Value>,
-    pub(crate) metadata: Vec<(String, GgufValue)>,
-    pub(crate) files: Vec<(String, Region)>,
+    name: String,
+    format: Format,
+    config: ModelConfig,
+    infos: Vec<TensorInfo>,
+    parts: Vec<Parts>,
+    by_name: HashMap<String, usize>,
+    stored_bytes: u64,
+    config_json: Option<serde_json::Value>,
+    metadata: Vec<(String, GgufValue)>,
+    files: Vec<(String, Region)>,
 }
 
 /// A tensor of a checkpoint, before its bytes are asked for.
@@ -83,15 +84,58 @@ pub(crate) enum Parts {
 }
 
 impl Checkpoint {
+    pub(crate) fn new(
+        name: String,
+        format: Format,
+        config: ModelConfig,
+        infos: Vec<TensorInfo>,
+        parts: Vec<Parts>,
+        stored_bytes: u64,
+    ) -> Self {
+        let by_name = infos.iter().enumerate().map(|(index, info)| (info.name.clone(), index)).collect();
+        Self {
+            name,
+            format,
+            config,
+            infos,
+            parts,
+            by_name,
+            stored_bytes,
+            config_json: None,
+            metadata: Vec::new(),
+            files: Vec::new(),
+        }
+    }
+
+    pub(crate) fn with_folder(mut self, config: serde_json::Value, files: Vec<(String, Region)>) -> Self {
+        self.config_json = Some(config);
+        self.files = files;
+        self
+    }
+
+    pub(crate) fn with_metadata(mut self, metadata: Vec<(String, GgufValue)>) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
     /// Opens a Hugging Face folder or a .gguf file.
     ///
     /// # Errors
     /// Any [`Error`] of reading: each names the file and, where there is one, the tensor.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Err(Error::NotACheckpoint {
-            path: path.to_owned(),
-            problem: "neither a folder nor a .gguf file".to_owned(),
-        })
+        let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source))?;
+        if metadata.is_dir() {
+            return folder::open(&Files::Folder(path));
+        }
+        let region = Region::map(path)?;
+        if region.starts_with(b"GGUF") || path.extension().is_some_and(|extension| extension == "gguf") {
+            return gguf_in::open(path, &region);
+        }
+        let problem = match path.extension() {
+            Some(extension) if extension == "safetensors" => "a safetensors file alone has no config",
+            _ => "neither a folder nor a GGUF file",
+        };
+        Err(Error::NotACheckpoint { path: path.to_owned(), problem: problem.to_owned() })
     }
 
     /// Opens the files of a Hugging Face folder that lie in memory, by name: the embedded model.
@@ -99,8 +143,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn from_files(name: &str, files: Vec<(String, Region)>) -> Result<Self, Error> {
-        let _ = files;
-        Err(Error::NotACheckpoint { path: name.into(), problem: "no config.json".to_owned() })
+        folder::open(&Files::Memory { name, files: &files })
     }
 
     /// The folder's or file's own name, or the name given.
@@ -152,12 +195,29 @@ impl Checkpoint {
 
     /// Where the tokenizer is.
     pub fn tokenizer_source(&self) -> TokenizerSource {
-        TokenizerSource::None
+        match self.format {
+            Format::Gguf => GgufTokenizer::from_metadata(&self.metadata)
+                .map_or(TokenizerSource::None, TokenizerSource::Gguf),
+            Format::HuggingFace => self
+                .file("tokenizer.json")
+                .map_or(TokenizerSource::None, |json| TokenizerSource::Json(json.clone())),
+        }
     }
 
     /// The chat template, in Jinja: chat_template.jinja, else what tokenizer_config.json or GGUF metadata has.
     pub fn chat_template(&self) -> Option<String> {
-        None
+        if self.format == Format::Gguf {
+            let (_, value) = self.metadata.iter().find(|(key, _)| key == "tokenizer.chat_template")?;
+            return value.as_str().map(str::to_owned);
+        }
+        if let Some(template) = self.file("chat_template.jinja") {
+            return std::str::from_utf8(template).ok().map(str::to_owned);
+        }
+        folder::chat_template(self.file("tokenizer_config.json")?)
+    }
+
+    fn file(&self, name: &str) -> Option<&Region> {
+        self.files.iter().find(|(file, _)| file == name).map(|(_, region)| region)
     }
 
     /// Every file of a Hugging Face folder that is neither weights, nor their index, nor config.json.
@@ -205,7 +265,8 @@ impl Tensor {
 }
 
 impl Parts {
-    fn data(&self, encoding: Encoding) -> WeightData<'_> {
+    /// The bytes as `encoding` reads them.
+    pub(crate) fn data(&self, encoding: Encoding) -> WeightData<'_> {
         match self {
             Self::Whole(bytes) | Self::Permuted { bytes, .. } => match encoding {
                 Encoding::Float(float) => WeightData::Float { float, bytes },

@@ -1,21 +1,364 @@
-//! compressed-tensors' `pack-quantized`.
-use bitmill_tensor::Grouped;
+//! compressed-tensors' `pack-quantized`: what a packed matrix is stored as, read and written.
+//!
+//! ```text
+//! NAME.weight_packed      I32 [out, ceil(in·bits/32)]   code i of a row at bit i·bits, least significant first,
+//!                                                       plus 2^(bits−1); words run along `in`
+//! NAME.weight_scale       F16|BF16|F32 [out, groups]    groups = in / group_size, or 1
+//! NAME.weight_shape       I64 [2]                       out, in
+//! NAME.weight_zero_point  I32 [ceil(out·bits/32), groups]   asymmetric only: packed along `out`, plus 2^(bits−1)
+//! ```
+//!
+//! config.json's `quantization_config` says which widths and group sizes there are; which matrix has which
+//! follows from its tensors, so that patterns in `targets` need not be matched. Read are 4 and 8 bits,
+//! symmetric and asymmetric, by group or by channel; anything else is an error that names it.
 
-use crate::StTensorSpec;
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::path::Path;
 
-/// The tensors that a packed matrix is stored as.
+use bitmill_tensor::{Bits, Dtype, Encoding, FloatType, Granularity, Grouped, WeightView, ZeroPoint};
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::Parts;
+use crate::config_json::Fields;
+use crate::safetensors_in::StTensor;
+use crate::{Error, StTensorSpec};
+
+const PACKED: &str = "weight_packed";
+const SCALE: &str = "weight_scale";
+const SHAPE: &str = "weight_shape";
+const ZERO_POINT: &str = "weight_zero_point";
+
+/// The version of the library whose files these are: the first that today's transformers accepts.
+const VERSION: &str = "0.15.0";
+
+/// One of the ways to quantize that config.json declares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Scheme {
+    bits: Bits,
+    /// `None`: one scale a row.
+    group_size: Option<NonZeroUsize>,
+    zero_point: ZeroPoint,
+}
+
+/// The schemes of `quantization_config`; `None` if there is no such key.
+pub(crate) fn schemes(file: &Path, config: &Map<String, Value>) -> Result<Option<Vec<Scheme>>, Error> {
+    let Some(value) = config.get("quantization_config").filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    let unsupported = |what: String| Error::UnsupportedQuantization { file: file.to_owned(), what };
+    let Value::Object(map) = value else {
+        return Err(Error::ConfigValue {
+            file: file.to_owned(),
+            key: "quantization_config".to_owned(),
+            problem: "expected an object".to_owned(),
+        });
+    };
+    let fields = Fields { file, prefix: "quantization_config", map };
+    let method = fields.text("quant_method")?.unwrap_or("compressed-tensors");
+    if method != "compressed-tensors" {
+        return Err(unsupported(format!("the method `{method}`")));
+    }
+    let is_pack = |fields: &Fields| match fields.text("format")? {
+        None | Some("pack-quantized") => Ok(()),
+        Some(other) => Err(unsupported(format!("the format `{other}`"))),
+    };
+    is_pack(&fields)?;
+    if let Some(status) = fields.text("quantization_status")?
+        && status != "compressed"
+    {
+        return Err(unsupported(format!("the status `{status}`")));
+    }
+    for key in ["kv_cache_scheme", "sparsity_config", "moe_sparsity_config", "transform_config"] {
+        // Older files write `sparsity_config: {"format": "dense", …}` for none.
+        let is_empty = |value: &Value| {
+            let format = value.get("format").and_then(Value::as_str);
+            value.as_object().is_some_and(Map::is_empty)
+                || (key == "sparsity_config" && format == Some("dense"))
+        };
+        if fields.get(key).is_some_and(|value| !is_empty(value)) {
+            return Err(unsupported(format!("a `{key}`")));
+        }
+    }
+    let Some(Value::Object(groups)) = fields.get("config_groups") else {
+        return Err(fields.wrong("config_groups", "expected an object of groups".to_owned()));
+    };
+    let mut schemes = Vec::new();
+    for (name, group) in groups {
+        let Value::Object(map) = group else {
+            return Err(fields.wrong("config_groups", format!("`{name}`: expected an object")));
+        };
+        let group = Fields { file, prefix: "quantization_config.config_groups", map };
+        is_pack(&group)?;
+        for key in ["input_activations", "output_activations"] {
+            if group.get(key).is_some() {
+                return Err(unsupported(format!("quantized activations (`{name}.{key}`)")));
+            }
+        }
+        let Some(Value::Object(map)) = group.get("weights") else {
+            return Err(group.wrong("weights", format!("`{name}`: expected an object")));
+        };
+        schemes.push(scheme(&Fields { file, prefix: "quantization_config.config_groups.weights", map })?);
+    }
+    Ok(Some(schemes))
+}
+
+fn scheme(weights: &Fields) -> Result<Scheme, Error> {
+    let unsupported = |what: String| Error::UnsupportedQuantization { file: weights.file.to_owned(), what };
+    if let Some(kind) = weights.text("type")?
+        && kind != "int"
+    {
+        return Err(unsupported(format!("weights of type `{kind}`")));
+    }
+    let bits = weights.optional_size("num_bits", 64)?.unwrap_or(8);
+    let bits = match (bits, u8::try_from(bits).ok().and_then(Bits::new)) {
+        (4 | 8, Some(bits)) => bits,
+        _ => return Err(unsupported(format!("a width of {bits} bits"))),
+    };
+    match weights.get("actorder") {
+        None | Some(Value::Bool(false)) => {}
+        Some(Value::String(order)) if matches!(order.as_str(), "weight" | "static") => {}
+        Some(other) => return Err(unsupported(format!("the activation order {other}"))),
+    }
+    match weights.get("dynamic") {
+        None | Some(Value::Bool(false)) => {}
+        Some(other) => return Err(unsupported(format!("`dynamic` weights ({other})"))),
+    }
+    let size = match weights.get("group_size") {
+        // −1 is the library's older way to say "channel".
+        Some(value) if value.as_i64() == Some(-1) => None,
+        _ => weights.optional_size("group_size", 1 << 30)?.and_then(NonZeroUsize::new),
+    };
+    let group_size = match (weights.text("strategy")?, size) {
+        (Some("group"), Some(size)) | (None, Some(size)) => Some(size),
+        (Some("channel"), _) => None,
+        (Some("group"), None) => return Err(weights.wrong("group_size", "missing".to_owned())),
+        (None, None) => return Err(unsupported("one scale for a whole tensor".to_owned())),
+        (Some(other), _) => return Err(unsupported(format!("the strategy `{other}`"))),
+    };
+    let zero_point = match weights.flag("symmetric")? {
+        None | Some(true) => ZeroPoint::Symmetric,
+        Some(false) => ZeroPoint::Asymmetric,
+    };
+    Ok(Scheme { bits, group_size, zero_point })
+}
+
+/// The matrix that a stored tensor is a part of (`….weight`), if its name says so.
+pub(crate) fn matrix_of(name: &str) -> Option<(String, &'static str)> {
+    let (module, part) = name.rsplit_once('.')?;
+    let part = [PACKED, SCALE, SHAPE, ZERO_POINT].into_iter().find(|known| *known == part)?;
+    Some((format!("{module}.weight"), part))
+}
+
+/// A packed matrix put together from the tensors it is stored as.
+pub(crate) struct PackedMatrix {
+    pub shape: [usize; 2],
+    pub encoding: Encoding,
+    pub parts: Parts,
+}
+
+/// Puts the matrix `name` together from its stored `parts`, by the last part of their names.
+pub(crate) fn assemble(
+    name: &str,
+    mut parts: HashMap<&'static str, StTensor>,
+    schemes: &[Scheme],
+) -> Result<PackedMatrix, Error> {
+    let wrong = |problem: String| Error::PackedTensor { tensor: name.to_owned(), problem };
+    let mut take = |part: &str| parts.remove(part);
+    let (Some(packed), Some(scale), Some(shape)) = (take(PACKED), take(SCALE), take(SHAPE)) else {
+        return Err(wrong(format!("`{PACKED}`, `{SCALE}` and `{SHAPE}` must all be there")));
+    };
+    let zero_point = take(ZERO_POINT);
+    for part in [Some(&packed), zero_point.as_ref()].into_iter().flatten() {
+        if part.dtype != Dtype::I32 {
+            return Err(wrong(format!("`{}` is {} where I32 is expected", part.name, part.dtype)));
+        }
+    }
+    let scale_type = match scale.dtype {
+        Dtype::F32 => FloatType::F32,
+        Dtype::F16 => FloatType::F16,
+        Dtype::BF16 => FloatType::BF16,
+        other => return Err(wrong(format!("scales of dtype {other}"))),
+    };
+    let [out_features, in_features] = stored_shape(&shape)
+        .ok_or_else(|| wrong(format!("`{SHAPE}` does not hold two sizes that can be addressed")))?;
+    let mut found: Option<Grouped> = None;
+    for scheme in schemes {
+        let Some(group_size) = scheme.group_size.or(NonZeroUsize::new(in_features)) else {
+            continue;
+        };
+        let layout =
+            Grouped { bits: scheme.bits, group_size, zero_point: scheme.zero_point, scale: scale_type };
+        let groups = layout.groups_per_row(in_features);
+        let zero_shape = match layout.zero_point {
+            ZeroPoint::Symmetric => None,
+            ZeroPoint::Asymmetric => Some(vec![layout.zero_point_words(out_features), groups]),
+        };
+        let fits = packed.shape == [out_features, layout.words_per_row(in_features)]
+            && scale.shape == [out_features, groups]
+            && zero_point.as_ref().map(|part| &part.shape) == zero_shape.as_ref();
+        if fits && found.is_some_and(|other| other != layout) {
+            return Err(wrong("more than one of the config's groups fits its shapes".to_owned()));
+        }
+        if fits {
+            found = Some(layout);
+        }
+    }
+    let Some(layout) = found else {
+        let zero_points =
+            zero_point.map_or("no zero points".to_owned(), |part| format!("zero points {:?}", part.shape));
+        return Err(wrong(format!(
+            "none of the config's {} groups fits a [{out_features}, {in_features}] matrix with codes {:?}, scales \
+             {:?} and {zero_points}",
+            schemes.len(),
+            packed.shape,
+            scale.shape,
+        )));
+    };
+    let parts = Parts::Grouped {
+        layout,
+        packed: packed.bytes,
+        scales: scale.bytes,
+        zero_points: zero_point.map(|part| part.bytes),
+    };
+    let encoding = Encoding::Grouped(layout);
+    WeightView::new(out_features, in_features, parts.data(encoding))
+        .map_err(|source| Error::View { tensor: name.to_owned(), source })?;
+    Ok(PackedMatrix { shape: [out_features, in_features], encoding, parts })
+}
+
+fn stored_shape(tensor: &StTensor) -> Option<[usize; 2]> {
+    let values: Vec<i64> = match (tensor.dtype, tensor.bytes.len()) {
+        (Dtype::I64, 16) => {
+            tensor.bytes.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect()
+        }
+        (Dtype::I32, 8) => {
+            tensor.bytes.as_chunks::<4>().0.iter().map(|bytes| i32::from_le_bytes(*bytes).into()).collect()
+        }
+        _ => return None,
+    };
+    let size = |value: i64| usize::try_from(value).ok().filter(|&size| size > 0 && size <= 1 << 28);
+    Some([size(values[0])?, size(values[1])?])
+}
+
+/// The tensors that a packed matrix is stored as: codes, scales, shape and, if asymmetric, zero points.
+///
+/// `name` is the matrix's own, ending in `.weight`; a name that does not is taken as the module's.
+///
+/// ```
+/// use std::num::NonZeroUsize;
+/// use bitmill_checkpoint::grouped_specs;
+/// use bitmill_tensor::{Bits, FloatType, Grouped, ZeroPoint};
+///
+/// let grouped = Grouped {
+///     bits: Bits::new(4).unwrap(),
+///     group_size: NonZeroUsize::new(128).unwrap(),
+///     zero_point: ZeroPoint::Symmetric,
+///     scale: FloatType::BF16,
+/// };
+/// let specs = grouped_specs("mlp.up_proj.weight", 896, 256, &grouped);
+/// let shapes: Vec<_> = specs.iter().map(|spec| (spec.name.as_str(), spec.shape.clone())).collect();
+/// assert_eq!(shapes, [
+///     ("mlp.up_proj.weight_packed", vec![896, 32]),
+///     ("mlp.up_proj.weight_scale", vec![896, 2]),
+///     ("mlp.up_proj.weight_shape", vec![2]),
+/// ]);
+/// ```
 pub fn grouped_specs(
     name: &str,
     out_features: usize,
     in_features: usize,
     grouped: &Grouped,
 ) -> Vec<StTensorSpec> {
-    let _ = (name, out_features, in_features, grouped);
-    Vec::new()
+    let module = name.strip_suffix(".weight").unwrap_or(name);
+    let groups = grouped.groups_per_row(in_features);
+    let spec = |part: &str, shape: Vec<usize>, dtype: Dtype| StTensorSpec {
+        name: format!("{module}.{part}"),
+        shape,
+        dtype,
+    };
+    let mut specs = vec![
+        spec(PACKED, vec![out_features, grouped.words_per_row(in_features)], Dtype::I32),
+        spec(SCALE, vec![out_features, groups], grouped.scale.into()),
+        spec(SHAPE, vec![2], Dtype::I64),
+    ];
+    if grouped.zero_point == ZeroPoint::Asymmetric {
+        specs.push(spec(ZERO_POINT, vec![grouped.zero_point_words(out_features), groups], Dtype::I32));
+    }
+    specs
 }
 
-/// The `quantization_config` of config.json.
-pub fn compressed_tensors_config(groups: &[(Grouped, Vec<String>)], ignore: &[String]) -> serde_json::Value {
-    let _ = (groups, ignore);
-    serde_json::Value::Null
+/// One way to quantize, as config.json declares it for a set of modules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PackedScheme {
+    /// Width of a code.
+    pub bits: Bits,
+    /// Which weights share a scale.
+    pub granularity: Granularity,
+    /// Whether zero points are stored.
+    pub zero_point: ZeroPoint,
+}
+
+impl From<Grouped> for PackedScheme {
+    fn from(grouped: Grouped) -> Self {
+        let granularity = Granularity::Group { size: grouped.group_size };
+        Self { bits: grouped.bits, granularity, zero_point: grouped.zero_point }
+    }
+}
+
+/// The `quantization_config` of config.json: one group for each scheme with the modules it is for.
+///
+/// A single group is for every `Linear` that `ignore` does not name, whatever modules are listed with it; several
+/// groups name theirs, each exactly or as a pattern beginning with `re:`. `ignore` must name `lm_head` where that
+/// is not packed, also when it shares the embedding's weights.
+pub fn packed_config(groups: &[(PackedScheme, Vec<String>)], ignore: &[String]) -> Value {
+    let mut config_groups = Map::new();
+    for (index, (scheme, modules)) in groups.iter().enumerate() {
+        let targets = if groups.len() == 1 { json!(["Linear"]) } else { json!(modules) };
+        let (strategy, group_size) = match scheme.granularity {
+            Granularity::Channel => ("channel", None),
+            Granularity::Group { size } => ("group", Some(size.get())),
+        };
+        config_groups.insert(
+            format!("group_{index}"),
+            json!({
+                "targets": targets,
+                "weights": {
+                    "num_bits": scheme.bits.get(),
+                    "type": "int",
+                    "symmetric": scheme.zero_point == ZeroPoint::Symmetric,
+                    "strategy": strategy,
+                    "group_size": group_size,
+                    "block_structure": null,
+                    "dynamic": false,
+                    "actorder": null,
+                    "observer": "minmax",
+                    "observer_kwargs": {},
+                },
+                "input_activations": null,
+                "output_activations": null,
+                "format": "pack-quantized",
+            }),
+        );
+    }
+    json!({
+        "quant_method": "compressed-tensors",
+        "version": VERSION,
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": config_groups,
+        "ignore": ignore,
+        "kv_cache_scheme": null,
+        "global_compression_ratio": null,
+        "sparsity_config": {},
+        "transform_config": {},
+    })
+}
+
+/// [`packed_config`] for layouts by group. One scale a row is a group as wide as the row here, which stores the same
+/// bytes; where rows differ in width, [`Granularity::Channel`] says it in one group.
+pub fn compressed_tensors_config(groups: &[(Grouped, Vec<String>)], ignore: &[String]) -> Value {
+    let groups: Vec<(PackedScheme, Vec<String>)> =
+        groups.iter().map(|(grouped, modules)| ((*grouped).into(), modules.clone())).collect();
+    packed_config(&groups, ignore)
 }

@@ -83,3 +83,31 @@ impl ModelConfig {
         self.n_kv_heads * self.head_dim
     }
 }
+
+/// The largest sizes that a config may name. Products of any three stay below 2^63, and loops over layers end.
+pub(crate) struct Limits;
+
+impl Limits {
+    pub const LAYERS: usize = 1 << 16;
+    pub const WIDTH: usize = 1 << 24;
+    pub const VOCAB: usize = 1 << 28;
+    pub const POSITIONS: usize = 1 << 40;
+}
+
+/// What must hold between the sizes of any config; else the key at fault and the problem.
+pub(crate) fn check_sizes(config: &ModelConfig) -> Result<(), (&'static str, String)> {
+    let (heads, kv_heads) = (config.n_heads, config.n_kv_heads);
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(("num_key_value_heads", format!("{kv_heads} heads do not divide {heads} query heads")));
+    }
+    if !config.head_dim.is_multiple_of(2) {
+        return Err(("head_dim", format!("{} is odd, and RoPE turns pairs", config.head_dim)));
+    }
+    if heads.checked_mul(config.head_dim).is_none_or(|width| width > Limits::WIDTH) {
+        return Err(("head_dim", format!("{heads} heads of {} are too wide", config.head_dim)));
+    }
+    if !(config.rms_norm_eps.is_finite() && config.rms_norm_eps >= 0.0) {
+        return Err(("rms_norm_eps", format!("{} is not a number from 0", config.rms_norm_eps)));
+    }
+    Ok(())
+}
