@@ -31,3 +31,66 @@ fn blocks_equal_ggmls_byte_for_byte() {
     }
     assert_eq!(compared, BlockType::ALL.len() * weights::NAMES.len());
 }
+
+fn encode(block: BlockType, weight: &[f32]) -> Result<Vec<u8>, Error> {
+    let mut bytes = vec![0xa5; weight.len() / block.weights() * block.bytes()];
+    quantize_blocks(block, weight, &mut bytes).map(|()| bytes)
+}
+
+#[test]
+fn blocks_do_not_depend_on_their_neighbours() {
+    let weight = weights::fill("block_fates", 3, 256 * 13);
+    for block in BlockType::ALL {
+        let whole = encode(block, &weight).unwrap();
+        for part in [1, 2, 3, 5, 8] {
+            let parts: Vec<u8> =
+                weight.chunks(256 * part).flat_map(|rows| encode(block, rows).unwrap()).collect();
+            assert_eq!(whole, parts, "{block} in runs of {part}");
+        }
+    }
+}
+
+#[test]
+fn no_weights_are_no_blocks() {
+    for block in BlockType::ALL {
+        assert_eq!(encode(block, &[]).unwrap(), []);
+    }
+}
+
+#[test]
+fn refuses_nan_and_infinity_naming_their_place() {
+    for block in BlockType::ALL {
+        for value in [f32::INFINITY, f32::NEG_INFINITY] {
+            let mut weight = vec![0.25; 512];
+            weight[300] = value;
+            let error = encode(block, &weight).unwrap_err();
+            assert_eq!(error, Error::NonFinite { row: 0, col: 300, value });
+            assert_eq!(error.relocate(4, 256), Error::NonFinite { row: 5, col: 44, value });
+        }
+        assert!(matches!(encode(block, &[f32::NAN; 256]), Err(Error::NonFinite { col: 0, .. })));
+    }
+}
+
+#[test]
+fn refuses_scales_beyond_f16_naming_the_block() {
+    for block in BlockType::ALL {
+        let mut weight = vec![0.25; 768];
+        weight[600] = -3e38;
+        let first_of_block = 600 / block.weights() * block.weights();
+        match encode(block, &weight).unwrap_err() {
+            Error::ScaleOverflow { row: 0, col, scale, float: FloatType::F16 } => {
+                assert_eq!(col, first_of_block, "{block}");
+                assert!(scale.is_nan() || scale.abs() > 65504.0, "{block}: {scale}");
+            }
+            other => panic!("{block}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn refuses_weights_that_are_not_whole_blocks() {
+    for block in BlockType::ALL {
+        let error = quantize_blocks(block, &[0.0; 31], &mut []).unwrap_err();
+        assert_eq!(error, Error::UnevenGroups { in_features: 31, group_size: block.weights() });
+    }
+}

@@ -14,6 +14,10 @@ pub(super) fn encode(weights: &[f32; 256], out: &mut [u8; 210]) -> Result<(), f3
     let (sub_codes, _) = codes.as_chunks_mut::<16>();
     for j in 0..16 {
         scales[j] = search(&sub_blocks[j], &mut sub_codes[j]);
+        // Cubes beyond f32: ggml goes on and writes zeros for the sub-block.
+        if scales[j].is_nan() {
+            return Err(sub_blocks[j].iter().fold(0.0f32, |most, x| most.max(x.abs())) / (32.0 * 128.0));
+        }
     }
     pack(weights, &scales, &mut codes, out)
 }
