@@ -236,3 +236,177 @@ fn each_value(out: &mut [f64], cols: usize, body: impl Fn(usize) -> f64 + Sync) 
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bitmill_tensor::{FloatType, WeightData};
+    use bitmill_testkit::{assert_close, noise};
+
+    use super::*;
+
+    fn computes() -> impl Iterator<Item = Compute> {
+        Isa::available().into_iter().map(|isa| Compute::new(isa, Path::Exact))
+    }
+
+    fn matrix(seed: &str, rows: usize, cols: usize, deviation: f32) -> Matrix {
+        Matrix::from_vec(rows, cols, noise(seed, rows * cols).into_iter().map(|x| x * deviation).collect())
+    }
+
+    /// Runs `act` in one thread and in three, and asserts that nothing depends on it.
+    fn whatever_the_threads<T: PartialEq + std::fmt::Debug + Send>(act: impl Fn() -> T + Sync) -> T {
+        let [one, three] = [1, 3].map(|threads| {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(&act)
+        });
+        assert!(one == three, "threads change the result");
+        one
+    }
+
+    fn f64s(row: &[f32]) -> impl Iterator<Item = f64> + Clone + '_ {
+        row.iter().map(|&x| f64::from(x))
+    }
+
+    const SHAPES: [(usize, usize); 6] = [(1, 1), (3, 7), (2, 16), (5, 33), (70, 576), (40, 1001)];
+
+    #[test]
+    fn rms_norm_equals_the_formula_on_every_instruction_set() {
+        for (rows, cols) in SHAPES {
+            let (x, weight) = (matrix("x", rows, cols, 3.0), noise("weight", cols));
+            let expected: Vec<f32> = (0..rows)
+                .flat_map(|row| {
+                    let mean = f64s(x.row(row)).map(|x| x * x).sum::<f64>() / cols as f64;
+                    let normed = f64s(x.row(row)).map(move |x| x / (mean + 1e-5).sqrt());
+                    normed.zip(f64s(&weight)).map(|(x, weight)| (x * weight) as f32).collect::<Vec<_>>()
+                })
+                .collect();
+            let outs: Vec<Matrix> = computes()
+                .map(|compute| {
+                    whatever_the_threads(|| {
+                        let mut out = Matrix::default();
+                        compute.rms_norm(&x, &weight, 1e-5, &mut out);
+                        out
+                    })
+                })
+                .collect();
+            assert_close(outs[0].as_slice(), &expected, 5e-7, "a few roundings of f32");
+            assert!(outs.iter().all(|out| out == &outs[0]));
+        }
+    }
+
+    #[test]
+    fn swiglu_equals_the_formula_on_every_instruction_set() {
+        for (rows, cols) in SHAPES {
+            let (gate, up) = (matrix("gate", rows, cols, 8.0), matrix("up", rows, cols, 1.0));
+            let expected: Vec<f32> = f64s(gate.as_slice())
+                .zip(f64s(up.as_slice()))
+                .map(|(gate, up)| (gate / (1.0 + (-gate).exp()) * up) as f32)
+                .collect();
+            let outs: Vec<Matrix> = computes()
+                .map(|compute| {
+                    whatever_the_threads(|| {
+                        let mut out = gate.clone();
+                        compute.swiglu(&mut out, &up);
+                        out
+                    })
+                })
+                .collect();
+            assert_close(outs[0].as_slice(), &expected, 5e-7, "a few roundings of f32");
+            assert!(outs.iter().all(|out| out == &outs[0]));
+        }
+        let mut ends = Matrix::from_vec(1, 4, vec![-1e30, -200.0, 200.0, f32::NAN]);
+        Compute::new(Isa::best(), Path::Exact).swiglu(&mut ends, &Matrix::from_vec(1, 4, vec![1.0; 4]));
+        assert_eq!(ends.row(0)[..3], [0.0, 0.0, 200.0]);
+        assert!(ends.row(0)[3].is_nan());
+    }
+
+    #[test]
+    fn log_probabilities_sum_to_one_and_survive_large_logits() {
+        for (rows, cols) in SHAPES {
+            let mut logits = matrix("logits", rows, cols, 10.0);
+            logits.as_mut_slice().iter_mut().for_each(|x| *x += 500.0);
+            for compute in computes() {
+                let targets: Vec<u32> = (0..rows).map(|row| (row * 31 % cols) as u32).collect();
+                let mut losses = Vec::new();
+                compute.cross_entropy(&logits, &targets, &mut losses);
+                let mut logs = logits.clone();
+                compute.log_softmax_rows(&mut logs);
+                for row in 0..rows {
+                    let total = f64s(logits.row(row)).map(|x| (x - 500.0).exp()).sum::<f64>().ln() + 500.0;
+                    let target = targets[row] as usize;
+                    let loss = total - f64::from(logits.row(row)[target]);
+                    assert!((losses[row] - loss).abs() < 1e-12, "{} {loss}", losses[row]);
+                    assert_eq!(logs.row(row)[target], -losses[row] as f32);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn divergence_equals_the_formula_and_is_zero_between_equals() {
+        for (rows, cols) in SHAPES {
+            let (dense, mut other) = (matrix("dense", rows, cols, 4.0), matrix("noise", rows, cols, 0.01));
+            Compute::new(Isa::best(), Path::Exact).add_assign(&mut other, &dense);
+            for compute in computes() {
+                let (mut found, mut of_logs, mut none) = (Vec::new(), Vec::new(), Vec::new());
+                compute.divergence(&dense, &other, &mut found);
+                let mut logs = dense.clone();
+                compute.log_softmax_rows(&mut logs);
+                compute.divergence(&logs, &other, &mut of_logs);
+                compute.divergence(&dense, &dense, &mut none);
+                assert!(none.iter().all(|&kl| kl == 0.0));
+                for row in 0..rows {
+                    let log = |row: &[f32]| {
+                        let total = f64s(row).map(f64::exp).sum::<f64>().ln();
+                        f64s(row).map(|x| x - total).collect::<Vec<f64>>()
+                    };
+                    let (p, q) = (log(dense.row(row)), log(other.row(row)));
+                    let kl: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
+                    assert!((found[row] - kl).abs() < 1e-12, "{} {kl}", found[row]);
+                    // Log-probabilities rounded to f32 have lost up to 5e-7 each.
+                    assert!((of_logs[row] - kl).abs() < 5e-7, "{} {kl}", of_logs[row]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn impossible_tokens_add_nothing_to_a_divergence() {
+        let dense = Matrix::from_vec(1, 3, vec![0.0, f32::NEG_INFINITY, 0.0]);
+        let mut kl = Vec::new();
+        Compute::new(Isa::best(), Path::Exact).divergence(&dense, &dense, &mut kl);
+        assert_eq!(kl, [0.0]);
+    }
+
+    #[test]
+    fn embedding_gathers_rows_in_token_order() {
+        let values = noise("table", 5 * 24);
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let weight =
+            WeightView::new(5, 24, WeightData::Float { float: FloatType::F32, bytes: &bytes }).unwrap();
+        for compute in computes() {
+            let mut out = Matrix::from_vec(1, 1, vec![f32::NAN]);
+            compute.embed(&weight, &[4, 0, 4], &mut out);
+            assert_eq!(out.rows(), 3);
+            for (row, token) in [4, 0, 4].into_iter().enumerate() {
+                assert_eq!(out.row(row), &values[token * 24..(token + 1) * 24]);
+            }
+        }
+    }
+
+    #[test]
+    fn biases_residuals_and_the_largest_are_by_row() {
+        let compute = Compute::new(Isa::best(), Path::Exact);
+        let mut x = Matrix::from_vec(2, 3, vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        compute.add_bias(&mut x, &[10.0, 0.0, -10.0]);
+        assert_eq!(x.as_slice(), [10.0, 1.0, -8.0, 13.0, 4.0, -5.0]);
+        let other = x.clone();
+        compute.add_assign(&mut x, &other);
+        assert_eq!(x.row(1), [26.0, 8.0, -10.0]);
+        let mut best = vec![7];
+        compute.largest(&Matrix::from_vec(2, 3, vec![1.0, 5.0, 5.0, f32::NAN, -3.0, -2.0]), &mut best);
+        assert_eq!(best, [1, 2]);
+        let mut kept = Matrix::default();
+        compute.gather(&x, &[1, 1, 0], &mut kept);
+        assert_eq!(kept.row(1), x.row(1));
+        assert_eq!(kept.row(2), x.row(0));
+    }
+}

@@ -409,3 +409,112 @@ twins! {
     fn online_softmax(scores: &mut [f32], sums: &mut [f32], running: &mut [(f32, f32)], head_dim: usize, count: usize, keys: usize, seen: isize)
         = online_softmax_body;
 }
+
+#[cfg(test)]
+mod tests {
+    use bitmill_testkit::{assert_close, noise};
+
+    use super::*;
+
+    /// Attention as the formula has it, in f64, a query at a time.
+    fn by_formula(shape: AttentionShape, q: &Matrix, starts: &[usize], caches: &[KvCache]) -> Vec<f32> {
+        let AttentionShape { n_heads, n_kv_heads, head_dim } = shape;
+        let mut out = Vec::new();
+        for (s, cache) in caches.iter().enumerate() {
+            for row in starts[s]..starts[s + 1] {
+                let position = cache.len() - (starts[s + 1] - row);
+                for head in 0..n_heads {
+                    let query = &q.row(row)[head * head_dim..(head + 1) * head_dim];
+                    let of = |data: &[f32], key: usize| -> Vec<f64> {
+                        let at = key * cache.width + head / (n_heads / n_kv_heads) * head_dim;
+                        data[at..at + head_dim].iter().map(|&x| f64::from(x)).collect()
+                    };
+                    let score = |key| {
+                        let products = query.iter().zip(of(&cache.keys, key)).map(|(&q, k)| f64::from(q) * k);
+                        (products.sum::<f64>() / (head_dim as f64).sqrt()).exp()
+                    };
+                    let weights: Vec<f64> = (0..=position).map(score).collect();
+                    let total: f64 = weights.iter().sum();
+                    for i in 0..head_dim {
+                        let weighted = |(key, weight): (usize, &f64)| weight * of(&cache.values, key)[i];
+                        out.push((weights.iter().enumerate().map(weighted).sum::<f64>() / total) as f32);
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Sequences as (positions before, new tokens).
+    fn case(shape: AttentionShape, sequences: &[(usize, usize)]) -> (Matrix, Vec<usize>, Vec<KvCache>) {
+        let width = shape.n_kv_heads * shape.head_dim;
+        let mut starts = vec![0];
+        let mut caches = Vec::new();
+        for (s, (past, tokens)) in sequences.iter().enumerate() {
+            starts.push(starts[s] + tokens);
+            let mut cache = KvCache::new(width);
+            let len = past + tokens;
+            let rows = |name: &str| {
+                // Keys of some size, so that the largest score moves from block to block.
+                let values = noise(&format!("{name} {s} {len}"), len * width);
+                Matrix::from_vec(len, width, values.into_iter().map(|x| 2.0 * x).collect())
+            };
+            cache.append(&rows("keys"), &rows("values"), 0..len);
+            caches.push(cache);
+        }
+        let (rows, cols) = (starts[sequences.len()], shape.n_heads * shape.head_dim);
+        (Matrix::from_vec(rows, cols, noise("queries", rows * cols)), starts, caches)
+    }
+
+    fn run(isa: Isa, shape: AttentionShape, q: &Matrix, starts: &[usize], caches: &[KvCache]) -> Matrix {
+        let mut out = Matrix::from_vec(1, 3, vec![f32::NAN; 3]);
+        attention(isa, shape, q, starts, &|s| &caches[s], &mut out);
+        out
+    }
+
+    #[test]
+    fn equals_the_formula_for_ragged_batches_and_grouped_heads() {
+        for (shape, sequences) in [
+            (AttentionShape { n_heads: 1, n_kv_heads: 1, head_dim: 2 }, &[(0, 1)][..]),
+            (
+                AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim: 16 },
+                &[(0, 24), (3, 1), (0, 3), (250, 4)],
+            ),
+            (AttentionShape { n_heads: 6, n_kv_heads: 2, head_dim: 20 }, &[(700, 70), (0, 5), (900, 1)]),
+            (AttentionShape { n_heads: 8, n_kv_heads: 1, head_dim: 32 }, &[(0, 300), (17, 2)]),
+            (AttentionShape { n_heads: 3, n_kv_heads: 3, head_dim: 6 }, &[(0, 129), (255, 129), (256, 1)]),
+        ] {
+            let (q, starts, caches) = case(shape, sequences);
+            let expected = by_formula(shape, &q, &starts, &caches);
+            for isa in Isa::available() {
+                let out = run(isa, shape, &q, &starts, &caches);
+                assert_close(out.as_slice(), &expected, 2e-6, "f32 scores of size 10 have errors of 1e-6");
+            }
+        }
+    }
+
+    #[test]
+    fn threads_and_instructions_change_no_bit_of_it() {
+        let shape = AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim: 16 };
+        // The scalar twin of the few-query path sums in the same lanes as the AVX2 one.
+        let (q, starts, caches) = case(shape, &[(300, 200), (600, 1), (0, 40), (600, 3)]);
+        let outs = [1, 2, 5].map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| run(Isa::best(), shape, &q, &starts, &caches))
+        });
+        assert!(outs.iter().all(|out| out == &outs[0]));
+        assert_eq!(run(Isa::scalar(), shape, &q, &starts, &caches), outs[0]);
+    }
+
+    #[test]
+    fn truncated_positions_are_forgotten() {
+        let shape = AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim: 4 };
+        let (q, starts, mut caches) = case(shape, &[(5, 1)]);
+        let expected = run(Isa::best(), shape, &q, &starts, &caches);
+        let more = Matrix::from_vec(2, 4, vec![9.0; 8]);
+        caches[0].append(&more, &more, 1..2);
+        assert_eq!(caches[0].len(), 7);
+        caches[0].truncate(6);
+        assert_eq!(run(Isa::best(), shape, &q, &starts, &caches), expected);
+    }
+}

@@ -1,6 +1,6 @@
 //! Probabilities of rows of logits, summed in f64.
 
-use super::{exp::exp, largest, twins};
+use super::{exp::exp_f64, largest, twins};
 
 /// f64 lanes of a sum of exponentials.
 const WIDE: usize = 8;
@@ -25,8 +25,8 @@ fn sum(len: usize, f: impl Fn(usize) -> f64) -> f64 {
 
 #[inline(always)]
 fn log_sum_exp_body(logits: &[f32]) -> f64 {
-    let most = largest(logits);
-    f64::from(most) + sum(logits.len(), |i| f64::from(exp(logits[i] - most))).ln()
+    let most = f64::from(largest(logits));
+    most + sum(logits.len(), |i| exp_f64(f64::from(logits[i]) - most)).ln()
 }
 
 #[inline(always)]
@@ -40,12 +40,11 @@ fn log_softmax_body(logits: &mut [f32]) {
 #[inline(always)]
 fn divergence_body(dense: &[f32], logits: &[f32]) -> f64 {
     let (dense_normalizer, normalizer) = (log_sum_exp_body(dense), log_sum_exp_body(logits));
-    let shift = normalizer - dense_normalizer;
     sum(dense.len(), |i| {
-        let probability = exp((f64::from(dense[i]) - dense_normalizer) as f32);
-        let ratio = f64::from(dense[i]) - f64::from(logits[i]) + shift;
+        let log = f64::from(dense[i]) - dense_normalizer;
+        let (probability, ratio) = (exp_f64(log), log - (f64::from(logits[i]) - normalizer));
         // A token that dense calls impossible adds nothing, also where this row calls it impossible too.
-        if probability == 0.0 { 0.0 } else { f64::from(probability) * ratio }
+        if probability == 0.0 { 0.0 } else { probability * ratio }
     })
 }
 
