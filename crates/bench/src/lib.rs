@@ -3,8 +3,12 @@
 //! Latency is always that of the fast path, which chat and servers would use; quality is measured elsewhere, on the
 //! exact path.
 
+mod error;
+mod latency;
 mod memory;
 mod settings;
 
+pub use error::Error;
+pub use latency::measure;
 pub use memory::{peak_bytes, reset_peak};
 pub use settings::BenchSettings;
