@@ -349,7 +349,7 @@ fn drop_tied_head(tensors: &mut Vec<(TensorInfo, Parts)>) -> bool {
         (Parts::Whole(left), Parts::Whole(right)) if a.0.encoding == b.0.encoding => {
             // A slice at a time: the two may be gigabytes, and memory is counted.
             const STEP: usize = 1 << 24;
-            let equal = left.len() == right.len()
+            left.len() == right.len()
                 && (0..left.len()).step_by(STEP).all(|at| {
                     let range = at..(at + STEP).min(left.len());
                     let (left, right) = (left.slice(range.clone()), right.slice(range));
@@ -357,8 +357,7 @@ fn drop_tied_head(tensors: &mut Vec<(TensorInfo, Parts)>) -> bool {
                     left.release();
                     right.release();
                     equal
-                });
-            equal
+                })
         }
         _ => false,
     };
