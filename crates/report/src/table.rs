@@ -138,7 +138,10 @@ fn divergences(
 }
 
 fn strategies(rows: &[&Row]) -> Column {
-    let cells = rows.iter().map(|row| one_line(&row.strategy)).collect();
+    let cells = rows
+        .iter()
+        .map(|row| if row.is_dense() { "none (dense)".into() } else { one_line(&row.strategy) })
+        .collect();
     Column { title: "strategy", cells, expendable: 0 }
 }
 

@@ -39,7 +39,8 @@ impl Axis {
     }
 
     fn linear(low: f64, high: f64) -> Self {
-        let step = nice_step((high - low) / 5.0);
+        // At most seven ticks, at least three.
+        let step = nice_step((high - low) / 6.5);
         let first = (low / step - 1e-9).ceil() as i64;
         let last = (high / step + 1e-9).floor() as i64;
         let digits = Digits::Fixed((-step.log10().floor()).max(0.0) as usize);
@@ -65,7 +66,14 @@ impl Axis {
             .filter(|exponent| exponent.rem_euclid(every) == 0)
             .flat_map(|exponent| steps.iter().map(move |step| (step * 10f64.powi(exponent), *step, exponent)))
             .filter(|(value, ..)| (low..=high).contains(value))
-            .map(|(value, step, exponent)| (value, power(step, exponent)))
+            .collect::<Vec<_>>();
+        // All in one notation.
+        let short = ticks.iter().all(|(_, _, exponent)| (-4..=4).contains(exponent));
+        let ticks = ticks
+            .into_iter()
+            .map(|(value, step, exponent)| {
+                (value, if short { decimal(value, exponent) } else { power(step, exponent) })
+            })
             .collect();
         Self { low, high, scale: Scale::Log, ticks }
     }
@@ -88,11 +96,13 @@ fn nice_step(step: f64) -> f64 {
     factor * power
 }
 
-/// "0.05" where that is short, else "5·10⁻⁵".
+/// A tick of this decade as a decimal fraction: "0.05".
+fn decimal(value: f64, exponent: i32) -> String {
+    Digits::Fixed(usize::try_from(-exponent).unwrap_or(0)).write(value)
+}
+
+/// A tick as a multiple of a power: "5·10⁻⁵".
 fn power(step: f64, exponent: i32) -> String {
-    if (-3..=4).contains(&exponent) {
-        return Digits::Fixed(usize::try_from(-exponent).unwrap_or(0)).write(step * 10f64.powi(exponent));
-    }
     let raised: String = exponent
         .to_string()
         .chars()
@@ -116,14 +126,15 @@ mod tests {
     fn linear_ticks_are_round_figures_inside_the_range() {
         assert_eq!(labels(&Axis::from_zero(&[8.79, 2.5])), ["0", "2", "4", "6", "8"]);
         assert_eq!(labels(&Axis::around(&[84.4, 90.7], (0.0, 100.0))), ["84", "86", "88", "90"]);
-        assert_eq!(labels(&Axis::around(&[99.91, 100.0], (0.0, 100.0))), ["99.6", "99.8", "100.0"]);
+        assert_eq!(labels(&Axis::around(&[99.91, 100.0], (0.0, 100.0))), ["99.5", "99.6", "99.7", "99.8", "99.9", "100.0"]);
         assert_eq!(labels(&Axis::from_zero(&[0.31])), ["0.0", "0.1", "0.2", "0.3"]);
     }
 
     #[test]
     fn log_ticks_are_decades_or_their_halves() {
-        assert_eq!(labels(&Axis::log(&[4e-5, 0.12])), ["10⁻⁴", "0.001", "0.01", "0.1"]);
+        assert_eq!(labels(&Axis::log(&[4e-5, 0.12])), ["0.0001", "0.001", "0.01", "0.1"]);
         assert_eq!(labels(&Axis::log(&[0.003, 0.006])), ["0.002", "0.005", "0.01"]);
+        assert_eq!(labels(&Axis::log(&[4e-6, 0.12])), ["10⁻⁵", "10⁻⁴", "10⁻³", "10⁻²", "10⁻¹"]);
         assert_eq!(labels(&Axis::log(&[3e-9])), ["2·10⁻⁹", "5·10⁻⁹"]);
     }
 

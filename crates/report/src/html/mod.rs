@@ -143,7 +143,7 @@ fn main_table(page: &mut String, report: &CompareReport) {
             ),
         );
         if let Some(hint) = &failure.hint {
-            put(page, format_args!("<br>{}", escape(&one_line(hint))));
+            put(page, format_args!("<br>hint: {}", escape(&one_line(hint))));
         }
         page.push_str("</td></tr>\n");
     }
@@ -189,7 +189,7 @@ fn close_table(page: &mut String) {
 fn table_body(page: &mut String, report: &CompareReport, columns: &[Column]) {
     for (i, row) in shown(report).iter().enumerate() {
         let class = if row.is_dense() { " class=\"first\"" } else { "" };
-        put(page, format_args!("<tr{class}><th scope=\"row\">{}</th>", escape(&name(row))));
+        put(page, format_args!("<tr{class}><th scope=\"row\">{}</th>", escape(&columns[0].cells[i])));
         for column in &columns[1..] {
             put(page, format_args!("<td>{}</td>", escape(&column.cells[i])));
         }

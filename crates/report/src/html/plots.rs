@@ -62,6 +62,9 @@ struct Measure {
     interval: fn(&Row) -> Option<(f64, f64)>,
     write: fn(f64) -> String,
     axis: fn(&[f64]) -> Axis,
+    /// On the vertical axis: whether it is compared with what is proportional to the horizontal one, rather than with
+    /// the dense model's value.
+    proportional: bool,
 }
 
 const SIZE: Measure = Measure {
@@ -70,14 +73,16 @@ const SIZE: Measure = Measure {
     interval: |_| None,
     write: |value| format!("{} MB", figures::single(value, 3)),
     axis: Axis::from_zero,
+    proportional: false,
 };
 
 const DECODE: Measure = Measure {
     title: "Decode latency, ms a token",
     value: |row| Some(row.speed.decode_ms.median),
-    interval: |_| None,
+    interval: |row| Some((row.speed.decode_ms.p10, row.speed.decode_ms.p90)),
     write: |value| format!("{} ms a token", figures::single(value, 3)),
     axis: Axis::from_zero,
+    proportional: true,
 };
 
 const ACCURACY: Measure = Measure {
@@ -86,6 +91,7 @@ const ACCURACY: Measure = Measure {
     interval: |row| mean_interval(row).map(|(low, high)| (100.0 * low, 100.0 * high)),
     write: |value| format!("accuracy {} %", Digits::Fixed(2).write(value)),
     axis: |values| Axis::around(values, (0.0, 100.0)),
+    proportional: false,
 };
 
 const PERPLEXITY: Measure = Measure {
@@ -97,6 +103,7 @@ const PERPLEXITY: Measure = Measure {
     },
     write: |value| format!("perplexity {}", figures::single(value, 5)),
     axis: |values| Axis::around(values, (0.0, f64::INFINITY)),
+    proportional: false,
 };
 
 const DIVERGENCE: Measure = Measure {
@@ -108,6 +115,7 @@ const DIVERGENCE: Measure = Measure {
     },
     write: |value| format!("KL {}", figures::single(value, 3)),
     axis: Axis::log,
+    proportional: false,
 };
 
 /// The scatters that the report's figures allow.
@@ -139,6 +147,9 @@ pub(crate) fn scatters(report: &CompareReport) -> Vec<Figure> {
     };
     let caption = format!("{title}: {better}. Latency is the fast path's, quality the exact path's.");
     out.push(scatter(report, "latency", title, &DECODE, quality, caption));
+    let caption = "Size against decode latency: down and left is better. Vertical lines run from the fastest tenth \
+                   to the slowest; on the dotted line, time falls as bytes do.";
+    out.push(scatter(report, "size-latency", "Size against decode latency", &SIZE, &DECODE, caption.into()));
     out
 }
 
@@ -155,8 +166,8 @@ fn scatter(
     let at = |measure: &Measure, row: &Row| (measure.value)(row).filter(|value| value.is_finite());
     let points: Vec<(&Row, f64, f64)> = shown(report)
         .into_iter()
+        // Not the dense model on an axis of divergence: it has none from itself.
         .filter_map(|row| Some((row, at(x, row)?, at(y, row)?)))
-        // The dense model's divergence is zero by definition: no point.
         .collect();
     let x_axis = (x.axis)(&points.iter().map(|(_, x, _)| *x).collect::<Vec<_>>());
     let spread: Vec<f64> = points
@@ -182,8 +193,10 @@ fn scatter(
     svg.line("axis", (PLOT.left, PLOT.bottom), (PLOT.right, PLOT.bottom));
     svg.text("title", (0.0, 14.0), Anchor::Start, y.title);
     svg.text("title", (PLOT.right, SIZE.1 - 8.0), Anchor::End, x.title);
-    if let Some((_, _, dense)) = points.iter().find(|(row, ..)| row.is_dense()) {
-        svg.line("reference", (PLOT.left, py(*dense)), (PLOT.right, py(*dense)));
+    if let Some((_, x_dense, dense)) = points.iter().find(|(row, ..)| row.is_dense()) {
+        let from = if y.proportional { (px(0.0), py(0.0)) } else { (PLOT.left, py(*dense)) };
+        let to = if y.proportional { (px(*x_dense), py(*dense)) } else { (PLOT.right, py(*dense)) };
+        svg.line("reference", from, to);
     }
 
     let places: Vec<(f64, f64)> = points.iter().map(|(_, x, y)| (px(*x), py(*y))).collect();
