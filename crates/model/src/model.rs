@@ -281,7 +281,10 @@ impl Scratch {
     /// Lists the rows of `batch`.
     fn lay_out(&mut self, batch: &[Sequence<'_>]) {
         let Self { tokens, positions, starts, wanted, .. } = self;
-        (tokens.clear(), positions.clear(), starts.clear(), wanted.clear());
+        tokens.clear();
+        for list in [&mut *positions, starts, wanted] {
+            list.clear();
+        }
         for sequence in batch {
             let (first, past) = (tokens.len(), sequence.cache.len());
             starts.push(first);
