@@ -34,7 +34,11 @@ pub fn widen(isa: Isa, float: FloatType, bytes: &[u8], out: &mut [f32]) {
 pub(crate) fn unpack(isa: Isa, row: &Row<'_>, first: usize, out: &mut [f32]) {
     match isa.0 {
         Kind::Scalar => scalar::unpack(row, first, out),
+        // SAFETY: only `Isa::available` makes Avx2, after asking the CPU.
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 | Kind::Avx512 => scalar::unpack(row, first, out),
+        Kind::Avx2 => unsafe { crate::avx2::unpack(row, first, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => unsafe { crate::avx512::unpack(row, first, out) },
     }
 }

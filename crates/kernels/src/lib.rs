@@ -1,10 +1,16 @@
 //! Inner loops: a scalar reference and its SIMD twins.
 
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod compute;
 mod dequant;
 mod isa;
 mod matmul;
 mod ops;
+mod panel;
 mod row;
 mod scalar;
 
@@ -14,3 +20,6 @@ pub use isa::Isa;
 pub use matmul::{Path, matmul};
 pub use ops::attention::{AttentionShape, KvCache};
 pub use ops::rope::{Pairing, RopeTable, Rotations};
+
+#[cfg(test)]
+mod tests;

@@ -55,6 +55,12 @@ impl<'a> Row<'a> {
 }
 
 impl GroupedRow<'_> {
+    /// Whether no 32 consecutive weights, counted from the row's start, straddle two groups.
+    #[inline(always)]
+    pub fn blocks_have_one_group(&self) -> bool {
+        self.groups == 1 || self.layout.group_size.get().is_multiple_of(32)
+    }
+
     /// The unsigned code of weight `index`.
     #[inline(always)]
     pub fn code(&self, index: usize) -> u8 {

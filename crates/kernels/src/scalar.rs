@@ -5,6 +5,7 @@
 
 use bitmill_tensor::BlockType;
 
+use crate::activations::Token;
 use crate::row::{GroupedRow, Row, f16_at, q4_k, q4_k_scale_min, q6_k};
 
 /// Unpacks columns `[first, first + out.len())` of `row` to f32.
@@ -139,4 +140,129 @@ pub(crate) fn tree32(lanes: &[f32; 32]) -> f32 {
 /// Adds eight lanes: halves, then quarters, then the pair.
 pub(crate) fn tree8(v: &[f32; 8]) -> f32 {
     ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
+}
+
+/// Up to eight blocks of 32 codes as the fast path has them: what activations of 256 columns meet.
+pub(crate) struct Chunk {
+    /// Codes as they are multiplied: unsigned and below 64, or signed.
+    pub codes: [i16; 256],
+    /// The scale of each half block.
+    pub scales: [f32; 16],
+    /// `scale * code that stands for zero` (Q4_K: the minimum) of each half block.
+    pub offsets: [f32; 16],
+}
+
+/// Whether a block's halves have scales of their own.
+pub(crate) fn has_halves(row: &Row<'_>) -> bool {
+    matches!(row, Row::Block { block: BlockType::Q6_K, .. })
+}
+
+/// Whether codes of this row use all eight bits, signed; else they are unsigned and below 64.
+pub(crate) fn is_signed(row: &Row<'_>) -> bool {
+    match row {
+        Row::Block { block, .. } => *block == BlockType::Q8_0,
+        Row::Grouped(row) => row.layout.bits.get() == 8,
+        Row::Float { .. } => false,
+    }
+}
+
+/// Whether [`fast_dot`] can be asked for this row: blocks, and 4- or 8-bit codes in groups of whole blocks.
+pub(crate) fn has_fast_path(row: &Row<'_>) -> bool {
+    match row {
+        Row::Float { .. } => false,
+        Row::Block { .. } => true,
+        Row::Grouped(row) => matches!(row.layout.bits.get(), 4 | 8) && row.blocks_have_one_group(),
+    }
+}
+
+impl Chunk {
+    /// Chunk `index` of `row`; what lies behind the row's end is zero.
+    pub fn of(row: &Row<'_>, in_features: usize, index: usize) -> Self {
+        let mut chunk = Self { codes: [0; 256], scales: [0.0; 16], offsets: [0.0; 16] };
+        let first = 256 * index;
+        for i in 0..256.min(in_features - first) {
+            let half = i / 16;
+            let (code, scale, offset) = match *row {
+                Row::Float { .. } => (0, f32::NAN, 0.0),
+                Row::Block { block, bytes } => {
+                    let at = (first + i) / block.weights() * block.bytes();
+                    let (bytes, i) = (&bytes[at..at + block.bytes()], (first + i) % block.weights());
+                    match block {
+                        BlockType::Q8_0 => (i32::from(bytes[2 + i] as i8), f16_at(bytes, 0), 0.0),
+                        BlockType::Q4_0 => {
+                            let scale = f16_at(bytes, 0);
+                            (q4_0_code(bytes, i), scale, scale * 8.0)
+                        }
+                        BlockType::Q5_0 => {
+                            let scale = f16_at(bytes, 0);
+                            (q5_0_code(bytes, i), scale, scale * 16.0)
+                        }
+                        BlockType::Q4_K => {
+                            let (d, dmin) = (f16_at(bytes, q4_k::D), f16_at(bytes, q4_k::DMIN));
+                            let (scale, min) = q4_k_scale_min(&bytes[q4_k::SCALES..q4_k::CODES], i / 32);
+                            (q4_k_code(bytes, i), d * f32::from(scale), dmin * f32::from(min))
+                        }
+                        BlockType::Q6_K => {
+                            let scale =
+                                f16_at(bytes, q6_k::D) * f32::from(bytes[q6_k::SCALES + i / 16] as i8);
+                            (q6_k_code(bytes, i), scale, scale * 32.0)
+                        }
+                    }
+                }
+                Row::Grouped(row) => {
+                    let group = (first + i) / row.layout.group_size.get();
+                    let scale = row.scale(group);
+                    // Eight-bit codes become signed, and their zero point moves along.
+                    let shift = if row.layout.bits.get() == 8 { 128 } else { 0 };
+                    let zero = i32::from(row.zero(group)) - shift;
+                    (i32::from(row.code(first + i)) - shift, scale, scale * zero as f32)
+                }
+            };
+            chunk.codes[i] = code as i16;
+            chunk.scales[half] = scale;
+            chunk.offsets[half] = offset;
+        }
+        // A row that ends within a block's first half gives the whole block its scale.
+        if !has_halves(row) {
+            for block in 0..8 {
+                chunk.scales[2 * block + 1] = chunk.scales[2 * block];
+                chunk.offsets[2 * block + 1] = chunk.offsets[2 * block];
+            }
+        }
+        chunk
+    }
+}
+
+/// Σ x·w of rounded activations: `Σ scale · token scale · Σ code · token code − Σ offset · token sum`.
+///
+/// Products: block `b` and four consecutive columns `l` belong to lane `(b % 4, l)`; their sum is an integer, exact,
+/// and is added to the lane by a fused multiply-add. Offsets: block `b` (or half block, where halves have their own)
+/// belongs to lane `b % 8`, fused too. The lanes are added as [`tree32`] and [`tree8`] have it.
+pub(crate) fn fast_dot(row: &Row<'_>, in_features: usize, token: Token<'_>) -> f32 {
+    let (mut lanes, mut offsets) = ([0f32; 32], [0f32; 8]);
+    let halves = has_halves(row);
+    for chunk in 0..in_features.div_ceil(256) {
+        let weights = Chunk::of(row, in_features, chunk);
+        for j in 0..(in_features - 256 * chunk).div_ceil(32).min(8) {
+            let block = 8 * chunk + j;
+            for l in 0..8 {
+                let at = 32 * j + 4 * l;
+                let sum: i32 = (0..4)
+                    .map(|i| i32::from(weights.codes[at + i]) * i32::from(token.codes[256 * chunk + at + i]))
+                    .sum();
+                let scale = weights.scales[2 * j + l / 4] * token.scales[block];
+                let lane = &mut lanes[8 * (block % 4) + l];
+                *lane = (sum as f32).mul_add(scale, *lane);
+            }
+            if halves {
+                for half in 2 * j..2 * j + 2 {
+                    let lane = &mut offsets[half % 8];
+                    *lane = weights.offsets[half].mul_add(token.half_sums[16 * chunk + half], *lane);
+                }
+            } else {
+                offsets[j] = weights.offsets[2 * j].mul_add(token.sums[block], offsets[j]);
+            }
+        }
+    }
+    tree32(&lanes) - tree8(&offsets)
 }

@@ -1,0 +1,561 @@
+//! Every twin against the definition, and the definition against plain arithmetic.
+
+use std::num::NonZeroUsize;
+
+use bitmill_tensor::{
+    Bits, BlockType, Encoding, FloatType, Grouped, Matrix, WeightData, WeightView, ZeroPoint,
+};
+
+use crate::activations::Activations;
+use crate::matmul::{exact_dot, fast_dot};
+use crate::panel::{self, Panel, ROWS};
+use crate::row::Row;
+use crate::{Isa, Path, dequantize_rows, matmul, scalar, widen};
+
+/// xorshift64*: the same numbers everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Uniform in −1..1.
+    fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn bytes(&mut self, n: usize) -> Vec<u8> {
+        (0..n).map(|_| (self.next() >> 56) as u8).collect()
+    }
+
+    fn matrix(&mut self, rows: usize, cols: usize) -> Matrix {
+        Matrix::from_vec(rows, cols, (0..rows * cols).map(|_| self.float()).collect())
+    }
+}
+
+/// Bytes that end where a page that must not be read begins, so that reading past them is a crash, not luck.
+#[cfg(unix)]
+struct Guarded {
+    map: *mut libc::c_void,
+    mapped: usize,
+    start: usize,
+    len: usize,
+}
+
+#[cfg(unix)]
+impl Guarded {
+    fn new(bytes: &[u8]) -> Self {
+        const PAGE: usize = 1 << 16;
+        let body = bytes.len().div_ceil(PAGE).max(1) * PAGE;
+        let mapped = body + PAGE;
+        // SAFETY: a fresh private mapping; its last page is taken away, the rest is written within bounds.
+        unsafe {
+            let map = libc::mmap(
+                std::ptr::null_mut(),
+                mapped,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            assert_ne!(map, libc::MAP_FAILED, "mmap");
+            assert_eq!(libc::mprotect(map.byte_add(body), PAGE, libc::PROT_NONE), 0, "mprotect");
+            let start = body - bytes.len();
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), map.cast::<u8>().add(start), bytes.len());
+            Self { map, mapped, start, len: bytes.len() }
+        }
+    }
+}
+
+#[cfg(unix)]
+impl std::ops::Deref for Guarded {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: these bytes were written in `new` and stay mapped until `drop`.
+        unsafe { std::slice::from_raw_parts(self.map.cast::<u8>().add(self.start), self.len) }
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `new`.
+        unsafe { libc::munmap(self.map, self.mapped) };
+    }
+}
+
+#[cfg(not(unix))]
+struct Guarded(Box<[u8]>);
+
+#[cfg(not(unix))]
+impl Guarded {
+    fn new(bytes: &[u8]) -> Self {
+        Self(bytes.into())
+    }
+}
+
+#[cfg(not(unix))]
+impl std::ops::Deref for Guarded {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// A random matrix of some encoding. Codes take every value; scales are of a size that weights have.
+struct Sample {
+    encoding: Encoding,
+    out_features: usize,
+    in_features: usize,
+    weights: Guarded,
+    scales: Guarded,
+    zero_points: Guarded,
+}
+
+impl Sample {
+    fn new(encoding: Encoding, out_features: usize, in_features: usize) -> Self {
+        let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ (out_features * 65_537 + in_features) as u64);
+        let scale_bits = |random: &mut Random| {
+            let scale = random.float() * 0.02 + if random.next().is_multiple_of(2) { 0.03 } else { -0.03 };
+            half::f16::from_f32(scale).to_le_bytes()
+        };
+        let (mut scales, mut zero_points) = (Vec::new(), Vec::new());
+        let weights = match encoding {
+            Encoding::Float(float) => {
+                let mut bytes = Vec::new();
+                (0..out_features * in_features).for_each(|_| float.push(random.float(), &mut bytes));
+                bytes
+            }
+            Encoding::Block(block) => {
+                let mut bytes = random.bytes(encoding.matrix_bytes(out_features, in_features));
+                for bytes in bytes.chunks_exact_mut(block.bytes()) {
+                    let places: &[usize] = match block {
+                        BlockType::Q8_0 | BlockType::Q4_0 | BlockType::Q5_0 => &[0],
+                        BlockType::Q4_K => &[0, 2],
+                        BlockType::Q6_K => &[208],
+                    };
+                    for &at in places {
+                        bytes[at..at + 2].copy_from_slice(&scale_bits(&mut random));
+                    }
+                }
+                bytes
+            }
+            Encoding::Grouped(layout) => {
+                let groups = layout.groups_per_row(in_features);
+                for _ in 0..out_features * groups {
+                    layout.scale.push(random.float() * 0.02 + 0.03, &mut scales);
+                }
+                if layout.zero_point == ZeroPoint::Asymmetric {
+                    zero_points = random.bytes(4 * layout.zero_point_words(out_features) * groups);
+                }
+                random.bytes(4 * out_features * layout.words_per_row(in_features))
+            }
+        };
+        let [weights, scales, zero_points] = [weights, scales, zero_points].map(|bytes| Guarded::new(&bytes));
+        Self { encoding, out_features, in_features, weights, scales, zero_points }
+    }
+
+    fn view(&self) -> WeightView<'_> {
+        let data = match self.encoding {
+            Encoding::Float(float) => WeightData::Float { float, bytes: &self.weights },
+            Encoding::Block(block) => WeightData::Block { block, bytes: &self.weights },
+            Encoding::Grouped(layout) => WeightData::Grouped {
+                layout,
+                packed: &self.weights,
+                scales: &self.scales,
+                zero_points: &self.zero_points,
+            },
+        };
+        WeightView::new(self.out_features, self.in_features, data).unwrap()
+    }
+
+    /// All weights by the definition.
+    fn unpacked(&self) -> Matrix {
+        let mut all = Matrix::zeros(self.out_features, self.in_features);
+        dequantize_rows(Isa::scalar(), &self.view(), 0, all.as_mut_slice());
+        all
+    }
+}
+
+fn grouped(bits: u8, group_size: usize, zero_point: ZeroPoint, scale: FloatType) -> Encoding {
+    Encoding::Grouped(Grouped {
+        bits: Bits::new(bits).unwrap(),
+        group_size: NonZeroUsize::new(group_size).unwrap(),
+        zero_point,
+        scale,
+    })
+}
+
+/// Every encoding at shapes that make each branch run: whole chunks of 256, part of one, part of a block.
+fn samples() -> Vec<Sample> {
+    let mut samples = Vec::new();
+    for float in [FloatType::F32, FloatType::F16, FloatType::BF16] {
+        for in_features in [1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 255, 256, 300] {
+            samples.push(Sample::new(Encoding::Float(float), 5, in_features));
+        }
+    }
+    for block in [BlockType::Q8_0, BlockType::Q4_0, BlockType::Q5_0] {
+        for in_features in [32, 64, 96, 224, 256, 288, 896] {
+            samples.push(Sample::new(Encoding::Block(block), 19, in_features));
+        }
+    }
+    for block in [BlockType::Q4_K, BlockType::Q6_K] {
+        for in_features in [256, 512, 1280] {
+            samples.push(Sample::new(Encoding::Block(block), 19, in_features));
+        }
+    }
+    for bits in [4, 8] {
+        for zero_point in [ZeroPoint::Symmetric, ZeroPoint::Asymmetric] {
+            // [in_features, group size]: whole blocks, chunks, rows, halves of a block, and odd ones.
+            for (in_features, group_size) in [
+                (256, 32),
+                (320, 32),
+                (384, 64),
+                (384, 128),
+                (896, 128),
+                (288, 96),
+                (512, 256),
+                (1024, 512),
+                (576, 576),
+                (33, 33),
+                (77, 77),
+                (300, 300),
+                (64, 16),
+                (96, 24),
+                (231, 7),
+                (9, 1),
+            ] {
+                let scale = [FloatType::BF16, FloatType::F16, FloatType::F32][in_features % 3];
+                samples.push(Sample::new(grouped(bits, group_size, zero_point, scale), 19, in_features));
+            }
+        }
+    }
+    for bits in [1, 2, 3, 5, 6, 7] {
+        samples.push(Sample::new(grouped(bits, 20, ZeroPoint::Asymmetric, FloatType::BF16), 37, 100));
+    }
+    samples
+}
+
+fn twins() -> Vec<Isa> {
+    let isas = Isa::available();
+    println!("twins tested: {}", isas.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "));
+    isas
+}
+
+const GUARD: f32 = 12345.678;
+
+/// `n` NaN between guard values; what `fill` wrote, after the guards were found untouched.
+fn guarded_floats(n: usize, fill: impl FnOnce(&mut [f32])) -> Vec<f32> {
+    let mut buffer = vec![GUARD; n + 64];
+    buffer[32..32 + n].fill(f32::NAN);
+    fill(&mut buffer[32..32 + n]);
+    assert!(buffer[..32].iter().chain(&buffer[32 + n..]).all(|&x| x == GUARD), "wrote outside its buffer");
+    buffer[32..32 + n].to_vec()
+}
+
+fn bits_of(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn every_isa_unpacks_the_same_bits() {
+    for sample in samples() {
+        let view = sample.view();
+        let expected = bits_of(sample.unpacked().as_slice());
+        for isa in twins() {
+            for (first, rows) in [(0, sample.out_features), (2, 3), (sample.out_features - 1, 1)] {
+                let n = rows * sample.in_features;
+                let found = guarded_floats(n, |out| dequantize_rows(isa, &view, first, out));
+                let expected = &expected[first * sample.in_features..][..n];
+                assert_eq!(bits_of(&found), expected, "{isa} {} {}", sample.encoding, sample.in_features);
+            }
+        }
+    }
+}
+
+#[test]
+fn widening_gives_what_each_element_reads_as() {
+    for float in [FloatType::F32, FloatType::F16, FloatType::BF16] {
+        // Every pattern of 16 bits for the short types, infinities and subnormal numbers among them.
+        let count = 65_536 + 13;
+        let bytes: Vec<u8> = match float {
+            FloatType::F32 => (0..count as u32).flat_map(|i| (i * 65_521).to_le_bytes()).collect(),
+            _ => (0..count).flat_map(|i| (i as u16).to_le_bytes()).collect(),
+        };
+        for isa in twins() {
+            let found = guarded_floats(count, |out| widen(isa, float, &bytes, out));
+            for (i, found) in found.into_iter().enumerate() {
+                let expected = float.read(&bytes, i);
+                let same = found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
+                assert!(same, "{isa} {float} element {i}: {found} for {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_isa_takes_the_same_exact_dot() {
+    let mut random = Random(7);
+    for sample in samples() {
+        let view = sample.view();
+        let x = random.matrix(1, sample.in_features);
+        for o in [0, sample.out_features - 1] {
+            let row = Row::of(&view, o);
+            let expected = scalar::exact_dot(&row, x.row(0));
+            for isa in twins() {
+                let found = exact_dot(isa, &row, x.row(0));
+                assert_eq!(found.to_bits(), expected.to_bits(), "{isa} {} {}", sample.encoding, sample.in_features);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_isa_takes_the_same_fast_dot() {
+    let mut random = Random(8);
+    for sample in samples() {
+        let view = sample.view();
+        if !scalar::has_fast_path(&Row::of(&view, 0)) {
+            continue;
+        }
+        let mut x = Activations::default();
+        x.round(Isa::scalar(), &random.matrix(2, sample.in_features));
+        for o in [0, sample.out_features - 1] {
+            let row = Row::of(&view, o);
+            let expected = scalar::fast_dot(&row, sample.in_features, x.token(1));
+            for isa in twins() {
+                let found = fast_dot(isa, &row, sample.in_features, x.token(1));
+                assert_eq!(found.to_bits(), expected.to_bits(), "{isa} {} {}", sample.encoding, sample.in_features);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_products_do_not_overflow() {
+    // Codes and activations at the ends of their ranges, all of one sign: sums of pairs come nearest to 2^15.
+    let all = |byte: u8, block: BlockType| {
+        let mut bytes = vec![byte; block.bytes() * (512 / block.weights())];
+        for bytes in bytes.chunks_exact_mut(block.bytes()) {
+            let one = half::f16::from_f32(1.0).to_le_bytes();
+            let places: &[usize] = match block {
+                BlockType::Q6_K => &[208],
+                BlockType::Q4_K => &[0, 2],
+                _ => &[0],
+            };
+            places.iter().for_each(|&at| bytes[at..at + 2].copy_from_slice(&one));
+        }
+        bytes
+    };
+    for block in BlockType::ALL {
+        for byte in [0x00, 0x7f, 0x80, 0xff] {
+            let bytes = all(byte, block);
+            let view = WeightView::new(1, 512, WeightData::Block { block, bytes: &bytes }).unwrap();
+            let row = Row::of(&view, 0);
+            for sign in [1.0, -1.0] {
+                let x = Matrix::from_vec(8, 512, vec![sign; 8 * 512]);
+                let mut rounded = Activations::default();
+                rounded.round(Isa::scalar(), &x);
+                let dot = scalar::fast_dot(&row, 512, rounded.token(0));
+                for isa in twins() {
+                    assert_eq!(fast_dot(isa, &row, 512, rounded.token(0)), dot, "{isa} {block} {byte:#x}");
+                    let mut y = Matrix::default();
+                    matmul(isa, Path::Fast, &view, &x, &mut y);
+                    let bound = 1e-5 * dot.abs().max(1000.0);
+                    assert!((y.row(7)[0] - dot).abs() <= bound, "{isa} {block} {byte:#x}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_isa_multiplies_panels_to_the_same_bits() {
+    let mut random = Random(9);
+    for sample in samples() {
+        let view = sample.view();
+        if !scalar::has_fast_path(&Row::of(&view, 0)) {
+            continue;
+        }
+        let mut x = Activations::default();
+        x.round(Isa::scalar(), &random.matrix(8, sample.in_features));
+        for first in [0, 16] {
+            let mut expected_panel = Panel::default();
+            expected_panel.fill(Isa::scalar(), &view, first);
+            for isa in twins() {
+                let mut panel = Panel::default();
+                // A panel that another matrix was in before.
+                panel.codes.resize(100_000, 0x5a5a_5a5a);
+                panel.scales.resize(100_000, f32::NAN);
+                panel.offsets.resize(100_000, f32::NAN);
+                panel.fill(isa, &view, first);
+                let what = format!("{isa} {} {}", sample.encoding, sample.in_features);
+                assert_eq!(panel.shape, expected_panel.shape, "{what}");
+                let blocks = panel.shape.blocks;
+                // What stands behind the row's end meets activations of zero.
+                let quads = ROWS * (sample.in_features / 4);
+                assert_eq!(panel.codes[..quads], expected_panel.codes[..quads], "{what}");
+                let scales = if panel.shape.halves { 2 } else { 1 } * ROWS * blocks;
+                assert_eq!(panel.scales[..scales], expected_panel.scales[..scales], "{what}");
+                assert_eq!(panel.offsets[..scales], expected_panel.offsets[..scales], "{what}");
+                for count in 1..=8 {
+                    let tokens: Vec<_> = (0..count).map(|t| x.token(t)).collect();
+                    let multiply = |isa, panel: &Panel| {
+                        let first_half = blocks / 2;
+                        guarded_floats(count * ROWS, |sums| {
+                            sums.fill(0.25);
+                            panel::multiply(isa, panel, &tokens, 0, first_half, sums);
+                            panel::multiply(isa, panel, &tokens, first_half, blocks - first_half, sums);
+                        })
+                    };
+                    let expected = multiply(Isa::scalar(), &expected_panel);
+                    assert_eq!(bits_of(&multiply(isa, &panel)), bits_of(&expected), "{what} {count}");
+                }
+            }
+        }
+    }
+}
+
+/// `Σ x·w` and `Σ |x·w|` in f64.
+fn reference(x: &[f32], w: &[f32]) -> (f64, f64) {
+    let products = || x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
+    (products().sum(), products().map(f64::abs).sum())
+}
+
+#[test]
+fn exact_products_are_as_good_as_f32_sums_can_be() {
+    let mut random = Random(10);
+    for sample in samples() {
+        let weights = sample.unpacked();
+        for tokens in [1, 2, 3, 4, 5, 9, 33] {
+            let x = random.matrix(tokens, sample.in_features);
+            for isa in twins() {
+                let mut y = Matrix::from_vec(1, 3, vec![f32::NAN; 3]);
+                matmul(isa, Path::Exact, &sample.view(), &x, &mut y);
+                assert_eq!((y.rows(), y.cols()), (tokens, sample.out_features));
+                for t in 0..tokens {
+                    for o in 0..sample.out_features {
+                        let (sum, magnitude) = reference(x.row(t), weights.row(o));
+                        // A chain of n roundings errs by at most n * 2^-24 of the magnitudes; chains here have
+                        // n / 32 links and more, and errors cancel: a fixed small multiple suffices.
+                        let bound = 16.0 * magnitude / f64::from(1 << 24) + 1e-30;
+                        let error = (f64::from(y.row(t)[o]) - sum).abs();
+                        assert!(
+                            error <= bound,
+                            "{isa} {} {} x {tokens}: off by {error:e}, bound {bound:e}",
+                            sample.encoding,
+                            sample.in_features
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn fast_products_are_those_of_the_rounded_activations() {
+    let mut random = Random(11);
+    for sample in samples() {
+        let view = sample.view();
+        let has_fast_path = scalar::has_fast_path(&Row::of(&view, 0));
+        let weights = sample.unpacked();
+        for tokens in [1, 3, 4, 5, 8, 13, 33] {
+            let x = random.matrix(tokens, sample.in_features);
+            let mut rounded = x.clone();
+            if has_fast_path {
+                let mut codes = Activations::default();
+                codes.round(Isa::scalar(), &x);
+                for t in 0..tokens {
+                    let token = codes.token(t);
+                    for (i, x) in rounded.row_mut(t).iter_mut().enumerate() {
+                        *x = f32::from(token.codes[i]) * token.scales[i / 32];
+                    }
+                }
+            }
+            for isa in twins() {
+                let mut y = Matrix::from_vec(1, 3, vec![f32::NAN; 3]);
+                matmul(isa, Path::Fast, &view, &x, &mut y);
+                for t in 0..tokens {
+                    for o in 0..sample.out_features {
+                        let (sum, _) = reference(rounded.row(t), weights.row(o));
+                        // Offsets are summed apart from products: both are larger than their difference, by the
+                        // ratio of a code's range to a code, hence not a multiple of Σ|x·w|.
+                        let (_, magnitude) = reference(rounded.row(t), &vec![1.0; sample.in_features]);
+                        let largest = weights.row(o).iter().fold(0f32, |m, w| m.max(w.abs()));
+                        let bound = 32.0 * magnitude * f64::from(largest) / f64::from(1 << 24) + 1e-30;
+                        let error = (f64::from(y.row(t)[o]) - sum).abs();
+                        assert!(
+                            error <= bound,
+                            "{isa} {} {} x {tokens}: off by {error:e}, bound {bound:e}",
+                            sample.encoding,
+                            sample.in_features
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let mut random = Random(12);
+    let pools = [1, 2, 3, 8].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap());
+    for encoding in [
+        Encoding::Float(FloatType::BF16),
+        Encoding::Block(BlockType::Q4_K),
+        Encoding::Block(BlockType::Q6_K),
+        grouped(4, 128, ZeroPoint::Asymmetric, FloatType::BF16),
+    ] {
+        let sample = Sample::new(encoding, 531, 768);
+        for path in [Path::Exact, Path::Fast] {
+            for tokens in [1, 2, 40] {
+                let x = random.matrix(tokens, 768);
+                let view = sample.view();
+                let results = [0, 1, 2, 3].map(|pool| {
+                    let mut y = Matrix::default();
+                    pools[pool].install(|| matmul(Isa::best(), path, &view, &x, &mut y));
+                    bits_of(y.as_slice())
+                });
+                assert!(results.iter().all(|y| *y == results[0]), "{encoding} {path:?} {tokens}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_activations_do_not_vanish() {
+    for encoding in [Encoding::Block(BlockType::Q4_K), Encoding::Block(BlockType::Q8_0)] {
+        let sample = Sample::new(encoding, 5, 512);
+        for path in [Path::Exact, Path::Fast] {
+            for tokens in [1, 6] {
+                let mut x = Random(13).matrix(tokens, 512);
+                x.row_mut(tokens - 1)[300] = f32::NAN;
+                for isa in twins() {
+                    let mut y = Matrix::default();
+                    matmul(isa, path, &sample.view(), &x, &mut y);
+                    assert!(y.row(tokens - 1).iter().all(|y| y.is_nan()), "{isa} {encoding} {path:?}");
+                    assert!(tokens == 1 || y.row(0).iter().all(|y| y.is_finite()), "{isa} {encoding}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn empty_shapes_give_empty_or_zero_results() {
+    let sample = Sample::new(Encoding::Float(FloatType::F32), 3, 0);
+    for isa in twins() {
+        let mut y = Matrix::from_vec(1, 1, vec![f32::NAN]);
+        matmul(isa, Path::Fast, &sample.view(), &Matrix::zeros(2, 0), &mut y);
+        assert_eq!((y.rows(), y.cols(), y.as_slice()), (2, 3, &[0.0; 6][..]));
+        matmul(isa, Path::Exact, &sample.view(), &Matrix::zeros(0, 0), &mut y);
+        assert_eq!((y.rows(), y.cols()), (0, 3));
+        dequantize_rows(isa, &sample.view(), 0, &mut []);
+    }
+}
