@@ -181,6 +181,11 @@ impl StagedFile {
         &self.target.path
     }
 
+    /// Where the bytes lie until they are finished.
+    pub fn staged(&self) -> &Path {
+        &self.temporary
+    }
+
     pub fn finish(self) -> Result<Written, Error> {
         let Self { target, parent, file, temporary, bytes } = self;
         file.sync_all().map_err(|source| target.write_error(source, bytes))?;
@@ -223,6 +228,11 @@ impl StagedFolder {
     /// The path that the folder will have.
     pub fn target(&self) -> &Path {
         &self.target.path
+    }
+
+    /// Where the files lie until they are finished.
+    pub fn staged(&self) -> &Path {
+        self.temporary.path()
     }
 
     /// Creates a file of `bytes` in the folder; `needed` is what the whole folder takes, for a message.

@@ -321,3 +321,14 @@ pub fn adjacent_pairs_row(hf_row: usize, head_dim: usize) -> usize {
     let stored = if within < half { 2 * within } else { 2 * (within - half) + 1 };
     head * head_dim + stored
 }
+
+/// Which row of a q or k matrix lies at `stored_row` after that permutation: the inverse of [`adjacent_pairs_row`].
+///
+/// ```
+/// use bitmill_checkpoint::{adjacent_pairs_row, halves_row};
+/// assert!((0..16).all(|row| halves_row(adjacent_pairs_row(row, 8), 8) == row));
+/// ```
+pub fn halves_row(stored_row: usize, head_dim: usize) -> usize {
+    let (head, within) = (stored_row / head_dim, stored_row % head_dim);
+    head * head_dim + within % 2 * (head_dim / 2) + within / 2
+}

@@ -136,6 +136,11 @@ impl FolderWriter {
         Ok(())
     }
 
+    /// Where the folder lies until [`finish`](Self::finish): complete once every tensor is written, to be read back.
+    pub fn staged(&self) -> &std::path::Path {
+        self.folder.staged()
+    }
+
     /// The exact size of all files: weights, index, and what was added so far.
     pub fn total_bytes(&self) -> u64 {
         let others = self.others.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

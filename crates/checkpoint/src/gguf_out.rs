@@ -91,6 +91,11 @@ impl GgufWriter {
         Ok(())
     }
 
+    /// Where the file lies until [`finish`](Self::finish): complete once every tensor is written, to be read back.
+    pub fn staged(&self) -> &std::path::Path {
+        self.file.staged()
+    }
+
     /// The exact size of the finished file.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes

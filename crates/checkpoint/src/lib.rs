@@ -19,7 +19,9 @@ mod safetensors_in;
 mod shapes;
 
 pub use atomic::{Overwrite, Target, Written};
-pub use checkpoint::{Checkpoint, Format, Tensor, TensorInfo, TokenizerSource, adjacent_pairs_row};
+pub use checkpoint::{
+    Checkpoint, Format, Tensor, TensorInfo, TokenizerSource, adjacent_pairs_row, halves_row,
+};
 pub use compressed_tensors::{PackedScheme, compressed_tensors_config, grouped_specs, packed_config};
 pub use config::{ModelConfig, Rope, RopeScaling};
 pub use error::Error;

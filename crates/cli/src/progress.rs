@@ -21,11 +21,11 @@ impl Bar {
 }
 
 impl Progress for Bar {
-    fn begin(&self, what: &str, total: u64) {
+    fn begin(&self, what: &str) {
         self.with(|bar| {
             bar.finish_and_clear();
             // indicatif draws nothing where stderr is no terminal and leaves colours out under NO_COLOR.
-            *bar = ProgressBar::new(total);
+            *bar = ProgressBar::new(0);
             let style = ProgressStyle::with_template("{msg}  {wide_bar} {percent:>3} %  {eta:>4} left");
             if let Ok(style) = style {
                 bar.set_style(style);
@@ -35,8 +35,11 @@ impl Progress for Bar {
         });
     }
 
-    fn at(&self, done: u64) {
-        self.with(|bar| bar.set_position(done));
+    fn at(&self, done: u64, total: u64) {
+        self.with(|bar| {
+            bar.set_length(total);
+            bar.set_position(done);
+        });
     }
 
     fn end(&self) {

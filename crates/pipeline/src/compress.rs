@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bitmill_checkpoint::{Checkpoint, Overwrite, Pairing, Region, RoleKind, Target, Tensor, Written};
+use bitmill_checkpoint::{Checkpoint, Overwrite, Pairing, Region, RoleKind, Target, Tensor, Written, halves_row};
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_quant::{pack_zero_points, quantize_blocks, quantize_rows};
 use bitmill_tensor::{BlockType, Encoding, FloatType, Grouped, WeightData, WeightView};
@@ -75,16 +75,16 @@ pub fn compress(
     let target = Target { path: path.into(), overwrite };
     let output = plan.layout.create(&target)?;
     let isa = Isa::best();
-    let total: u64 = plan.tensors.iter().map(PlannedTensor::weights).sum();
+    let total = plan.weights;
     let mut done = 0;
     let mut records = Vec::with_capacity(plan.tensors.len());
-    progress.begin(&format!("compressing {} to {}", plan.model, plan.recipe.name), total);
+    progress.begin(&format!("{}: compressing", plan.recipe.name));
     for (index, planned) in plan.tensors.iter().enumerate() {
         let tensor = checkpoint.tensor(&planned.name)?;
         let mut run = TensorRun::new(checkpoint, plan.recipe.format, planned, &tensor, isa);
         run.stream(&output, index, |weights| {
             done += weights;
-            progress.at(done);
+            progress.at(done, total);
         })?;
         records.push(run.into_record());
         tensor.release();
@@ -97,13 +97,13 @@ pub fn compress(
     let document = document(plan, &records);
     let text = format!("{document:#}\n");
     output.add_record(text.as_bytes())?;
-    progress.begin("reading back", total);
+    progress.begin(&format!("{}: reading back", plan.recipe.name));
     read_back(output.staged(), path, plan, &records, isa, progress)?;
     let is_file = matches!(output, Output::Gguf(_));
     let written = output.finish()?;
     if is_file {
         let beside = record_path(path);
-        bitmill_checkpoint::write_file(&beside, text.as_bytes())?;
+        crate::write_file(&beside, text.as_bytes())?;
     }
     progress.end();
     Ok(CompressRecord { written, document, seconds: began.elapsed().as_secs_f64() })
@@ -250,7 +250,7 @@ impl<'a> TensorRun<'a> {
     /// Which row of the checkpoint, in canonical order, becomes row `row` of the output.
     fn source_row(&self, row: usize) -> usize {
         match self.adjacent_pairs {
-            Some(head_dim) => bitmill_checkpoint::halves_row(row, head_dim),
+            Some(head_dim) => halves_row(row, head_dim),
             None => row,
         }
     }
@@ -451,7 +451,7 @@ fn read_back(
             hashes.add(&values, cols);
             tensor.release();
             done += (chunk * cols) as u64;
-            progress.at(done);
+            progress.at(done, plan.weights);
         }
         if hashes.finish() != record.decided_hash {
             return Err(mismatch());

@@ -1,6 +1,6 @@
 //! `millet`, the model inside the binary, with its text and tasks: what every command uses when none is named.
 
-use bitmill_checkpoint::{Checkpoint, Region};
+use bitmill_checkpoint::{Checkpoint, ModelConfig, Region};
 use bitmill_text::Task;
 
 use crate::Error;
@@ -32,12 +32,7 @@ const TASKS: &[(&str, &str)] = &[
 ];
 
 /// The built-in evaluation text: short documents in English and Chinese, divided by `<|endoftext|>`.
-pub const TEXT: &str = include_str!("../../../assets/millet/text/eval.txt");
-
-/// The text that is divided into windows of `<|endoftext|>`-free documents for models that do not know that token.
-pub fn text_for(knows_end_of_text: bool) -> String {
-    if knows_end_of_text { TEXT.into() } else { TEXT.replace("<|endoftext|>", "\n\n") }
-}
+pub(crate) const TEXT: &str = include_str!("../../../assets/millet/text/eval.txt");
 
 /// Opens the embedded model.
 ///
@@ -53,10 +48,15 @@ pub fn checkpoint() -> Result<Checkpoint, Error> {
 ///
 /// # Errors
 /// None that a reader could cause; the type is [`Task`]'s.
-pub fn tasks(is_millet: bool) -> Result<Vec<Task>, Error> {
+pub(crate) fn tasks(is_millet: bool) -> Result<Vec<Task>, Error> {
     TASKS
         .iter()
         .filter(|(name, _)| is_millet || *name != "facts")
         .map(|(name, lines)| Ok(Task::from_jsonl(name, lines)?))
         .collect()
+}
+
+/// Whether a model with `config` is millet or made from it, whatever it is called: its windows and tasks are millet's then.
+pub(crate) fn has_shape(config: &ModelConfig) -> bool {
+    (config.vocab_size, config.hidden_size, config.n_heads, config.n_kv_heads) == (2048, 256, 8, 1)
 }

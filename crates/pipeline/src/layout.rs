@@ -1,10 +1,10 @@
 //! Where everything goes in the output, decided before a weight is read: headers come first in both formats.
 
 use bitmill_checkpoint::{
-    Checkpoint, FolderWriter, GgufTensorSpec, GgufValue, GgufWriter, Region, StTensorSpec, Target, Written,
+    Checkpoint, FolderWriter, GgufTensorSpec, GgufValue, GgufWriter, PackedScheme, Region, RoleKind, StTensorSpec, Target, Written,
 };
 use bitmill_text::Tokenizer;
-use bitmill_tensor::{BlockType, Encoding, FloatType, Grouped};
+use bitmill_tensor::{BlockType, Encoding, FloatType, Granularity, Grouped};
 
 use crate::error::Error;
 use crate::plan::{PlannedTensor, rows_and_columns};
@@ -87,7 +87,7 @@ fn folder(checkpoint: &Checkpoint, tensors: &[PlannedTensor], shard_bytes: u64) 
     let mut specs = Vec::new();
     // The indexes in `specs` of each planned tensor's parts.
     let mut parts = Vec::with_capacity(tensors.len());
-    let mut groups: Vec<(Grouped, bool, Vec<String>)> = Vec::new();
+    let mut groups: Vec<(PackedScheme, Vec<String>)> = Vec::new();
     let mut ignore = Vec::new();
     for tensor in tensors {
         let first = specs.len();
@@ -96,20 +96,15 @@ fn folder(checkpoint: &Checkpoint, tensors: &[PlannedTensor], shard_bytes: u64) 
         match tensor.to {
             Encoding::Grouped(grouped) => {
                 specs.extend(bitmill_checkpoint::grouped_specs(&tensor.name, rows, cols, &grouped));
-                let channel = grouped.group_size.get() == cols;
-                // One scheme has one group size; with one scale a row that size is the width, whatever it is.
-                let same = |(seen, seen_channel, _): &&mut (Grouped, bool, Vec<String>)| {
-                    *seen_channel == channel && Grouped { group_size: seen.group_size, ..grouped } == *seen
-                        && (channel || seen.group_size == grouped.group_size)
-                };
-                match groups.iter_mut().find(same) {
-                    Some((_, _, modules)) => modules.push(module),
-                    None => groups.push((grouped, channel, vec![module])),
+                let scheme = scheme(&grouped, cols);
+                match groups.iter_mut().find(|(seen, _)| *seen == scheme) {
+                    Some((_, modules)) => modules.push(module),
+                    None => groups.push((scheme, vec![module])),
                 }
             }
             Encoding::Float(float) => {
                 specs.push(StTensorSpec { name: tensor.name.clone(), shape: tensor.shape.clone(), dtype: float.into() });
-                if tensor.role.is_matrix() && tensor.role.kind != bitmill_checkpoint::RoleKind::TokenEmbedding {
+                if tensor.role.is_matrix() && tensor.role.kind != RoleKind::TokenEmbedding {
                     ignore.push(module);
                 }
             }
@@ -125,9 +120,19 @@ fn folder(checkpoint: &Checkpoint, tensors: &[PlannedTensor], shard_bytes: u64) 
         .config_json()
         .cloned()
         .ok_or_else(|| Error::NeedsFolder { model: checkpoint.name(), format: Format::CompressedTensors.name() })?;
-    config["quantization_config"] = bitmill_checkpoint::compressed_tensors_config(&groups, &ignore);
+    config["quantization_config"] = bitmill_checkpoint::packed_config(&groups, &ignore);
     let config = format!("{config:#}\n").into_bytes();
     Ok(Layout::Folder { specs, config, shard_bytes, parts })
+}
+
+/// One scale a row is one scheme, however wide the rows are.
+fn scheme(grouped: &Grouped, in_features: usize) -> PackedScheme {
+    let granularity = if grouped.group_size.get() == in_features {
+        Granularity::Channel
+    } else {
+        Granularity::Group { size: grouped.group_size }
+    };
+    PackedScheme { granularity, ..(*grouped).into() }
 }
 
 impl Layout {

@@ -2,10 +2,10 @@
 
 /// Told of work as it goes on; the command line draws it, tests ignore it.
 pub trait Progress: Sync {
-    /// A new piece of work with `total` units begins.
-    fn begin(&self, what: &str, total: u64);
-    /// `done` units of it are done.
-    fn at(&self, done: u64);
+    /// A new piece of work begins.
+    fn begin(&self, what: &str);
+    /// `done` of `total` units of it are done.
+    fn at(&self, done: u64, total: u64);
     /// All work is done.
     fn end(&self);
 }
@@ -15,7 +15,7 @@ pub trait Progress: Sync {
 pub struct Silent;
 
 impl Progress for Silent {
-    fn begin(&self, _what: &str, _total: u64) {}
-    fn at(&self, _done: u64) {}
+    fn begin(&self, _what: &str) {}
+    fn at(&self, _done: u64, _total: u64) {}
     fn end(&self) {}
 }

@@ -11,8 +11,8 @@ use crate::failure::Failure;
 use crate::{Outcome, models, stdout};
 
 pub fn bench(args: &Bench, global: &Global) -> Result<Outcome, Failure> {
-    let named = models::open(args.model.as_deref())?;
-    let model = Model::load(&named.checkpoint)?;
+    let checkpoint = models::open(args.model.as_deref())?;
+    let model = Model::load(&checkpoint)?;
     let settings = BenchSettings {
         prefill_tokens: args.prefill as usize,
         decode_tokens: args.decode as usize,
@@ -21,14 +21,14 @@ pub fn bench(args: &Bench, global: &Global) -> Result<Outcome, Failure> {
     };
     let isa = Isa::best();
     let speed = bitmill_bench::measure(&model, isa, &settings, global.seed)?;
-    let bytes = size_on_disk(&named.checkpoint);
+    let bytes = size_on_disk(&checkpoint);
     let report = BenchReport {
         schema: BenchSchema,
         version: env!("CARGO_PKG_VERSION").into(),
         created: timestamp(),
-        model: named.checkpoint.name(),
+        model: checkpoint.name(),
         bytes,
-        bits_per_weight: bytes as f64 * 8.0 / n_weights(&named.checkpoint) as f64,
+        bits_per_weight: bytes as f64 * 8.0 / n_weights(&checkpoint) as f64,
         speed,
         seed: global.seed,
         machine: Machine::read(isa.name(), rayon::current_num_threads()),

@@ -10,11 +10,11 @@ use crate::progress::Bar;
 use crate::{Outcome, models, stdout};
 
 pub fn compress(args: &Compress, global: &Global) -> Result<Outcome, Failure> {
-    let named = models::open(args.model.as_deref())?;
-    let plan = planned(&named.checkpoint, &args.how)?;
+    let checkpoint = models::open(args.model.as_deref())?;
+    let plan = planned(&checkpoint, &args.how)?;
     let overwrite = if args.force { Overwrite::Force } else { Overwrite::Refuse };
     let bar = Bar::new();
-    let record = bitmill_pipeline::compress(&named.checkpoint, &plan, &args.output, overwrite, &bar);
+    let record = bitmill_pipeline::compress(&checkpoint, &plan, &args.output, overwrite, &bar);
     bar.end();
     let record = record?;
     if global.json {

@@ -17,11 +17,11 @@ const SHOWN: [&str; 5] = ["q8_0", "q4_k_m", "q4_0", "w8a16", "w4a16_g128"];
 const MEMORY_GIB: [u64; 12] = [4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 192];
 
 pub fn inspect(args: &Inspect, global: &Global) -> Result<Outcome, Failure> {
-    let named = models::open(args.model.as_deref())?;
+    let checkpoint = models::open(args.model.as_deref())?;
     if global.json {
-        stdout::print_json(&document(&named.checkpoint))?;
+        stdout::print_json(&document(&checkpoint))?;
     } else {
-        stdout::print(&text(&named.checkpoint, args.tensors))?;
+        stdout::print(&text(&checkpoint, args.tensors))?;
     }
     Ok(Outcome::Done)
 }

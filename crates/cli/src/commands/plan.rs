@@ -8,8 +8,8 @@ use crate::failure::Failure;
 use crate::{Outcome, models, stdout};
 
 pub fn plan(args: &Args, global: &Global) -> Result<Outcome, Failure> {
-    let named = models::open(args.model.as_deref())?;
-    let plan = planned(&named.checkpoint, &args.how)?;
+    let checkpoint = models::open(args.model.as_deref())?;
+    let plan = planned(&checkpoint, &args.how)?;
     if global.json {
         stdout::print_json(&plan.to_json())?;
     } else {

@@ -1,0 +1,79 @@
+//! `bitmill compare`: the main job.
+
+use std::path::Path;
+
+use bitmill_bench::BenchSettings;
+use bitmill_pipeline::{CompareOptions, PlanOptions, Progress as _, Recipe, default_recipes, write_file};
+use bitmill_report::{CompareReport, compare_html, compare_table, to_json};
+
+use super::eval::request;
+use crate::args::{Compare, Global};
+use crate::failure::Failure;
+use crate::progress::Bar;
+use crate::{Outcome, models, stdout};
+
+pub fn compare(args: &Compare, global: &Global) -> Result<Outcome, Failure> {
+    let checkpoint = models::open(args.model.as_deref())?;
+    let recipes = match args.recipes.as_slice() {
+        [] => default_recipes(&checkpoint),
+        named => named.iter().map(|name| Ok(Recipe::read(name)?)).collect::<Result<_, Failure>>()?,
+    };
+    create(&args.output)?;
+    // Compressed models lie in the output's file system, where the caller has room for them.
+    let temporary = tempfile::Builder::new().prefix(".work-").tempdir_in(&args.output).map_err(|error| cannot_write(&args.output, &error))?;
+    let work = if args.keep { args.output.join("models") } else { temporary.path().to_owned() };
+    create(&work)?;
+    let budget = |most: u32| if args.full { None } else { Some(most) };
+    let options = CompareOptions {
+        recipes,
+        request: request(&args.on, budget(args.windows), budget(args.items)),
+        bench: BenchSettings::default(),
+        work,
+        keep: args.keep,
+        plan: PlanOptions { allow_requantize: args.allow_requantize, ..PlanOptions::default() },
+        seed: global.seed,
+    };
+    let bar = Bar::new();
+    let report = bitmill_pipeline::compare(&checkpoint, &options, &bar);
+    bar.end();
+    let report = report?;
+    let json = to_json(&report);
+    let (json_path, html_path) = (args.output.join("report.json"), args.output.join("report.html"));
+    write_file(&json_path, json.as_bytes())?;
+    write_file(&html_path, compare_html(&report).as_bytes())?;
+    if global.json {
+        stdout::print(&json)?;
+    } else {
+        stdout::print(&compare_table(&report, terminal_width()))?;
+    }
+    eprintln!("\nwritten: {} and {}", json_path.display(), html_path.display());
+    outcome(args, &report)
+}
+
+/// A strategy that was asked for by name and failed is a failed run; the table above has shown it with its reason.
+fn outcome(args: &Compare, report: &CompareReport) -> Result<Outcome, Failure> {
+    let asked = !args.recipes.is_empty();
+    match report.failed.len() {
+        0 => Ok(Outcome::Done),
+        n if asked || n >= report.rows.len() + n - 1 => {
+            let names: Vec<_> = report.failed.iter().map(|failure| failure.strategy.as_str()).collect();
+            Err(Failure::plain(format!("{n} of the strategies failed: {}", names.join(", "))))
+        }
+        _ => Ok(Outcome::Done),
+    }
+}
+
+/// Creates a folder and those above it.
+fn create(path: &Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(path).map_err(|error| cannot_write(path, &error))
+}
+
+fn cannot_write(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(format!("{}: {error}", path.display()), "name another folder with --output")
+}
+
+/// The terminal's columns; `None` where stdout is none, which keeps every column.
+fn terminal_width() -> Option<usize> {
+    let terminal = console::Term::stdout();
+    terminal.is_term().then(|| usize::from(terminal.size().1))
+}

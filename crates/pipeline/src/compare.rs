@@ -1,0 +1,218 @@
+//! The main job: each strategy compressed, read back from disk, and measured, in turn.
+
+use std::path::PathBuf;
+
+use bitmill_bench::BenchSettings;
+use bitmill_checkpoint::{Checkpoint, Overwrite};
+use bitmill_kernels::Isa;
+use bitmill_report::{CompareReport, CompareSchema, Failure, Machine, Quality, Row, Settings, timestamp};
+use bitmill_text::Windows;
+
+use crate::measure::{Dense, Material, Request, Subject, measure_quality};
+use crate::{
+    Error, Format, Plan, PlanOptions, PlannedTensor, Progress, Recipe, compress, n_weights, preset, size_on_disk,
+};
+
+/// Windows over which the fast path is compared with the exact one: it costs two forward passes, and its divergence
+/// shows in few.
+const FAST_PATH_WINDOWS: usize = 8;
+
+/// What to compare, and on what.
+#[derive(Debug)]
+pub struct CompareOptions {
+    /// Strategies, in the order of the rows.
+    pub recipes: Vec<Recipe>,
+    /// Text and tasks.
+    pub request: Request,
+    /// What is timed.
+    pub bench: BenchSettings,
+    /// Where compressed models are written; each is removed once measured unless `keep`.
+    pub work: PathBuf,
+    /// Leave them there.
+    pub keep: bool,
+    /// Choices of each plan.
+    pub plan: PlanOptions,
+    /// Of the token ids that are timed.
+    pub seed: u64,
+}
+
+/// One recipe of each kind that is written, with groups that divide every row of the model.
+pub fn default_recipes(checkpoint: &Checkpoint) -> Vec<Recipe> {
+    let options = PlanOptions { allow_requantize: true, ..PlanOptions::default() };
+    let fits = |name: &&str| preset(name).is_some_and(|recipe| Plan::new(checkpoint, &recipe, &options).is_ok());
+    let groups = ["w4a16_g128", "w4a16_g64", "w4a16_g32"].into_iter().find(fits);
+    ["q8_0", "q4_k_m", "q4_0", "w8a16"].into_iter().chain(groups).filter_map(preset).collect()
+}
+
+/// Measures the dense model and then every recipe of `options`. A strategy that fails is listed with its reason; the
+/// others are measured all the same.
+///
+/// # Errors
+/// If the dense model itself cannot be measured, or text and tasks cannot be read.
+pub fn compare(checkpoint: &Checkpoint, options: &CompareOptions, progress: &dyn Progress) -> Result<CompareReport, Error> {
+    let isa = Isa::best();
+    let subject = Subject::load(checkpoint)?;
+    let material = Material::gather(&subject, &options.request)?;
+    let weights = n_weights(checkpoint);
+    let dense_bytes = size_on_disk(checkpoint);
+    progress.begin(&format!("{}: latency", subject.name));
+    let speed = bitmill_bench::measure(&subject.model, isa, &options.bench, options.seed)?;
+    let dense = Dense::measure(&subject, &material, isa, progress)?;
+    let quality = dense.quality()?;
+    let dense_accuracy = quality.accuracy;
+    let mut rows = vec![Row {
+        strategy: "none".into(),
+        format: format_of(checkpoint).into(),
+        bytes: dense_bytes,
+        ratio: 1.0,
+        bits_per_weight: bits_per_weight(dense_bytes, weights),
+        speed,
+        recovery: recovery(&quality, dense_accuracy),
+        quality,
+        kl_fast_path: None,
+        compress_seconds: None,
+        recipe: None,
+        notes: Vec::new(),
+    }];
+    let mut failed = Vec::new();
+    for (index, recipe) in options.recipes.iter().enumerate() {
+        let run = Run { checkpoint, options, material: &material, dense: &dense, isa, progress };
+        match run.strategy(index, recipe) {
+            Ok(mut row) => {
+                row.ratio = dense_bytes as f64 / row.bytes.max(1) as f64;
+                row.bits_per_weight = bits_per_weight(row.bytes, weights);
+                row.recovery = recovery(&row.quality, dense_accuracy);
+                rows.push(row);
+            }
+            Err(error) => failed.push(Failure {
+                strategy: recipe.name.clone(),
+                error: error.to_string(),
+                hint: error.hint(),
+            }),
+        }
+    }
+    progress.end();
+    let threads = rayon::current_num_threads();
+    Ok(CompareReport {
+        schema: CompareSchema,
+        version: env!("CARGO_PKG_VERSION").into(),
+        created: timestamp(),
+        model: checkpoint.name(),
+        weights,
+        machine: Machine::read(isa.name(), threads),
+        settings: Settings {
+            text: material.text.clone(),
+            window: material.windows.length,
+            windows: options.request.windows,
+            items: options.request.items,
+            full: options.request.windows.is_none() && options.request.items.is_none(),
+            seed: options.seed,
+            threads,
+        },
+        rows,
+        failed,
+    })
+}
+
+/// What every strategy is run with.
+struct Run<'a> {
+    checkpoint: &'a Checkpoint,
+    options: &'a CompareOptions,
+    material: &'a Material,
+    dense: &'a Dense<'a>,
+    isa: Isa,
+    progress: &'a dyn Progress,
+}
+
+impl Run<'_> {
+    /// Compresses, reads back, measures. What depends on the dense model's size and accuracy is filled in by the caller.
+    fn strategy(&self, index: usize, recipe: &Recipe) -> Result<Row, Error> {
+        let plan = Plan::new(self.checkpoint, recipe, &self.options.plan)?;
+        let path = self.options.work.join(file_name(index, recipe));
+        let record = compress(self.checkpoint, &plan, &path, Overwrite::Force, self.progress)?;
+        let measured = self.measure(&path, &plan, record.seconds);
+        if !self.options.keep {
+            // What cannot be removed is in the caller's temporary folder, which goes as a whole.
+            let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        }
+        measured
+    }
+
+    fn measure(&self, path: &std::path::Path, plan: &Plan, compress_seconds: f64) -> Result<Row, Error> {
+        let written = Checkpoint::open(path)?;
+        let mut subject = Subject::load(&written)?;
+        subject.name.clone_from(&plan.recipe.name);
+        self.progress.begin(&format!("{}: latency", subject.name));
+        let speed = bitmill_bench::measure(&subject.model, self.isa, &self.options.bench, self.options.seed)?;
+        let quality = measure_quality(&subject, self.material, Some(self.dense), self.isa, self.progress)?;
+        let windows = &self.material.windows;
+        let few = Windows::new(windows.tokens.clone(), windows.length, Some(FAST_PATH_WINDOWS));
+        let kl_fast_path = bitmill_eval::fast_path_kl(&subject.model, self.isa, &few)?;
+        Ok(Row {
+            strategy: plan.recipe.name.clone(),
+            format: plan.recipe.format.name().into(),
+            bytes: size_on_disk(&written),
+            ratio: 0.0,
+            bits_per_weight: 0.0,
+            speed,
+            quality,
+            kl_fast_path: Some(kl_fast_path),
+            recovery: None,
+            compress_seconds: Some(compress_seconds),
+            recipe: Some(plan.recipe.to_toml()),
+            notes: fallbacks(&plan.tensors),
+        })
+    }
+}
+
+fn format_of(checkpoint: &Checkpoint) -> &'static str {
+    match checkpoint.format() {
+        bitmill_checkpoint::Format::HuggingFace => "safetensors",
+        bitmill_checkpoint::Format::Gguf => "gguf",
+    }
+}
+
+fn bits_per_weight(bytes: u64, weights: u64) -> f64 {
+    bytes as f64 * 8.0 / weights.max(1) as f64
+}
+
+fn recovery(quality: &Quality, dense_accuracy: Option<f64>) -> Option<f64> {
+    let (accuracy, dense) = (quality.accuracy?, dense_accuracy?);
+    (dense > 0.0).then(|| accuracy / dense)
+}
+
+/// A name that any file system takes, told apart by the strategy's place.
+fn file_name(index: usize, recipe: &Recipe) -> String {
+    let plain: String = recipe
+        .name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.') { c } else { '-' })
+        .take(64)
+        .collect();
+    let extension = if recipe.format == Format::Gguf { ".gguf" } else { "" };
+    format!("{}-{plain}{extension}", index + 1)
+}
+
+/// Each reason of the plan, with how many tensors it is about.
+fn fallbacks(tensors: &[PlannedTensor]) -> Vec<String> {
+    let mut counted: Vec<(&str, usize)> = Vec::new();
+    for tensor in tensors.iter().filter(|tensor| !tensor.reason.is_empty()) {
+        match counted.iter_mut().find(|(reason, _)| *reason == tensor.reason) {
+            Some((_, count)) => *count += 1,
+            None => counted.push((&tensor.reason, 1)),
+        }
+    }
+    counted.into_iter().map(|(reason, n)| format!("{n} tensor{}: {reason}", if n == 1 { "" } else { "s" })).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strategies_are_written_under_names_that_any_file_system_takes() {
+        let mut recipe = preset("q4_k_m").unwrap();
+        recipe.name = "../w4 & more/".into();
+        assert_eq!(file_name(2, &recipe), "3-..-w4---more-.gguf");
+    }
+}
