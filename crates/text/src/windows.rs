@@ -1,5 +1,7 @@
 //! A token stream cut into windows.
 
+use crate::{Error, Tokenizer};
+
 /// Non-overlapping windows of equal length over a token stream; what is left at the end is dropped.
 ///
 /// ```
@@ -24,6 +26,19 @@ impl Windows {
         let windows = limit.map_or(whole, |limit| limit.min(whole));
         tokens.truncate(windows * length);
         Self { length, tokens }
+    }
+
+    /// Cuts the tokens of `text`, which begin with BOS where the model asks for it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn of_text(
+        tokenizer: &Tokenizer,
+        text: &str,
+        length: usize,
+        limit: Option<usize>,
+    ) -> Result<Self, Error> {
+        Ok(Self::new(tokenizer.encode_document(text)?, length, limit))
     }
 
     /// How many windows there are.
