@@ -44,6 +44,7 @@ impl Digits {
             // A zero is exact: "0.000e0" would only puzzle.
             Self::Scientific(_) if value == 0.0 => "0".into(),
             Self::Scientific(digits) => format!("{value:.digits$e}"),
+            Self::Fixed(_) if value.abs() >= 1e12 => format!("{value:.2e}"),
             Self::Fixed(digits) => {
                 let text = format!("{value:.digits$}");
                 // A negative figure that rounds to zero.

@@ -8,7 +8,7 @@ use crate::{CompareReport, Machine, PeakScope, Row};
 /// The comparison as a table, the dense model first, and what one must know to read it.
 ///
 /// Where `width` (the terminal's, in columns) is too small for all columns, those that follow from others go first
-/// and a line says which; none keeps all, about 110 columns. Ends in a newline.
+/// and a line says which; none keeps all, about 105 columns. Ends in a newline.
 pub fn compare_table(report: &CompareReport, width: Option<usize>) -> String {
     let mut main = main_columns(report);
     for failure in &report.failed {
@@ -24,7 +24,7 @@ pub fn compare_table(report: &CompareReport, width: Option<usize>) -> String {
     out.push('\n');
     out.push_str(&fit(&detail_columns(report), width));
     out.push('\n');
-    let mut say = |text: String| out.push_str(&wrap(&text, width.unwrap_or(110)));
+    let mut say = |text: String| out.push_str(&wrap(&text, width.unwrap_or(100)));
     for failure in &report.failed {
         say(format!("{} failed: {}", one_line(&failure.strategy), one_line(&failure.error)));
         if let Some(hint) = &failure.hint {
@@ -184,7 +184,8 @@ fn draw(columns: &[&Column]) -> String {
         table.add_row(columns.iter().map(|column| column.cells[i].as_str()));
     }
     for (i, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
+        // One more blank stands where a vertical line would.
+        column.set_padding((0, 1));
         column.set_cell_alignment(if i == 0 { CellAlignment::Left } else { CellAlignment::Right });
     }
     let mut out = String::new();
@@ -206,10 +207,8 @@ pub(crate) fn conditions(report: &CompareReport) -> Vec<String> {
         moment(&report.created),
         one_line(&report.version),
     )];
-    lines.extend(quality_conditions(report));
-    if let Some(line) = speed_conditions(report) {
-        lines.push(line);
-    }
+    lines.extend(quality_conditions(report).map(|text| format!("Quality, {text}")));
+    lines.extend(speed_conditions(report).map(|text| format!("Latency, {text}")));
     lines
 }
 
@@ -217,7 +216,7 @@ pub(crate) fn conditions(report: &CompareReport) -> Vec<String> {
 pub(crate) fn quality_conditions(report: &CompareReport) -> Option<String> {
     let quality = &shown(report).first()?.quality;
     let mut line = format!(
-        "Quality, on the exact path (32-bit activations): {} in {} of {} tokens from {}",
+        "on the exact path (32-bit activations): {} in {} of {} tokens from {}",
         counted(quality.targets, "target"),
         counted(quality.windows, "window"),
         count(quality.window),
@@ -240,7 +239,7 @@ pub(crate) fn speed_conditions(report: &CompareReport) -> Option<String> {
     let rows = shown(report);
     let speed = &rows.first()?.speed;
     let mut line = format!(
-        "Latency, on the fast path (8-bit activations where the format's runtimes use them): medians of {} of {} tokens and of {} after {}.",
+        "on the fast path (8-bit activations where the format's runtimes use them): medians of {} of {} tokens and of {} after {}.",
         counted(speed.repeats, "prefill"),
         count(speed.prefill_tokens),
         counted(speed.decode_tokens, "decoded token"),

@@ -126,7 +126,10 @@ mod tests {
     fn linear_ticks_are_round_figures_inside_the_range() {
         assert_eq!(labels(&Axis::from_zero(&[8.79, 2.5])), ["0", "2", "4", "6", "8"]);
         assert_eq!(labels(&Axis::around(&[84.4, 90.7], (0.0, 100.0))), ["84", "86", "88", "90"]);
-        assert_eq!(labels(&Axis::around(&[99.91, 100.0], (0.0, 100.0))), ["99.5", "99.6", "99.7", "99.8", "99.9", "100.0"]);
+        assert_eq!(
+            labels(&Axis::around(&[99.91, 100.0], (0.0, 100.0))),
+            ["99.5", "99.6", "99.7", "99.8", "99.9", "100.0"]
+        );
         assert_eq!(labels(&Axis::from_zero(&[0.31])), ["0.0", "0.1", "0.2", "0.3"]);
     }
 

@@ -161,8 +161,9 @@ fn scatter(
     y: &Measure,
     caption: String,
 ) -> Figure {
-    const SIZE: (f64, f64) = (440.0, 330.0);
-    const PLOT: Area = Area { left: 50.0, top: 30.0, right: 428.0, bottom: 284.0 };
+    // Narrow enough for a phone to show its text at nearly full size.
+    const SIZE: (f64, f64) = (400.0, 312.0);
+    const PLOT: Area = Area { left: 48.0, top: 30.0, right: 392.0, bottom: 266.0 };
     let at = |measure: &Measure, row: &Row| (measure.value)(row).filter(|value| value.is_finite());
     let points: Vec<(&Row, f64, f64)> = shown(report)
         .into_iter()
@@ -193,10 +194,12 @@ fn scatter(
     svg.line("axis", (PLOT.left, PLOT.bottom), (PLOT.right, PLOT.bottom));
     svg.text("title", (0.0, 14.0), Anchor::Start, y.title);
     svg.text("title", (PLOT.right, SIZE.1 - 8.0), Anchor::End, x.title);
+    let mut lines = Vec::new();
     if let Some((_, x_dense, dense)) = points.iter().find(|(row, ..)| row.is_dense()) {
         let from = if y.proportional { (px(0.0), py(0.0)) } else { (PLOT.left, py(*dense)) };
         let to = if y.proportional { (px(*x_dense), py(*dense)) } else { (PLOT.right, py(*dense)) };
         svg.line("reference", from, to);
+        lines.push((from, to));
     }
 
     let places: Vec<(f64, f64)> = points.iter().map(|(_, x, y)| (px(*x), py(*y))).collect();
@@ -204,11 +207,12 @@ fn scatter(
         if let Some((low, high)) = (y.interval)(row) {
             let class = format!("interval {}", look_of(report, row).class);
             svg.line(&class, (*x_place, py(low)), (*x_place, py(high)));
+            lines.push(((*x_place, py(low)), (*x_place, py(high))));
         }
     }
     let names: Vec<String> = points.iter().map(|(row, ..)| short_name(row, 18)).collect();
     let widths: Vec<f64> = names.iter().map(|name| text_width(name, LABEL)).collect();
-    let labels = place(&places, &widths, LABEL + 2.0, PLOT);
+    let labels = place(&places, &widths, LABEL + 2.0, PLOT, &lines);
     for (point, label) in places.iter().zip(&labels) {
         if let Some(end) = label.leader {
             svg.line("leader", *point, end);
@@ -284,7 +288,7 @@ fn bars(report: &CompareReport, rows: &[&Row], index: usize, task: &str) -> Stri
         description.push(format!("{} {figure} %", name(row)));
     }
     let dense = rows.iter().find(|row| row.is_dense()).and_then(|row| row.quality.tasks.get(task));
-    if let Some(score) = dense {
+    if let Some(score) = dense.filter(|score| score.accuracy.is_finite()) {
         svg.line("reference", (x(score.accuracy), TOP - 4.0), (x(score.accuracy), bottom));
     }
     svg.line("axis", (left, TOP - 4.0), (left, bottom));
