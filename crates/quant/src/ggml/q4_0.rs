@@ -1,21 +1,26 @@
 //! Q4_0: 32 weights, four bits each, one scale.
 
-use super::{f16_scale, inverse, largest};
+use super::{Encode, f16_scale, inverse, largest};
 
-/// One block; the scale if it is beyond f16.
-pub(super) fn encode(weights: &[f32; 32], out: &mut [u8; 18]) -> Result<(), f32> {
-    // The largest weight maps to −8, the longer end of the range, whatever its sign.
-    let d = largest(weights) / -8.0;
-    let inverse = inverse(d);
-    let (scale, nibbles) = out.split_at_mut(2);
-    scale.copy_from_slice(&f16_scale(d)?.to_le_bytes());
-    let code = |weight: f32| match inverse {
-        Some(inverse) => ((weight * inverse + 8.5) as i32 as i8).min(15) as u8,
-        None => 0,
-    };
-    let (low, high) = weights.split_at(16);
-    for ((byte, low), high) in nibbles.iter_mut().zip(low).zip(high) {
-        *byte = code(*low) | code(*high) << 4;
+#[allow(non_camel_case_types, reason = "ggml's own name")]
+pub(super) struct Q4_0;
+
+impl Encode<32, 18> for Q4_0 {
+    #[inline(always)]
+    fn encode(weights: &[f32; 32], out: &mut [u8; 18]) -> Result<(), f32> {
+        // The largest weight maps to −8, the longer end of the range, whatever its sign.
+        let d = largest(weights) / -8.0;
+        let inverse = inverse(d);
+        let (scale, nibbles) = out.split_at_mut(2);
+        scale.copy_from_slice(&f16_scale(d)?.to_le_bytes());
+        let code = |weight: f32| match inverse {
+            Some(inverse) => ((weight * inverse + 8.5) as i32 as i8).min(15) as u8,
+            None => 0,
+        };
+        let (low, high) = weights.split_at(16);
+        for ((byte, low), high) in nibbles.iter_mut().zip(low).zip(high) {
+            *byte = code(*low) | code(*high) << 4;
+        }
+        Ok(())
     }
-    Ok(())
 }

@@ -1,29 +1,35 @@
 //! Q6_K: 256 weights in 16 sub-blocks of 16, six bits each; every sub-block has a scale, rounded to eight bits of
 //! the block's f16 scale.
 
-use super::{f16_scale, nearest_int};
+use super::{Encode, f16_scale, nearest_int};
 
 /// Below this a sub-block counts as zeros.
 const ZERO: f32 = 1e-15;
 
-/// One block; the scale if it is beyond f16.
-pub(super) fn encode(weights: &[f32; 256], out: &mut [u8; 210]) -> Result<(), f32> {
-    let mut codes = [0u8; 256];
-    let mut scales = [0.0f32; 16];
-    let (sub_blocks, _) = weights.as_chunks::<16>();
-    let (sub_codes, _) = codes.as_chunks_mut::<16>();
-    for j in 0..16 {
-        scales[j] = search(&sub_blocks[j], &mut sub_codes[j]);
-        // Cubes beyond f32: ggml goes on and writes zeros for the sub-block.
-        if scales[j].is_nan() {
-            return Err(sub_blocks[j].iter().fold(0.0f32, |most, x| most.max(x.abs())) / (32.0 * 128.0));
+#[allow(non_camel_case_types, reason = "ggml's own name")]
+pub(super) struct Q6_K;
+
+impl Encode<256, 210> for Q6_K {
+    #[inline(always)]
+    fn encode(weights: &[f32; 256], out: &mut [u8; 210]) -> Result<(), f32> {
+        let mut codes = [0u8; 256];
+        let mut scales = [0.0f32; 16];
+        let (sub_blocks, _) = weights.as_chunks::<16>();
+        let (sub_codes, _) = codes.as_chunks_mut::<16>();
+        for j in 0..16 {
+            scales[j] = search(&sub_blocks[j], &mut sub_codes[j]);
+            // Cubes beyond f32: ggml goes on and writes zeros for the sub-block.
+            if scales[j].is_nan() {
+                return Err(sub_blocks[j].iter().fold(0.0f32, |most, x| most.max(x.abs())) / (32.0 * 128.0));
+            }
         }
+        pack(weights, &scales, &mut codes, out)
     }
-    pack(weights, &scales, &mut codes, out)
 }
 
 /// The scale of one sub-block that leaves the smallest squared error weighted by the squared weights, and the codes
 /// of that search. ggml's `make_qx_quants`: 19 candidates, for each the codes, then the least-squares scale of those.
+#[inline(always)]
 fn search(x: &[f32; 16], codes: &mut [u8; 16]) -> f32 {
     let mut absolute = 0.0;
     let mut largest = 0.0;
@@ -69,6 +75,7 @@ fn search(x: &[f32; 16], codes: &mut [u8; 16]) -> f32 {
 
 /// Rounds the scales to eight bits, chooses the codes again for those, and writes the block. Sub-blocks whose scale
 /// rounds to zero keep the codes of the search.
+#[inline(always)]
 fn pack(
     weights: &[f32; 256],
     scales: &[f32; 16],

@@ -1,21 +1,26 @@
 //! Q8_0: 32 weights, eight bits each, one scale.
 
-use super::{f16_scale, inverse};
+use super::{Encode, f16_scale, inverse};
 
-/// One block; the scale if it is beyond f16.
-pub(super) fn encode(weights: &[f32; 32], out: &mut [u8; 34]) -> Result<(), f32> {
-    let largest = weights.iter().fold(0.0f32, |largest, weight| largest.max(weight.abs()));
-    let d = largest / 127.0;
-    let (scale, codes) = out.split_at_mut(2);
-    scale.copy_from_slice(&f16_scale(d)?.to_le_bytes());
-    let Some(inverse) = inverse(d) else {
-        codes.fill(0);
-        return Ok(());
-    };
-    for (code, weight) in codes.iter_mut().zip(weights) {
-        *code = round_half_away(weight * inverse) as u8;
+#[allow(non_camel_case_types, reason = "ggml's own name")]
+pub(super) struct Q8_0;
+
+impl Encode<32, 34> for Q8_0 {
+    #[inline(always)]
+    fn encode(weights: &[f32; 32], out: &mut [u8; 34]) -> Result<(), f32> {
+        let largest = weights.iter().fold(0.0f32, |largest, weight| largest.max(weight.abs()));
+        let d = largest / 127.0;
+        let (scale, codes) = out.split_at_mut(2);
+        scale.copy_from_slice(&f16_scale(d)?.to_le_bytes());
+        let Some(inverse) = inverse(d) else {
+            codes.fill(0);
+            return Ok(());
+        };
+        for (code, weight) in codes.iter_mut().zip(weights) {
+            *code = round_half_away(weight * inverse) as u8;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// C's `roundf` for |value| ≤ 2^21: ties away from zero. The addend is the float before 0.5, so that nothing below a
