@@ -1,12 +1,13 @@
 //! `y = x · weightᵀ` over packed weights.
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use bitmill_tensor::{Matrix, WeightView};
 use rayon::prelude::*;
 
-use crate::activations::{Activations, Token};
-use crate::dequant::unpack;
+use crate::activations::{Activations, CHUNK, Token};
+use crate::dense_panel::{self, DensePanel};
 use crate::isa::{Isa, Kind};
 use crate::panel::{self, Panel, TILE_TOKENS};
 use crate::row::Row;
@@ -31,13 +32,11 @@ const FAST_ROWS_TOKENS: usize = 4;
 const SERIAL_WORK: usize = 1 << 17;
 /// Weights that one task takes at least.
 const TASK_WEIGHTS: usize = 1 << 16;
-/// Rows of a panel of f32: enough that reading the activations again for each panel does not show.
-const F32_PANEL_ROWS: usize = 128;
-/// Columns of a panel of f32, a multiple of 256: the panel stays in a cache (1 MiB).
-const F32_PANEL_COLUMNS: usize = 2048;
-/// Blocks of an int8 panel that are multiplied with all tokens before the next ones: 16 KiB of codes.
-const TILE_BLOCKS: usize = 32;
-/// Tokens whose sums are kept at a time beside an int8 panel: 32 KiB.
+/// Panels of 16 rows that are unpacked side by side at most: the activations are read once for all of them.
+const STRIP_PANELS: usize = 4;
+/// Chunks of 256 columns of an int8 panel that are multiplied with all tokens before the next ones: 16 KiB of codes.
+const PANEL_CHUNKS: usize = 4;
+/// Tokens whose sums are kept at a time beside a strip: 128 KiB.
 const SUM_TOKENS: usize = 512;
 
 /// `y[t, o] = Σ_i x[t, i] · weight[o, i]`.
@@ -132,11 +131,6 @@ impl Outputs {
         Self { tokens: y.rows(), out_features: y.cols(), first: y.as_mut_slice().as_mut_ptr() }
     }
 
-    /// The first token's output of `row`.
-    fn column(self, row: usize) -> *mut f32 {
-        self.first.wrapping_add(row)
-    }
-
     /// Writes `y[token, row]`.
     ///
     /// # Safety
@@ -145,6 +139,22 @@ impl Outputs {
         debug_assert!(token < self.tokens && row < self.out_features);
         // SAFETY: within the matrix, which outlives the tasks.
         unsafe { self.first.add(token * self.out_features + row).write(value) }
+    }
+
+    /// Writes `rows` of `n` tokens from `first` on; `sums` is `[panels of 16 rows][n tokens][16 rows]`.
+    ///
+    /// # Safety
+    /// No other thread writes these rows' columns; the matrix is still borrowed.
+    unsafe fn set_strip(self, first: usize, n: usize, rows: Range<usize>, sums: &[f32]) {
+        for t in 0..n {
+            for (panel, sums) in sums.chunks_exact(n * panel::ROWS).enumerate() {
+                let start = rows.start + panel * panel::ROWS;
+                for (row, &sum) in (start..rows.end).zip(&sums[t * panel::ROWS..][..panel::ROWS]) {
+                    // SAFETY: as this function's.
+                    unsafe { self.set(first + t, row, sum) };
+                }
+            }
+        }
     }
 }
 
@@ -164,99 +174,88 @@ fn by_rows(weight: &WeightView<'_>, y: &mut Matrix, dot: impl Fn(&Row<'_>, usize
     });
 }
 
-/// Unpacks panels of rows to f32 and multiplies them by the `gemm` crate.
-fn by_f32_panels(isa: Isa, weight: &WeightView<'_>, x: &Matrix, y: &mut Matrix) {
-    thread_local! {
-        static PANEL: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    }
-    let (tokens, in_features, out_features) = (x.rows(), x.cols(), weight.out_features());
-    let outputs = Outputs::new(y);
-    let panels = out_features.div_ceil(F32_PANEL_ROWS);
-    share(panels, tokens * out_features * in_features, |panel| {
-        let first = panel * F32_PANEL_ROWS;
-        let rows = F32_PANEL_ROWS.min(out_features - first);
-        let mut scratch = PANEL.take();
-        scratch.resize(F32_PANEL_ROWS * F32_PANEL_COLUMNS.min(in_features), 0.0);
-        for start in (0..in_features).step_by(F32_PANEL_COLUMNS) {
-            let columns = F32_PANEL_COLUMNS.min(in_features - start);
-            for (i, out) in scratch.chunks_exact_mut(columns).take(rows).enumerate() {
-                unpack(isa, &Row::of(weight, first + i), start, out);
-            }
-            // SAFETY: this task owns columns [first, first + rows) of `y`, whose rows are `out_features` apart; `x`
-            // is [tokens, in_features] and is read from column `start`; `scratch` holds [rows, columns].
-            unsafe {
-                gemm::gemm(
-                    tokens,
-                    rows,
-                    columns,
-                    outputs.column(first),
-                    1,
-                    out_features as isize,
-                    start > 0,
-                    x.as_slice().as_ptr().add(start),
-                    1,
-                    in_features as isize,
-                    scratch.as_ptr(),
-                    columns as isize,
-                    1,
-                    1.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    gemm::Parallelism::None,
-                );
-            }
-        }
-        PANEL.set(scratch);
+/// Runs `task` on strips of rows, 16 or more of them, that it owns alone. Strips of [`STRIP_PANELS`] panels read the
+/// activations less often; smaller ones leave each thread some.
+fn by_strips(tokens: usize, weight: &WeightView<'_>, task: impl Fn(Range<usize>) + Sync + Send) {
+    let (out_features, in_features) = (weight.out_features(), weight.in_features());
+    let panels = out_features.div_ceil(panel::ROWS);
+    let strip = panels.div_ceil(4 * rayon::current_num_threads()).clamp(1, STRIP_PANELS) * panel::ROWS;
+    share(out_features.div_ceil(strip), tokens * out_features * in_features, |index| {
+        task(index * strip..((index + 1) * strip).min(out_features));
     });
 }
 
-/// Unpacks panels of 16 rows to integers side by side and multiplies them with rounded activations.
-fn by_int8_panels(isa: Isa, weight: &WeightView<'_>, x: &Activations, y: &mut Matrix) {
+/// Unpacks panels of rows to f32 and multiplies them with the activations as they are.
+fn by_f32_panels(isa: Isa, weight: &WeightView<'_>, x: &Matrix, y: &mut Matrix) {
     thread_local! {
-        static PANEL: Cell<(Panel, Vec<f32>)> = Cell::default();
+        static SCRATCH: Cell<(Vec<DensePanel>, Vec<f32>)> = Cell::default();
     }
-    let (tokens, in_features, out_features) = (y.rows(), weight.in_features(), weight.out_features());
+    let (tokens, in_features) = (x.rows(), x.cols());
     let outputs = Outputs::new(y);
-    let work = tokens * out_features * in_features;
-    // Few tokens make a panel cheap: a task takes several.
-    let panels = out_features.div_ceil(panel::ROWS);
-    let per_task = (SERIAL_WORK / (panel::ROWS * in_features * tokens)).clamp(1, panels);
-    share(panels.div_ceil(per_task), work, |task| {
-        let (mut panel, mut sums) = PANEL.take();
-        for index in task * per_task..((task + 1) * per_task).min(panels) {
-            let first = index * panel::ROWS;
-            let rows = panel::ROWS.min(out_features - first);
-            panel.fill(isa, weight, first);
-            for start in (0..tokens).step_by(SUM_TOKENS) {
-                let n = SUM_TOKENS.min(tokens - start);
-                sums.clear();
-                sums.resize(n * panel::ROWS, 0.0);
-                multiply_tokens(isa, &panel, x, start, &mut sums);
-                for (t, sums) in sums.chunks_exact(panel::ROWS).enumerate() {
-                    for (r, &sum) in sums.iter().take(rows).enumerate() {
-                        // SAFETY: row `first + r` belongs to this task alone.
-                        unsafe { outputs.set(start + t, first + r, sum) };
+    by_strips(tokens, weight, |rows| {
+        let (mut panels, mut sums) = SCRATCH.take();
+        let count = rows.len().div_ceil(panel::ROWS);
+        panels.resize_with(count.max(panels.len()), DensePanel::default);
+        for start in (0..tokens).step_by(SUM_TOKENS) {
+            let n = SUM_TOKENS.min(tokens - start);
+            sums.clear();
+            sums.resize(count * n * panel::ROWS, 0.0);
+            for column in (0..in_features).step_by(dense_panel::COLUMNS) {
+                let columns = dense_panel::COLUMNS.min(in_features - column);
+                for (p, panel) in panels.iter_mut().enumerate().take(count) {
+                    panel.fill(isa, weight, rows.start + p * panel::ROWS, column, columns);
+                }
+                for tile in (0..n).step_by(dense_panel::TILE_TOKENS) {
+                    let len = dense_panel::TILE_TOKENS.min(n - tile);
+                    let x = &x.as_slice()[(start + tile) * in_features + column..];
+                    for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(n * panel::ROWS)) {
+                        let sums = &mut sums[tile * panel::ROWS..][..len * panel::ROWS];
+                        dense_panel::multiply(isa, panel, x, in_features, sums);
                     }
                 }
             }
+            // SAFETY: the rows of the strip belong to this task alone.
+            unsafe { outputs.set_strip(start, n, rows.clone(), &sums) };
         }
-        PANEL.set((panel, sums));
+        SCRATCH.set((panels, sums));
     });
 }
 
-/// `sums += panel · tokens from first on`, `[tokens][16 rows]`.
-fn multiply_tokens(isa: Isa, panel: &Panel, x: &Activations, first: usize, sums: &mut [f32]) {
-    let blocks = panel.shape.blocks;
-    for block in (0..blocks).step_by(TILE_BLOCKS) {
-        let n = TILE_BLOCKS.min(blocks - block);
-        for (tile, sums) in sums.chunks_mut(TILE_TOKENS * panel::ROWS).enumerate() {
-            let count = sums.len() / panel::ROWS;
-            let first = first + tile * TILE_TOKENS;
-            // A short tile names its last token again; only `count` of them are used.
-            let tokens: [Token<'_>; TILE_TOKENS] = std::array::from_fn(|t| x.token(first + t.min(count - 1)));
-            panel::multiply(isa, panel, &tokens[..count], block, n, sums);
-        }
+/// Unpacks panels of rows to integers side by side and multiplies them with rounded activations.
+fn by_int8_panels(isa: Isa, weight: &WeightView<'_>, x: &Activations, y: &mut Matrix) {
+    thread_local! {
+        static SCRATCH: Cell<(Vec<Panel>, Vec<f32>)> = Cell::default();
     }
+    let tokens = y.rows();
+    let chunks = weight.in_features().div_ceil(CHUNK);
+    let outputs = Outputs::new(y);
+    by_strips(tokens, weight, |rows| {
+        let (mut panels, mut sums) = SCRATCH.take();
+        let count = rows.len().div_ceil(panel::ROWS);
+        panels.resize_with(count.max(panels.len()), Panel::default);
+        for start in (0..tokens).step_by(SUM_TOKENS) {
+            let n = SUM_TOKENS.min(tokens - start);
+            sums.clear();
+            sums.resize(count * n * panel::ROWS, 0.0);
+            for chunk in (0..chunks).step_by(PANEL_CHUNKS) {
+                let chunks = chunk..chunks.min(chunk + PANEL_CHUNKS);
+                for (p, panel) in panels.iter_mut().enumerate().take(count) {
+                    panel.fill(isa, weight, rows.start + p * panel::ROWS, chunks.clone());
+                }
+                for tile in (0..n).step_by(TILE_TOKENS) {
+                    let len = TILE_TOKENS.min(n - tile);
+                    // A short tile names its last token again; only `len` of them are used.
+                    let tokens: [Token<'_>; TILE_TOKENS] =
+                        std::array::from_fn(|t| x.token(start + tile + t.min(len - 1)));
+                    for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(n * panel::ROWS)) {
+                        let sums = &mut sums[tile * panel::ROWS..][..len * panel::ROWS];
+                        panel::multiply(isa, panel, &tokens[..len], sums);
+                    }
+                }
+            }
+            // SAFETY: the rows of the strip belong to this task alone.
+            unsafe { outputs.set_strip(start, n, rows.clone(), &sums) };
+        }
+        SCRATCH.set((panels, sums));
+    });
 }

@@ -10,7 +10,9 @@
 //! offsets  [block][1 or 2 halves][16 rows]                   f32
 //! ```
 
-use bitmill_tensor::{Encoding, WeightView, ZeroPoint};
+use std::ops::Range;
+
+use bitmill_tensor::{BlockType, Encoding, WeightView, ZeroPoint};
 
 use crate::activations::{BLOCK, CHUNK, CHUNK_BLOCKS, Token};
 use crate::isa::{Isa, Kind};
@@ -25,8 +27,6 @@ pub(crate) const TILE_TOKENS: usize = 8;
 /// What a panel holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Shape {
-    /// Blocks of 32 columns.
-    pub blocks: usize,
     /// Codes are signed and use all eight bits; else they are unsigned.
     pub signed: bool,
     /// Unsigned codes are below 16, which lets eight products of pairs add up in 16 bits.
@@ -37,46 +37,51 @@ pub(crate) struct Shape {
     pub offsets: bool,
 }
 
+impl Shape {
+    /// The shape of panels of `weight`, which has rows and a fast path.
+    fn of(weight: &WeightView<'_>) -> Self {
+        let row = Row::of(weight, 0);
+        let signed = is_signed(&row);
+        let (nibbles, offsets) = match weight.encoding() {
+            Encoding::Float(_) => (false, false),
+            Encoding::Block(block) => (matches!(block, BlockType::Q4_0 | BlockType::Q4_K), !signed),
+            Encoding::Grouped(layout) => {
+                (!signed, !signed || layout.zero_point == ZeroPoint::Asymmetric)
+            }
+        };
+        Self { signed, nibbles, halves: has_halves(&row), offsets }
+    }
+}
+
 /// See the module's text.
 #[derive(Default)]
 pub(crate) struct Panel {
     pub shape: Shape,
+    /// The first block of 32 columns, counted over the row; the first of a chunk.
+    pub first_block: usize,
+    /// Blocks held.
+    pub blocks: usize,
     pub codes: Vec<u32>,
     pub scales: Vec<f32>,
     pub offsets: Vec<f32>,
 }
 
 impl Panel {
-    /// Unpacks rows `[first, first + 16)` of `weight`; rows behind its last are zero.
-    pub fn fill(&mut self, isa: Isa, weight: &WeightView<'_>, first: usize) {
+    /// Unpacks chunks `chunks` of rows `[first, first + 16)` of `weight`; rows behind its last are zero.
+    pub fn fill(&mut self, isa: Isa, weight: &WeightView<'_>, first: usize, chunks: Range<usize>) {
         let in_features = weight.in_features();
-        let row = Row::of(weight, first);
-        let halves = has_halves(&row);
-        self.shape = Shape {
-            blocks: in_features.div_ceil(BLOCK),
-            signed: is_signed(&row),
-            nibbles: match weight.encoding() {
-                Encoding::Float(_) => false,
-                Encoding::Block(block) => matches!(block.name(), "q4_0" | "q4_k"),
-                Encoding::Grouped(layout) => layout.bits.get() == 4,
-            },
-            halves,
-            offsets: match weight.encoding() {
-                Encoding::Grouped(layout) => {
-                    layout.bits.get() != 8 || layout.zero_point == ZeroPoint::Asymmetric
-                }
-                _ => !is_signed(&row),
-            },
-        };
+        self.shape = Shape::of(weight);
+        self.first_block = chunks.start * CHUNK_BLOCKS;
+        self.blocks = (chunks.end * CHUNK_BLOCKS).min(in_features.div_ceil(BLOCK)) - self.first_block;
         // Whole chunks, so that a row may write eight scales at once.
-        let blocks = in_features.div_ceil(CHUNK) * CHUNK_BLOCKS;
-        let per_block = if halves { 2 * ROWS } else { ROWS };
+        let blocks = chunks.len() * CHUNK_BLOCKS;
+        let per_block = if self.shape.halves { 2 * ROWS } else { ROWS };
         self.codes.resize(blocks * 8 * ROWS, 0);
         self.scales.resize(blocks * per_block, 0.0);
         self.offsets.resize(blocks * per_block, 0.0);
         for r in 0..ROWS {
             if first + r < weight.out_features() {
-                self.fill_row(isa, &Row::of(weight, first + r), in_features, r);
+                self.fill_row(isa, &Row::of(weight, first + r), in_features, chunks.clone(), r);
             } else {
                 self.codes.iter_mut().skip(r).step_by(ROWS).for_each(|codes| *codes = 0);
                 self.scales.iter_mut().skip(r).step_by(ROWS).for_each(|scale| *scale = 0.0);
@@ -85,23 +90,25 @@ impl Panel {
         }
     }
 
-    fn fill_row(&mut self, isa: Isa, row: &Row<'_>, in_features: usize, r: usize) {
+    fn fill_row(&mut self, isa: Isa, row: &Row<'_>, in_features: usize, chunks: Range<usize>, r: usize) {
         match isa.0 {
             Kind::Scalar => {
-                let halves = self.shape.halves;
-                for index in 0..in_features.div_ceil(CHUNK) {
+                let step = if self.shape.halves { 1 } else { 2 };
+                for (place, index) in chunks.enumerate() {
                     let chunk = Chunk::of(row, in_features, index);
                     let codes = chunk.codes.map(|code| code as u8);
-                    self.place(r, index, &codes, &chunk.scales, &chunk.offsets, if halves { 1 } else { 2 });
+                    self.place(r, place, &codes, &chunk.scales, &chunk.offsets, step);
                 }
             }
-            // SAFETY: only `Isa::available` makes these, after asking the CPU.
+            // SAFETY: only `Isa::available` makes these, after asking the CPU; the chunks lie within the row.
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 | Kind::Avx512 => unsafe { crate::avx2::fill_row(self, row, in_features, r) },
+            Kind::Avx2 | Kind::Avx512 => unsafe {
+                crate::avx2::fill_row(self, row, in_features, chunks, r);
+            },
         }
     }
 
-    /// Writes one chunk of row `r`; every `step`th scale and offset is taken.
+    /// Writes the chunk `chunk`, counted over the panel, of row `r`; every `step`th scale and offset is taken.
     #[inline(always)]
     pub fn place(
         &mut self,
@@ -125,52 +132,45 @@ impl Panel {
     }
 }
 
-/// Adds blocks `[first, first + n)` of a panel's product with up to [`TILE_TOKENS`] tokens to `sums`,
-/// `[tokens][16 rows]`.
+/// Adds a panel's product with up to [`TILE_TOKENS`] tokens to `sums`, `[tokens][16 rows]`.
 ///
 /// Each sum is one chain over the blocks, in order: `sum + Σ code · token code · (scale · token scale)`, then
 /// `− offset · token sum`, each fused; with halves, so for each half. The inner sum is an integer, exact.
-pub(crate) fn multiply(
-    isa: Isa,
-    panel: &Panel,
-    tokens: &[Token<'_>],
-    first: usize,
-    n: usize,
-    sums: &mut [f32],
-) {
+pub(crate) fn multiply(isa: Isa, panel: &Panel, tokens: &[Token<'_>], sums: &mut [f32]) {
     assert!(tokens.len() <= TILE_TOKENS, "tokens of a tile");
     assert_eq!(sums.len(), tokens.len() * ROWS, "sums of a tile");
-    assert!(first + n <= panel.shape.blocks, "blocks of a panel");
+    let end = panel.first_block + panel.blocks;
+    assert!(tokens.iter().all(|token| token.scales.len() >= end), "blocks of the tokens");
     match isa.0 {
-        Kind::Scalar => multiply_scalar(panel, tokens, first, n, sums),
-        // SAFETY: only `Isa::available` makes these, after asking the CPU; lengths checked above, and tokens are as
-        // long as the panel's rows.
+        Kind::Scalar => multiply_scalar(panel, tokens, sums),
+        // SAFETY: only `Isa::available` makes these, after asking the CPU; lengths checked above.
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 => unsafe { crate::avx2::multiply_tile(panel, tokens, first, n, sums) },
+        Kind::Avx2 => unsafe { crate::avx2::multiply_tile(panel, tokens, sums) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 => unsafe { crate::avx512::multiply_tile(panel, tokens, first, n, sums) },
+        Kind::Avx512 => unsafe { crate::avx512::multiply_tile(panel, tokens, sums) },
     }
 }
 
-fn multiply_scalar(panel: &Panel, tokens: &[Token<'_>], first: usize, n: usize, sums: &mut [f32]) {
+fn multiply_scalar(panel: &Panel, tokens: &[Token<'_>], sums: &mut [f32]) {
     let Shape { signed, halves, offsets, .. } = panel.shape;
     let parts = if halves { 2 } else { 1 };
     for (token, sums) in tokens.iter().zip(sums.chunks_exact_mut(ROWS)) {
-        for block in first..first + n {
+        for own in 0..panel.blocks {
+            let block = panel.first_block + own;
             for part in 0..parts {
                 let token_sum = if halves { token.half_sums[2 * block + part] } else { token.sums[block] };
                 let quads = part * 4..part * 4 + 8 / parts;
                 for (r, sum) in sums.iter_mut().enumerate() {
                     let mut products = 0;
                     for quad in quads.clone() {
-                        let codes = panel.codes[(8 * block + quad) * ROWS + r].to_le_bytes();
+                        let codes = panel.codes[(8 * own + quad) * ROWS + r].to_le_bytes();
                         for (i, code) in codes.into_iter().enumerate() {
                             let code = if signed { i32::from(code as i8) } else { i32::from(code) };
                             products += code * i32::from(token.codes[32 * block + 4 * quad + i]);
                         }
                     }
-                    let at = (parts * block + part) * ROWS + r;
+                    let at = (parts * own + part) * ROWS + r;
                     *sum = (products as f32).mul_add(panel.scales[at] * token.scales[block], *sum);
                     if offsets {
                         *sum = (-panel.offsets[at]).mul_add(token_sum, *sum);

@@ -84,6 +84,15 @@ impl GroupedRow<'_> {
         self.layout.scale.read(self.scales, group)
     }
 
+    /// Where the zero points of 4- or 8-bit codes begin: one 32-bit word a group, this row's code shifted up in each.
+    /// Empty when symmetric.
+    #[inline(always)]
+    pub fn zero_words(&self) -> (&[u8], usize) {
+        let bits = usize::from(self.layout.bits.get());
+        let at = 4 * (self.row * bits / 32) * self.groups;
+        (self.zero_points.get(at..).unwrap_or(&[]), self.row * bits % 32)
+    }
+
     /// The unsigned zero point of group `group`: the code that stands for zero.
     #[inline(always)]
     pub fn zero(&self, group: usize) -> u8 {

@@ -7,6 +7,7 @@ use bitmill_tensor::{
 };
 
 use crate::activations::Activations;
+use crate::dense_panel::{self, DensePanel};
 use crate::matmul::{exact_dot, fast_dot};
 use crate::panel::{self, Panel, ROWS};
 use crate::row::Row;
@@ -383,37 +384,68 @@ fn every_isa_multiplies_panels_to_the_same_bits() {
         }
         let mut x = Activations::default();
         x.round(Isa::scalar(), &random.matrix(8, sample.in_features));
-        for first in [0, 16] {
+        let chunks = sample.in_features.div_ceil(256);
+        for (first, chunks) in [(0, 0..chunks), (16, 0..chunks), (3, chunks / 2..chunks)] {
             let mut expected_panel = Panel::default();
-            expected_panel.fill(Isa::scalar(), &view, first);
+            expected_panel.fill(Isa::scalar(), &view, first, chunks.clone());
             for isa in twins() {
                 let mut panel = Panel::default();
                 // A panel that another matrix was in before.
                 panel.codes.resize(100_000, 0x5a5a_5a5a);
                 panel.scales.resize(100_000, f32::NAN);
                 panel.offsets.resize(100_000, f32::NAN);
-                panel.fill(isa, &view, first);
+                panel.fill(isa, &view, first, chunks.clone());
                 let what = format!("{isa} {} {}", sample.encoding, sample.in_features);
                 assert_eq!(panel.shape, expected_panel.shape, "{what}");
-                let blocks = panel.shape.blocks;
+                let blocks = panel.blocks;
+                assert_eq!(blocks, expected_panel.blocks, "{what}");
                 // What stands behind the row's end meets activations of zero.
-                let quads = ROWS * (sample.in_features / 4);
+                let quads = ROWS * ((sample.in_features - 256 * chunks.start) / 4);
                 assert_eq!(panel.codes[..quads], expected_panel.codes[..quads], "{what}");
                 let scales = if panel.shape.halves { 2 } else { 1 } * ROWS * blocks;
                 assert_eq!(panel.scales[..scales], expected_panel.scales[..scales], "{what}");
                 assert_eq!(panel.offsets[..scales], expected_panel.offsets[..scales], "{what}");
-                for count in 1..=8 {
+                for count in 1..=panel::TILE_TOKENS {
                     let tokens: Vec<_> = (0..count).map(|t| x.token(t)).collect();
                     let multiply = |isa, panel: &Panel| {
-                        let first_half = blocks / 2;
                         guarded_floats(count * ROWS, |sums| {
                             sums.fill(0.25);
-                            panel::multiply(isa, panel, &tokens, 0, first_half, sums);
-                            panel::multiply(isa, panel, &tokens, first_half, blocks - first_half, sums);
+                            panel::multiply(isa, panel, &tokens, sums);
                         })
                     };
                     let expected = multiply(Isa::scalar(), &expected_panel);
                     assert_eq!(bits_of(&multiply(isa, &panel)), bits_of(&expected), "{what} {count}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_isa_multiplies_dense_panels_to_the_same_bits() {
+    let mut random = Random(14);
+    for sample in samples() {
+        let view = sample.view();
+        let x = random.matrix(dense_panel::TILE_TOKENS, sample.in_features);
+        // The first columns, and those behind them where there are any.
+        for start in [0, 256] {
+            let Some(columns) = sample.in_features.checked_sub(start).map(|n| n.min(256)) else { continue };
+            let mut expected_panel = DensePanel::default();
+            expected_panel.fill(Isa::scalar(), &view, 1, start, columns);
+            for isa in twins() {
+                let mut panel = DensePanel::default();
+                panel.fill(isa, &view, 1, start, columns);
+                for count in 1..=dense_panel::TILE_TOKENS {
+                    let multiply = |isa, panel: &DensePanel| {
+                        guarded_floats(count * dense_panel::ROWS, |sums| {
+                            sums.fill(0.25);
+                            let x = x.as_slice().get(start..).unwrap_or(&[]);
+                            dense_panel::multiply(isa, panel, x, sample.in_features, sums);
+                        })
+                    };
+                    let expected = multiply(Isa::scalar(), &expected_panel);
+                    let what = format!("{isa} {} {} x {count}", sample.encoding, sample.in_features);
+                    assert_eq!(bits_of(&multiply(isa, &panel)), bits_of(&expected), "{what}");
                 }
             }
         }

@@ -30,6 +30,16 @@ pub(crate) trait Codes: Copy {
     /// # Safety
     /// As [`scales`](Self::scales).
     unsafe fn codes(self, block: usize) -> __m256i;
+
+    /// The same of a block that the row may end in.
+    ///
+    /// # Safety
+    /// As [`scales`](Self::scales).
+    #[inline(always)]
+    unsafe fn last_codes(self, block: usize) -> __m256i {
+        // SAFETY: as this function's.
+        unsafe { self.codes(block) }
+    }
 }
 
 /// Runs an expression with the row as its own [`Codes`] type; `None` where the encoding has no fast path.
@@ -154,7 +164,9 @@ unsafe fn add_chunk<C: Codes, const WHOLE: bool>(
         macro_rules! add_blocks {
             ($($j:literal)*) => {
                 $(if WHOLE || $j < n {
-                    add_block::<C, $j>(codes, first + $j, token, &products, sums);
+                    let block = first + $j;
+                    let own = if WHOLE { codes.codes(block) } else { codes.last_codes(block) };
+                    add_block::<C, $j>(own, block, token, &products, sums);
                 })*
             };
         }
@@ -165,7 +177,7 @@ unsafe fn add_chunk<C: Codes, const WHOLE: bool>(
 /// Adds block `block`, the `J`th of its chunk; `scales` are the chunk's, times the token's.
 #[inline(always)]
 unsafe fn add_block<C: Codes, const J: usize>(
-    codes: C,
+    codes: __m256i,
     block: usize,
     token: Token<'_>,
     scales: &[f32; 16],
@@ -175,9 +187,9 @@ unsafe fn add_block<C: Codes, const J: usize>(
     unsafe {
         let activations = _mm256_loadu_si256(token.codes.as_ptr().add(32 * block).cast());
         let lanes = if C::SIGNED {
-            lanes_signed(codes.codes(block), activations)
+            lanes_signed(codes, activations)
         } else {
-            lanes_unsigned(codes.codes(block), activations)
+            lanes_unsigned(codes, activations)
         };
         let scale = if C::HALVES {
             let pair = scales.as_ptr().add(2 * J).cast::<f64>().read_unaligned();
@@ -348,20 +360,75 @@ pub(crate) struct Groups<'a, const BITS: usize> {
     row: &'a GroupedRow<'a>,
     /// Blocks in a group; more than the row has where there is one group.
     blocks: usize,
+    /// Groups in a chunk, where they tile it: 1, 2, 4 or 8; 0 where they do not.
+    per_chunk: usize,
+    /// The group of each block in a chunk.
+    group_of: __m256i,
+    /// All ones in the first `per_chunk` lanes.
+    mask: __m256i,
+    symmetric: bool,
 }
 
 impl<'a, const BITS: usize> Groups<'a, BITS> {
-    pub fn new(row: &'a GroupedRow<'a>, in_features: usize) -> Self {
+    /// # Safety
+    /// Inside a function with AVX2.
+    #[inline(always)]
+    pub unsafe fn new(row: &'a GroupedRow<'a>, in_features: usize) -> Self {
         let group_size = row.layout.group_size.get();
         let blocks = if group_size >= in_features { usize::MAX } else { group_size / 32 };
-        Self { row, blocks }
+        let per_chunk = match blocks {
+            1 => 8,
+            2 => 4,
+            4 => 2,
+            _ if blocks == usize::MAX || blocks.is_multiple_of(CHUNK_BLOCKS) => 1,
+            _ => 0,
+        };
+        // SAFETY: no memory is touched; the features are the caller's.
+        let (group_of, mask) = unsafe {
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let count = _mm256_set1_epi32(per_chunk as i32);
+            let group_of = _mm256_srli_epi32::<3>(_mm256_mullo_epi32(lanes, count));
+            (group_of, _mm256_cmpgt_epi32(count, lanes))
+        };
+        let symmetric = row.layout.zero_point == ZeroPoint::Symmetric;
+        Self { row, blocks, per_chunk, group_of, mask, symmetric }
     }
 
-    /// The zero point of a group against codes as [`Codes::codes`] gives them.
+    /// What stands for zero against codes as [`Codes::codes`] gives them, where nothing is stored.
+    const ZERO: f32 = if BITS == 8 { 0.0 } else { 8.0 };
+
+    /// Scales and zero points of the `per_chunk` groups from `group` on.
     #[inline(always)]
-    fn zero(self, group: usize) -> f32 {
-        let zero = f32::from(self.row.zero(group));
-        if BITS == 8 { zero - 128.0 } else { zero }
+    unsafe fn groups(&self, group: usize) -> (__m256, __m256) {
+        // SAFETY: that many groups lie within the row; wider reads are masked.
+        unsafe {
+            let float = self.row.layout.scale;
+            let at = self.row.scales.as_ptr().add(group * float.size_bytes());
+            let scales = if float == FloatType::F32 {
+                _mm256_maskload_ps(at.cast(), self.mask)
+            } else {
+                let halves = match self.per_chunk {
+                    8 => _mm_loadu_si128(at.cast()),
+                    4 => _mm_loadl_epi64(at.cast()),
+                    2 => _mm_cvtsi32_si128(at.cast::<i32>().read_unaligned()),
+                    _ => _mm_cvtsi32_si128(i32::from(at.cast::<u16>().read_unaligned())),
+                };
+                if float == FloatType::F16 {
+                    _mm256_cvtph_ps(halves)
+                } else {
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+                }
+            };
+            if self.symmetric {
+                return (scales, _mm256_set1_ps(Self::ZERO));
+            }
+            let (words, shift) = self.row.zero_words();
+            let words = _mm256_maskload_epi32(words.as_ptr().add(4 * group).cast(), self.mask);
+            let codes = _mm256_srl_epi32(words, _mm_cvtsi32_si128(shift as i32));
+            let codes = _mm256_and_si256(codes, _mm256_set1_epi32((1 << BITS) - 1));
+            let shift = _mm256_set1_epi32(if BITS == 8 { 128 } else { 0 });
+            (scales, _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, shift)))
+        }
     }
 }
 
@@ -371,37 +438,33 @@ impl<const BITS: usize> Codes for Groups<'_, BITS> {
     #[inline(always)]
     unsafe fn scales(self, chunk: usize, n: usize) -> ([__m256; 2], [__m256; 2]) {
         let first = CHUNK_BLOCKS * chunk;
-        // SAFETY: eight scales are read as one only where the row has them.
+        // SAFETY: a whole chunk has its groups; where the row ends within a chunk only one group may span it.
         unsafe {
-            let symmetric = self.row.layout.zero_point == ZeroPoint::Symmetric;
-            let (scales, zeros) = if self.blocks >= CHUNK_BLOCKS && self.blocks.is_multiple_of(CHUNK_BLOCKS)
-                || self.blocks == usize::MAX
-            {
-                let group = first / self.blocks;
-                (_mm256_set1_ps(self.row.scale(group)), _mm256_set1_ps(self.zero(group)))
+            let (scales, zeros) = if self.per_chunk > 0 && (n == CHUNK_BLOCKS || self.per_chunk == 1) {
+                let group = match self.blocks {
+                    1 => first,
+                    2 => first / 2,
+                    4 => first / 4,
+                    8 => chunk,
+                    blocks => first / blocks,
+                };
+                let (scales, zeros) = self.groups(group);
+                if self.per_chunk == 8 {
+                    (scales, zeros)
+                } else {
+                    (
+                        _mm256_permutevar8x32_ps(scales, self.group_of),
+                        _mm256_permutevar8x32_ps(zeros, self.group_of),
+                    )
+                }
             } else {
                 let (mut scales, mut zeros) = ([0f32; CHUNK_BLOCKS], [0f32; CHUNK_BLOCKS]);
-                if n == CHUNK_BLOCKS && self.blocks == 4 {
-                    let group = first / 4;
-                    for half in 0..2 {
-                        scales[4 * half..4 * half + 4].fill(self.row.scale(group + half));
-                        if !symmetric {
-                            zeros[4 * half..4 * half + 4].fill(self.zero(group + half));
-                        }
-                    }
-                } else {
-                    for j in 0..n {
-                        let group = (first + j) / self.blocks;
-                        scales[j] = self.row.scale(group);
-                        zeros[j] = self.zero(group);
-                    }
+                for j in 0..n {
+                    let group = (first + j) / self.blocks;
+                    scales[j] = self.row.scale(group);
+                    zeros[j] = f32::from(self.row.zero(group)) - if BITS == 8 { 128.0 } else { 0.0 };
                 }
-                let zeros = if symmetric {
-                    _mm256_set1_ps(if BITS == 8 { 0.0 } else { 8.0 })
-                } else {
-                    _mm256_loadu_ps(zeros.as_ptr())
-                };
-                (_mm256_loadu_ps(scales.as_ptr()), zeros)
+                (_mm256_loadu_ps(scales.as_ptr()), _mm256_loadu_ps(zeros.as_ptr()))
             };
             let offsets = _mm256_mul_ps(scales, zeros);
             ([scales, scales], [offsets, offsets])
@@ -410,17 +473,26 @@ impl<const BITS: usize> Codes for Groups<'_, BITS> {
 
     #[inline(always)]
     unsafe fn codes(self, block: usize) -> __m256i {
-        let packed = self.row.packed;
-        let (at, len) = (4 * BITS * block, 4 * BITS);
-        // SAFETY: a whole block is within the row; the row's last part comes through a padded buffer.
+        // SAFETY: the block's bytes lie within the row.
+        unsafe { Self::decode(self.row.packed.as_ptr().add(4 * BITS * block)) }
+    }
+
+    #[inline(always)]
+    unsafe fn last_codes(self, block: usize) -> __m256i {
+        let rest = &self.row.packed[4 * BITS * block..];
+        let mut padded = [0u8; 32];
+        let len = rest.len().min(4 * BITS);
+        padded[..len].copy_from_slice(&rest[..len]);
+        // SAFETY: the buffer holds a block.
+        unsafe { Self::decode(padded.as_ptr()) }
+    }
+}
+
+impl<const BITS: usize> Groups<'_, BITS> {
+    #[inline(always)]
+    unsafe fn decode(at: *const u8) -> __m256i {
+        // SAFETY: the caller's: `4 * BITS` bytes may be read.
         unsafe {
-            let mut padded = [0u8; 32];
-            let at = if at + len <= packed.len() {
-                packed.as_ptr().add(at)
-            } else {
-                padded[..packed.len() - at].copy_from_slice(&packed[at..]);
-                padded.as_ptr()
-            };
             if BITS == 8 {
                 _mm256_xor_si256(_mm256_loadu_si256(at.cast()), _mm256_set1_epi8(-128))
             } else {
@@ -429,5 +501,3 @@ impl<const BITS: usize> Codes for Groups<'_, BITS> {
         }
     }
 }
-
-const _: () = assert!(FloatType::F16.size_bytes() == 2);

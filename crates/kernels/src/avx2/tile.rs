@@ -1,31 +1,39 @@
 //! A panel of 16 rows times a few tokens.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::fast::{Codes, with_codes};
 use crate::activations::{CHUNK, CHUNK_BLOCKS, Token};
 use crate::panel::{Panel, ROWS};
 use crate::row::Row;
 
-/// Unpacks one row into place `r` of a panel.
+/// Unpacks some chunks of one row into place `r` of a panel.
 ///
 /// # Safety
 /// The CPU has AVX2, FMA and F16C; the panel has the row's shape.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn fill_row(panel: &mut Panel, row: &Row<'_>, in_features: usize, r: usize) {
+pub(crate) unsafe fn fill_row(
+    panel: &mut Panel,
+    row: &Row<'_>,
+    in_features: usize,
+    chunks: Range<usize>,
+    r: usize,
+) {
     // SAFETY: the features are this function's own.
-    unsafe { with_codes!(row, in_features, codes => fill(codes, panel, in_features, r)) };
+    unsafe { with_codes!(row, in_features, codes => fill(codes, panel, in_features, chunks, r)) };
 }
 
 #[inline(always)]
-unsafe fn fill<C: Codes>(source: C, panel: &mut Panel, in_features: usize, r: usize) {
+unsafe fn fill<C: Codes>(source: C, panel: &mut Panel, in_features: usize, chunks: Range<usize>, r: usize) {
     // SAFETY: blocks lie within the row; arrays hold a chunk.
     unsafe {
-        for chunk in 0..in_features.div_ceil(CHUNK) {
+        for (place, chunk) in chunks.enumerate() {
             let n = (in_features - chunk * CHUNK).div_ceil(32).min(CHUNK_BLOCKS);
             let mut codes = [0u8; CHUNK];
             for j in 0..n {
-                let block = source.codes(CHUNK_BLOCKS * chunk + j);
+                let block = CHUNK_BLOCKS * chunk + j;
+                let block = if n == CHUNK_BLOCKS { source.codes(block) } else { source.last_codes(block) };
                 _mm256_storeu_si256(codes.as_mut_ptr().add(32 * j).cast(), block);
             }
             let (s, o) = source.scales(chunk, n);
@@ -35,7 +43,7 @@ unsafe fn fill<C: Codes>(source: C, panel: &mut Panel, in_features: usize, r: us
                     _mm256_storeu_ps(scales.as_mut_ptr().add(8 * half), s[half]);
                     _mm256_storeu_ps(offsets.as_mut_ptr().add(8 * half), o[half]);
                 }
-                panel.place(r, chunk, &codes, &scales, &offsets, 1);
+                panel.place(r, place, &codes, &scales, &offsets, 1);
             } else {
                 let spread = |v: __m256, out: &mut [f32; 16]| {
                     _mm256_storeu_ps(out.as_mut_ptr(), _mm256_unpacklo_ps(v, v));
@@ -45,7 +53,7 @@ unsafe fn fill<C: Codes>(source: C, panel: &mut Panel, in_features: usize, r: us
                 let order = _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
                 spread(_mm256_permutevar8x32_ps(s[0], order), &mut scales);
                 spread(_mm256_permutevar8x32_ps(o[0], order), &mut offsets);
-                panel.place(r, chunk, &codes, &scales, &offsets, 2);
+                panel.place(r, place, &codes, &scales, &offsets, 2);
             }
         }
     }
@@ -59,8 +67,6 @@ unsafe fn fill<C: Codes>(source: C, panel: &mut Panel, in_features: usize, r: us
 pub(crate) unsafe fn multiply_tile(
     panel: &Panel,
     tokens: &[Token<'_>],
-    first: usize,
-    n: usize,
     sums: &mut [f32],
 ) {
     let shape = panel.shape;
@@ -69,11 +75,11 @@ pub(crate) unsafe fn multiply_tile(
         // SAFETY: as this function's.
         unsafe {
             match (shape.signed, shape.nibbles, shape.halves, shape.offsets) {
-                (true, _, _, false) => by_tokens::<SIGNED, false>(panel, tokens, first, n, sums),
-                (true, _, _, true) => by_tokens::<SIGNED, true>(panel, tokens, first, n, sums),
-                (false, true, ..) => by_tokens::<NIBBLES, true>(panel, tokens, first, n, sums),
-                (false, false, false, _) => by_tokens::<BYTES, true>(panel, tokens, first, n, sums),
-                (false, false, true, _) => by_tokens::<HALVES, true>(panel, tokens, first, n, sums),
+                (true, _, _, false) => by_tokens::<SIGNED, false>(panel, tokens, sums),
+                (true, _, _, true) => by_tokens::<SIGNED, true>(panel, tokens, sums),
+                (false, true, ..) => by_tokens::<NIBBLES, true>(panel, tokens, sums),
+                (false, false, false, _) => by_tokens::<BYTES, true>(panel, tokens, sums),
+                (false, false, true, _) => by_tokens::<HALVES, true>(panel, tokens, sums),
             }
         }
     }
@@ -92,17 +98,15 @@ const HALVES: u8 = 3;
 unsafe fn by_tokens<const KIND: u8, const OFFSETS: bool>(
     panel: &Panel,
     tokens: &[Token<'_>],
-    first: usize,
-    n: usize,
     sums: &mut [f32],
 ) {
     // SAFETY: as the caller's.
     unsafe {
         match *tokens {
-            [a, b, c, d] => tile::<KIND, OFFSETS, 4>(panel, [a, b, c, d], first, n, sums),
-            [a, b, c] => tile::<KIND, OFFSETS, 3>(panel, [a, b, c], first, n, sums),
-            [a, b] => tile::<KIND, OFFSETS, 2>(panel, [a, b], first, n, sums),
-            [a] => tile::<KIND, OFFSETS, 1>(panel, [a], first, n, sums),
+            [a, b, c, d] => tile::<KIND, OFFSETS, 4>(panel, [a, b, c, d], sums),
+            [a, b, c] => tile::<KIND, OFFSETS, 3>(panel, [a, b, c], sums),
+            [a, b] => tile::<KIND, OFFSETS, 2>(panel, [a, b], sums),
+            [a] => tile::<KIND, OFFSETS, 1>(panel, [a], sums),
             _ => {}
         }
     }
@@ -112,8 +116,6 @@ unsafe fn by_tokens<const KIND: u8, const OFFSETS: bool>(
 unsafe fn tile<const KIND: u8, const OFFSETS: bool, const T: usize>(
     panel: &Panel,
     tokens: [Token<'_>; T],
-    first: usize,
-    n: usize,
     sums: &mut [f32],
 ) {
     // SAFETY: `sums` is [T][16]; the blocks lie within the panel's arrays and the tokens'.
@@ -134,18 +136,23 @@ unsafe fn tile<const KIND: u8, const OFFSETS: bool, const T: usize>(
             HALVES => 2,
             _ => 1,
         };
+        // Opaque, so that this stays a loop: unrolled, the compiler reorders its sums and spills half of them, which
+        // halves the speed.
+        let runs = std::hint::black_box(8 / (run * parts));
+        let run = if run > 2 { std::hint::black_box(run) } else { run };
         let ones = _mm256_set1_epi16(1);
-        for block in first..first + n {
-            let codes = panel.codes.as_ptr().add(8 * ROWS * block).cast::<__m256i>();
+        let mut weights_at = panel.codes.as_ptr().cast::<__m256i>();
+        for own in 0..panel.blocks {
+            let block = panel.first_block + own;
+            let mut column = 32 * block;
             for part in 0..parts {
-                let quads = 8 / parts;
                 let mut wide = [[_mm256_setzero_si256(); 2]; T];
-                for start in (0..quads).step_by(run) {
+                for _ in 0..runs {
                     let mut narrow = [[_mm256_setzero_si256(); 2]; T];
-                    for quad in part * quads + start..part * quads + start + run {
-                        let weights = [0, 1].map(|v| _mm256_loadu_si256(codes.add(2 * quad + v)));
+                    for _ in 0..run {
+                        let weights = [_mm256_loadu_si256(weights_at), _mm256_loadu_si256(weights_at.add(1))];
                         for t in 0..T {
-                            let at = tokens[t].codes.as_ptr().add(32 * block + 4 * quad);
+                            let at = tokens[t].codes.as_ptr().add(column);
                             let x = _mm256_set1_epi32(at.cast::<i32>().read_unaligned());
                             for v in 0..2 {
                                 let pairs = if KIND == SIGNED {
@@ -159,6 +166,8 @@ unsafe fn tile<const KIND: u8, const OFFSETS: bool, const T: usize>(
                                 narrow[t][v] = _mm256_add_epi16(narrow[t][v], pairs);
                             }
                         }
+                        weights_at = weights_at.add(2);
+                        column += 4;
                     }
                     for t in 0..T {
                         for v in 0..2 {
@@ -166,7 +175,7 @@ unsafe fn tile<const KIND: u8, const OFFSETS: bool, const T: usize>(
                         }
                     }
                 }
-                let at = (parts * block + part) * ROWS;
+                let at = (parts * own + part) * ROWS;
                 for v in 0..2 {
                     let scales = _mm256_loadu_ps(panel.scales.as_ptr().add(at + 8 * v));
                     let offsets = _mm256_loadu_ps(panel.offsets.as_ptr().add(at + 8 * v));

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use bitmill_tensor::{BlockType, FloatType};
+use bitmill_tensor::BlockType;
 
 use crate::row::{GroupedRow, Row, q4_k, q4_k_scale_min, q6_k};
 use crate::scalar;
@@ -31,8 +31,10 @@ macro_rules! with_unpack {
             Row::Block { block: BlockType::Q4_K, bytes } => { let $weights = Q4K(bytes.as_ptr()); $body }
             Row::Block { block: BlockType::Q6_K, bytes } => { let $weights = Q6K(bytes.as_ptr()); $body }
             Row::Grouped(row) => match (row.layout.bits.get(), row.blocks_have_one_group()) {
-                (4, true) => { let $weights = Grouped4(&row); $body }
-                (8, true) => { let $weights = Grouped8(&row); $body }
+                (4, true) => { let $weights = Grouped::<4>::new(&row); $body }
+                (8, true) => { let $weights = Grouped::<8>::new(&row); $body }
+                (4, false) if row.layout.group_size.get() >= 8 => { let $weights = Uneven::<4>(&row); $body }
+                (8, false) if row.layout.group_size.get() >= 8 => { let $weights = Uneven::<8>(&row); $body }
                 _ => { let $weights = AnyGrouped(&row); $body }
             },
         }
@@ -139,7 +141,11 @@ unsafe fn scaled(codes: __m256i, zero: i32, scale: f32) -> [__m256; 4] {
     // SAFETY: no memory is touched; the features are the caller's.
     unsafe {
         let (zero, scale) = (_mm256_set1_epi32(zero), _mm256_set1_ps(scale));
-        widen_codes(codes).map(|code| _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero)), scale))
+        let mut out = [_mm256_setzero_ps(); 4];
+        for (out, code) in out.iter_mut().zip(widen_codes(codes)) {
+            *out = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero)), scale);
+        }
+        out
     }
 }
 
@@ -290,8 +296,11 @@ impl Unpack for Q4K {
             let (scale, min) = q4_k_scale_min(scales, block % 8);
             let scale = _mm256_set1_ps(f16_at(at.add(q4_k::D)) * f32::from(scale));
             let min = _mm256_set1_ps(f16_at(at.add(q4_k::DMIN)) * f32::from(min));
-            widen_codes(self.codes32(block))
-                .map(|code| _mm256_sub_ps(_mm256_mul_ps(scale, _mm256_cvtepi32_ps(code)), min))
+            let mut out = [_mm256_setzero_ps(); 4];
+            for (out, code) in out.iter_mut().zip(widen_codes(self.codes32(block))) {
+                *out = _mm256_sub_ps(_mm256_mul_ps(scale, _mm256_cvtepi32_ps(code)), min);
+            }
+            out
         }
     }
 }
@@ -333,51 +342,134 @@ impl Unpack for Q6K {
                 let scale = at.add(q6_k::SCALES + 2 * (block % 8) + i).cast::<i8>().read();
                 _mm256_set1_ps(d * f32::from(scale))
             };
-            let (first, second) = (scale(0), scale(1));
+            let scales = [scale(0), scale(1)];
             let zero = _mm256_set1_epi32(32);
-            let [a, b, c, d] =
-                widen_codes(self.codes32(block)).map(|code| _mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero)));
-            [
-                _mm256_mul_ps(first, a),
-                _mm256_mul_ps(first, b),
-                _mm256_mul_ps(second, c),
-                _mm256_mul_ps(second, d),
-            ]
+            let mut out = [_mm256_setzero_ps(); 4];
+            for (i, code) in widen_codes(self.codes32(block)).into_iter().enumerate() {
+                out[i] = _mm256_mul_ps(scales[i / 2], _mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero)));
+            }
+            out
         }
     }
 }
 
-/// 4-bit codes, every 32 of one group.
+/// Codes of `BITS` (4 or 8), every 32 of one group.
 #[derive(Clone, Copy)]
-pub(crate) struct Grouped4<'a>(pub &'a GroupedRow<'a>);
-impl Unpack for Grouped4<'_> {
+pub(crate) struct Grouped<'a, const BITS: usize> {
+    row: &'a GroupedRow<'a>,
+    /// Blocks in a group, and their logarithm where they are a power of two: a division costs as much as a block.
+    blocks: usize,
+    shift: Option<u32>,
+}
+
+impl<'a, const BITS: usize> Grouped<'a, BITS> {
+    #[inline(always)]
+    pub fn new(row: &'a GroupedRow<'a>) -> Self {
+        // One group spans the row where it is not a multiple of 32.
+        let size = row.layout.group_size.get();
+        let blocks = if size.is_multiple_of(32) { size / 32 } else { usize::MAX };
+        let shift = blocks.is_power_of_two().then(|| blocks.trailing_zeros());
+        Self { row, blocks, shift }
+    }
+
+    /// Codes, zero point and scale of block `block`.
+    ///
+    /// # Safety
+    /// As [`Unpack::unpack32`].
+    #[inline(always)]
+    pub unsafe fn parts(self, block: usize) -> (__m256i, i32, f32) {
+        let group = match self.shift {
+            Some(shift) => block >> shift,
+            None => block / self.blocks,
+        };
+        // SAFETY: the block's bytes lie within the row.
+        let codes = unsafe { any_codes::<BITS>(self.row.packed.as_ptr(), block) };
+        (codes, i32::from(self.row.zero(group)), self.row.scale(group))
+    }
+}
+
+impl<const BITS: usize> Unpack for Grouped<'_, BITS> {
     #[inline(always)]
     unsafe fn unpack32(self, block: usize) -> [__m256; 4] {
-        let group = 32 * block / self.0.layout.group_size.get();
-        // SAFETY: 16 bytes of the row.
+        // SAFETY: as this function's.
         unsafe {
-            let codes = nibbles_in_order(self.0.packed.as_ptr().add(16 * block));
-            scaled(codes, i32::from(self.0.zero(group)), self.0.scale(group))
+            let (codes, zero, scale) = self.parts(block);
+            scaled(codes, zero, scale)
         }
     }
 }
 
-/// 8-bit codes, every 32 of one group.
+/// 32 unsigned codes of `BITS` (4 or 8) in order.
+#[inline(always)]
+unsafe fn any_codes<const BITS: usize>(packed: *const u8, block: usize) -> __m256i {
+    // SAFETY: the caller's: the block's bytes lie within the row.
+    unsafe {
+        let at = packed.add(4 * BITS * block);
+        if BITS == 8 { _mm256_loadu_si256(at.cast()) } else { nibbles_in_order(at) }
+    }
+}
+
+/// Codes of `BITS` (4 or 8) in groups of at least eight that do not tile blocks of 32.
 #[derive(Clone, Copy)]
-pub(crate) struct Grouped8<'a>(pub &'a GroupedRow<'a>);
-impl Unpack for Grouped8<'_> {
+pub(crate) struct Uneven<'a, const BITS: usize>(pub &'a GroupedRow<'a>);
+
+impl<const BITS: usize> Uneven<'_, BITS> {
+    /// Scale and zero point of each of 32 weights.
+    ///
+    /// # Safety
+    /// As [`Unpack::unpack32`].
+    #[inline(always)]
+    pub unsafe fn scales(self, block: usize) -> ([f32; 64], [f32; 64]) {
+        let size = self.0.layout.group_size.get();
+        let (mut scales, mut zeros) = ([0f32; 64], [0f32; 64]);
+        let (mut group, mut at) = (32 * block / size, 0);
+        let mut end = (group + 1) * size - 32 * block;
+        while at < 32 {
+            // SAFETY: `at` stays below 32 and 32 lanes are written; what spills over a group's end is overwritten.
+            unsafe {
+                let scale = _mm256_set1_ps(self.0.scale(group));
+                let zero = _mm256_set1_ps(f32::from(self.0.zero(group)));
+                for i in (at..end.min(32)).step_by(8) {
+                    _mm256_storeu_ps(scales.as_mut_ptr().add(i), scale);
+                    _mm256_storeu_ps(zeros.as_mut_ptr().add(i), zero);
+                }
+            }
+            at = end;
+            end += size;
+            group += 1;
+        }
+        (scales, zeros)
+    }
+
+    /// Codes of block `block`.
+    ///
+    /// # Safety
+    /// As [`Unpack::unpack32`].
+    #[inline(always)]
+    pub unsafe fn codes(self, block: usize) -> __m256i {
+        // SAFETY: as this function's.
+        unsafe { any_codes::<BITS>(self.0.packed.as_ptr(), block) }
+    }
+}
+
+impl<const BITS: usize> Unpack for Uneven<'_, BITS> {
     #[inline(always)]
     unsafe fn unpack32(self, block: usize) -> [__m256; 4] {
-        let group = 32 * block / self.0.layout.group_size.get();
-        // SAFETY: 32 bytes of the row.
+        // SAFETY: as this function's; differences of codes are exact as floats too.
         unsafe {
-            let codes = _mm256_loadu_si256(self.0.packed.as_ptr().add(32 * block).cast());
-            scaled(codes, i32::from(self.0.zero(group)), self.0.scale(group))
+            let (scales, zeros) = self.scales(block);
+            let mut out = [_mm256_setzero_ps(); 4];
+            for (j, code) in widen_codes(self.codes(block)).into_iter().enumerate() {
+                let zero = _mm256_loadu_ps(zeros.as_ptr().add(8 * j));
+                let scale = _mm256_loadu_ps(scales.as_ptr().add(8 * j));
+                out[j] = _mm256_mul_ps(_mm256_sub_ps(_mm256_cvtepi32_ps(code), zero), scale);
+            }
+            out
         }
     }
 }
 
-/// Any other width or group size: plain code, compiled for these instructions.
+/// Any other width, and groups of less than eight: plain code, compiled for these instructions.
 #[derive(Clone, Copy)]
 pub(crate) struct AnyGrouped<'a>(pub &'a GroupedRow<'a>);
 impl Unpack for AnyGrouped<'_> {
@@ -390,4 +482,3 @@ impl Unpack for AnyGrouped<'_> {
     }
 }
 
-const _: () = assert!(FloatType::BF16.size_bytes() == 2 && BlockType::Q8_0.bytes() == 34);

@@ -45,8 +45,8 @@ unsafe fn dot<U: Unpack>(weights: U, row: &Row<'_>, x: &[f32]) -> f32 {
 pub(super) unsafe fn add_up(sums: [__m512; 2]) -> f32 {
     // SAFETY: no memory is touched; the features are the caller's.
     unsafe {
-        let [first, second] =
-            sums.map(|v| _mm256_add_ps(_mm512_castps512_ps256(v), upper(v)));
+        let first = _mm256_add_ps(_mm512_castps512_ps256(sums[0]), upper(sums[0]));
+        let second = _mm256_add_ps(_mm512_castps512_ps256(sums[1]), upper(sums[1]));
         sum8(_mm256_add_ps(first, second))
     }
 }

@@ -77,14 +77,16 @@ unsafe fn add_chunk<C: Codes, const WHOLE: bool>(
         macro_rules! add_pairs {
             ($($j:literal)*) => {
                 $(if WHOLE || $j < n {
-                    let even = codes.codes(first + $j);
-                    // A row may end after an odd number of blocks; its scale beyond is zero.
-                    let odd = if WHOLE || $j + 1 < n {
-                        codes.codes(first + $j + 1)
+                    let block = first + $j;
+                    let (even, odd) = if WHOLE {
+                        (codes.codes(block), codes.codes(block + 1))
+                    } else if $j + 1 < n {
+                        (codes.last_codes(block), codes.last_codes(block + 1))
                     } else {
-                        _mm256_setzero_si256()
+                        // A row may end after an odd number of blocks.
+                        (codes.last_codes(block), _mm256_setzero_si256())
                     };
-                    add_pair::<C, $j>(join(even, odd), first + $j, token, products, sums);
+                    add_pair::<C, $j>(join(even, odd), block, token, products, sums);
                 })*
             };
         }

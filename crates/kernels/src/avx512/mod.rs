@@ -1,5 +1,6 @@
 //! AVX-512 (F, BW, VL, VNNI) twins.
 
+mod dense;
 mod exact;
 mod fast;
 mod tile;
@@ -8,6 +9,7 @@ mod unpack;
 use crate::activations::Token;
 use crate::row::Row;
 
+pub(crate) use dense::multiply_dense;
 pub(crate) use tile::multiply_tile;
 
 /// See [`scalar::unpack`](crate::scalar::unpack).

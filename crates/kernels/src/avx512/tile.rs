@@ -13,18 +13,16 @@ use crate::panel::{Panel, ROWS};
 pub(crate) unsafe fn multiply_tile(
     panel: &Panel,
     tokens: &[Token<'_>],
-    first: usize,
-    n: usize,
     sums: &mut [f32],
 ) {
     let shape = panel.shape;
     // SAFETY: as this function's.
     unsafe {
         match (shape.signed, shape.halves, shape.offsets) {
-            (true, _, false) => by_tokens::<true, false, false>(panel, tokens, first, n, sums),
-            (true, _, true) => by_tokens::<true, false, true>(panel, tokens, first, n, sums),
-            (false, false, _) => by_tokens::<false, false, true>(panel, tokens, first, n, sums),
-            (false, true, _) => by_tokens::<false, true, true>(panel, tokens, first, n, sums),
+            (true, _, false) => by_tokens::<true, false, false>(panel, tokens, sums),
+            (true, _, true) => by_tokens::<true, false, true>(panel, tokens, sums),
+            (false, false, _) => by_tokens::<false, false, true>(panel, tokens, sums),
+            (false, true, _) => by_tokens::<false, true, true>(panel, tokens, sums),
         }
     }
 }
@@ -33,21 +31,19 @@ pub(crate) unsafe fn multiply_tile(
 unsafe fn by_tokens<const SIGNED: bool, const HALVES: bool, const OFFSETS: bool>(
     panel: &Panel,
     tokens: &[Token<'_>],
-    first: usize,
-    n: usize,
     sums: &mut [f32],
 ) {
     // SAFETY: as the caller's.
     unsafe {
         if let Ok(tokens) = <[Token<'_>; 8]>::try_from(tokens) {
-            return tile::<SIGNED, HALVES, OFFSETS, 8>(panel, tokens, first, n, sums);
+            return tile::<SIGNED, HALVES, OFFSETS, 8>(panel, tokens, sums);
         }
         for (tokens, sums) in tokens.chunks(4).zip(sums.chunks_mut(4 * ROWS)) {
             match *tokens {
-                [a, b, c, d] => tile::<SIGNED, HALVES, OFFSETS, 4>(panel, [a, b, c, d], first, n, sums),
-                [a, b, c] => tile::<SIGNED, HALVES, OFFSETS, 3>(panel, [a, b, c], first, n, sums),
-                [a, b] => tile::<SIGNED, HALVES, OFFSETS, 2>(panel, [a, b], first, n, sums),
-                [a] => tile::<SIGNED, HALVES, OFFSETS, 1>(panel, [a], first, n, sums),
+                [a, b, c, d] => tile::<SIGNED, HALVES, OFFSETS, 4>(panel, [a, b, c, d], sums),
+                [a, b, c] => tile::<SIGNED, HALVES, OFFSETS, 3>(panel, [a, b, c], sums),
+                [a, b] => tile::<SIGNED, HALVES, OFFSETS, 2>(panel, [a, b], sums),
+                [a] => tile::<SIGNED, HALVES, OFFSETS, 1>(panel, [a], sums),
                 _ => {}
             }
         }
@@ -58,8 +54,6 @@ unsafe fn by_tokens<const SIGNED: bool, const HALVES: bool, const OFFSETS: bool>
 unsafe fn tile<const SIGNED: bool, const HALVES: bool, const OFFSETS: bool, const T: usize>(
     panel: &Panel,
     tokens: [Token<'_>; T],
-    first: usize,
-    n: usize,
     sums: &mut [f32],
 ) {
     // SAFETY: `sums` is [T][16]; the blocks lie within the panel's arrays and the tokens'.
@@ -71,8 +65,9 @@ unsafe fn tile<const SIGNED: bool, const HALVES: bool, const OFFSETS: bool, cons
         }
         let parts = if HALVES { 2 } else { 1 };
         let shift = _mm512_set1_epi8(-128);
-        for block in first..first + n {
-            let codes = panel.codes.as_ptr().add(8 * ROWS * block);
+        for own in 0..panel.blocks {
+            let block = panel.first_block + own;
+            let codes = panel.codes.as_ptr().add(8 * ROWS * own);
             for part in 0..parts {
                 let mut products = [_mm512_setzero_si512(); T];
                 if SIGNED {
@@ -94,7 +89,7 @@ unsafe fn tile<const SIGNED: bool, const HALVES: bool, const OFFSETS: bool, cons
                         products[t] = _mm512_dpbusd_epi32(products[t], weights, x);
                     }
                 }
-                let at = (parts * block + part) * ROWS;
+                let at = (parts * own + part) * ROWS;
                 let scales = _mm512_loadu_ps(panel.scales.as_ptr().add(at));
                 let offsets = _mm512_loadu_ps(panel.offsets.as_ptr().add(at));
                 for t in 0..T {

@@ -37,8 +37,16 @@ macro_rules! with_unpack {
                 $body
             }
             Row::Grouped(row) => match (row.layout.bits.get(), row.blocks_have_one_group()) {
-                (4, true) => { let $weights = Grouped4(&row); $body }
-                (8, true) => { let $weights = Grouped8(&row); $body }
+                (4, true) => { let $weights = Grouped(narrow::Grouped::<4>::new(&row)); $body }
+                (8, true) => { let $weights = Grouped(narrow::Grouped::<8>::new(&row)); $body }
+                (4, false) if row.layout.group_size.get() >= 8 => {
+                    let $weights = Uneven(narrow::Uneven::<4>(&row));
+                    $body
+                }
+                (8, false) if row.layout.group_size.get() >= 8 => {
+                    let $weights = Uneven(narrow::Uneven::<8>(&row));
+                    $body
+                }
                 _ => { let $weights = AnyGrouped(&row); $body }
             },
         }
@@ -141,7 +149,11 @@ unsafe fn scaled(codes: __m256i, zero: i32, scale: f32) -> [__m512; 2] {
     // SAFETY: no memory is touched; the features are the caller's.
     unsafe {
         let (zero, scale) = (_mm512_set1_epi32(zero), _mm512_set1_ps(scale));
-        widen_codes(codes).map(|code| _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(code, zero)), scale))
+        let [first, second] = widen_codes(codes);
+        [
+            _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(first, zero)), scale),
+            _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(second, zero)), scale),
+        ]
     }
 }
 
@@ -207,8 +219,11 @@ impl Unpack for Q4K {
             let (scale, min) = q4_k_scale_min(scales, block % 8);
             let scale = _mm512_set1_ps(narrow::f16_at(at.add(q4_k::D)) * f32::from(scale));
             let min = _mm512_set1_ps(narrow::f16_at(at.add(q4_k::DMIN)) * f32::from(min));
-            widen_codes(self.0.codes32(block))
-                .map(|code| _mm512_sub_ps(_mm512_mul_ps(scale, _mm512_cvtepi32_ps(code)), min))
+            let [first, second] = widen_codes(self.0.codes32(block));
+            [
+                _mm512_sub_ps(_mm512_mul_ps(scale, _mm512_cvtepi32_ps(first)), min),
+                _mm512_sub_ps(_mm512_mul_ps(scale, _mm512_cvtepi32_ps(second)), min),
+            ]
         }
     }
 }
@@ -228,44 +243,50 @@ impl Unpack for Q6K {
                 _mm512_set1_ps(d * f32::from(scale))
             };
             let zero = _mm512_set1_epi32(32);
-            let [a, b] = widen_codes(self.0.codes32(block))
-                .map(|code| _mm512_cvtepi32_ps(_mm512_sub_epi32(code, zero)));
-            [_mm512_mul_ps(scale(0), a), _mm512_mul_ps(scale(1), b)]
+            let [first, second] = widen_codes(self.0.codes32(block));
+            [
+                _mm512_mul_ps(scale(0), _mm512_cvtepi32_ps(_mm512_sub_epi32(first, zero))),
+                _mm512_mul_ps(scale(1), _mm512_cvtepi32_ps(_mm512_sub_epi32(second, zero))),
+            ]
         }
     }
 }
 
-/// 4-bit codes, every 32 of one group.
+/// Codes of `BITS` (4 or 8), every 32 of one group.
 #[derive(Clone, Copy)]
-pub(super) struct Grouped4<'a>(pub &'a GroupedRow<'a>);
-impl Unpack for Grouped4<'_> {
+pub(super) struct Grouped<'a, const BITS: usize>(pub narrow::Grouped<'a, BITS>);
+impl<const BITS: usize> Unpack for Grouped<'_, BITS> {
     #[inline(always)]
     unsafe fn unpack32(self, block: usize) -> [__m512; 2] {
-        let group = 32 * block / self.0.layout.group_size.get();
-        // SAFETY: 16 bytes of the row.
+        // SAFETY: as this function's.
         unsafe {
-            let codes = narrow::nibbles_in_order(self.0.packed.as_ptr().add(16 * block));
-            scaled(codes, i32::from(self.0.zero(group)), self.0.scale(group))
+            let (codes, zero, scale) = self.0.parts(block);
+            scaled(codes, zero, scale)
         }
     }
 }
 
-/// 8-bit codes, every 32 of one group.
+/// Codes of `BITS` (4 or 8) in groups of at least eight that do not tile blocks of 32.
 #[derive(Clone, Copy)]
-pub(super) struct Grouped8<'a>(pub &'a GroupedRow<'a>);
-impl Unpack for Grouped8<'_> {
+pub(super) struct Uneven<'a, const BITS: usize>(pub narrow::Uneven<'a, BITS>);
+impl<const BITS: usize> Unpack for Uneven<'_, BITS> {
     #[inline(always)]
     unsafe fn unpack32(self, block: usize) -> [__m512; 2] {
-        let group = 32 * block / self.0.layout.group_size.get();
-        // SAFETY: 32 bytes of the row.
+        // SAFETY: as this function's; differences of codes are exact as floats too.
         unsafe {
-            let codes = _mm256_loadu_si256(self.0.packed.as_ptr().add(32 * block).cast());
-            scaled(codes, i32::from(self.0.zero(group)), self.0.scale(group))
+            let (scales, zeros) = self.0.scales(block);
+            let mut out = [_mm512_setzero_ps(); 2];
+            for (j, code) in widen_codes(self.0.codes(block)).into_iter().enumerate() {
+                let zero = _mm512_loadu_ps(zeros.as_ptr().add(16 * j));
+                let scale = _mm512_loadu_ps(scales.as_ptr().add(16 * j));
+                out[j] = _mm512_mul_ps(_mm512_sub_ps(_mm512_cvtepi32_ps(code), zero), scale);
+            }
+            out
         }
     }
 }
 
-/// Any other width or group size: plain code, compiled for these instructions.
+/// Any other width, and groups of less than eight: plain code, compiled for these instructions.
 #[derive(Clone, Copy)]
 pub(super) struct AnyGrouped<'a>(pub &'a GroupedRow<'a>);
 impl Unpack for AnyGrouped<'_> {
