@@ -1,6 +1,7 @@
 //! An opened checkpoint, whatever its format.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::Path;
 
 use bitmill_tensor::{Encoding, Grouped, WeightData, WeightView};
@@ -29,7 +30,6 @@ pub enum TokenizerSource {
 }
 
 /// An opened checkpoint. Headers and config were read and checked; weights are read when touched.
-#[derive(Debug)]
 pub struct Checkpoint {
     name: String,
     format: Format,
@@ -236,6 +236,14 @@ impl Checkpoint {
     }
 }
 
+impl fmt::Debug for Checkpoint {
+    /// Without the tensors and the vocabulary, which fill screens.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, format, config, infos, .. } = self;
+        write!(f, "Checkpoint({name}, {format:?}, {} tensors, {config:?})", infos.len())
+    }
+}
+
 impl Tensor {
     /// The bytes as a matrix; a vector is a matrix of one row.
     pub fn view(&self) -> WeightView<'_> {
@@ -302,6 +310,13 @@ pub(crate) fn matrix_shape(shape: &[usize]) -> (usize, usize) {
         None => (1, 1),
         Some((cols, rows)) => (rows.iter().product(), *cols),
     }
+}
+
+/// Whether sizes may be multiplied without looking, in any number and with up to 16 bytes an element. A zero counts
+/// as one: it must not hide sizes whose product does not fit.
+pub(crate) fn is_addressable(shape: &[usize]) -> bool {
+    let total = shape.iter().try_fold(16usize, |total, &size| total.checked_mul(size.max(1)));
+    total.is_some_and(|bytes| isize::try_from(bytes).is_ok())
 }
 
 /// Where row `hf_row` of a q or k matrix goes when heads of `head_dim` are permuted for adjacent-pair RoPE:

@@ -18,7 +18,7 @@ use std::path::Path;
 
 use bitmill_tensor::{BlockType, Encoding, FloatType};
 
-use crate::checkpoint::{Format, Parts, matrix_shape};
+use crate::checkpoint::{Format, Parts, is_addressable, matrix_shape};
 use crate::gguf_value::type_name;
 use crate::{
     Checkpoint, Error, GgufArray, GgufValue, Pairing, Region, Role, RoleKind, TensorInfo, folder,
@@ -193,14 +193,9 @@ fn read_entry(reader: &mut Reader) -> Result<Entry, Error> {
     };
     let overflow =
         || Error::ShapeOverflow { file: file.to_owned(), tensor: name.clone(), shape: dims.clone() };
-    // 4 bytes a weight bounds every encoding here.
-    let weights = dims.iter().try_fold(4u64, |weights, &size| weights.checked_mul(size));
-    if weights.is_none_or(|bytes| bytes > isize::MAX as u64) {
-        return Err(overflow());
-    }
     let shape: Option<Vec<usize>> = dims.iter().map(|&size| usize::try_from(size).ok()).collect();
-    let shape = shape.ok_or_else(overflow)?;
-    let (rows, cols) = checked_matrix_shape(&shape).ok_or_else(overflow)?;
+    let shape = shape.filter(|shape| is_addressable(shape)).ok_or_else(overflow)?;
+    let (rows, cols) = matrix_shape(&shape);
     if let Encoding::Block(block) = encoding
         && !cols.is_multiple_of(block.weights())
     {
@@ -213,15 +208,6 @@ fn read_entry(reader: &mut Reader) -> Result<Entry, Error> {
     }
     let bytes = encoding.matrix_bytes(rows, cols) as u64;
     Ok(Entry { name, shape, encoding, offset, bytes })
-}
-
-/// As [`matrix_shape`], for a shape that may have a zero beside sizes whose product does not fit.
-fn checked_matrix_shape(shape: &[usize]) -> Option<(usize, usize)> {
-    let rows = shape.split_last().map_or(&[][..], |(_, rows)| rows);
-    let total = rows.iter().try_fold(1usize, |total, &size| total.checked_mul(size))?;
-    let (_, cols) = matrix_shape(&shape[rows.len()..]);
-    total.checked_mul(cols)?.checked_mul(16)?;
-    Some((total, cols))
 }
 
 /// Checks that every tensor lies aligned within the data and overlaps no other, and that names differ.

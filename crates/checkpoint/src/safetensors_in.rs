@@ -21,6 +21,7 @@ use bitmill_tensor::Dtype;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use crate::checkpoint::is_addressable;
 use crate::{Error, Region};
 
 /// The format's own limit on the header's length.
@@ -102,12 +103,8 @@ pub(crate) fn read(file: &Path, region: &Region) -> Result<Vec<StTensor>, Error>
                 expected,
             });
         }
-        // A zero in the shape may have hidden sizes whose product does not fit; rows are counted without looking.
         let shape: Option<Vec<usize>> = entry.shape.iter().map(|&size| usize::try_from(size).ok()).collect();
-        let addressable = |shape: &Vec<usize>| {
-            shape.iter().try_fold(16usize, |total, &size| total.checked_mul(size.max(1))).is_some()
-        };
-        let Some(shape) = shape.filter(addressable) else {
+        let Some(shape) = shape.filter(|shape| is_addressable(shape)) else {
             return Err(Error::ShapeOverflow { file: file.to_owned(), tensor: name, shape: entry.shape });
         };
         let bytes = region.slice(data_start + begin as usize..data_start + end as usize);
