@@ -239,13 +239,24 @@ fn attend_by_dots_body(
         }
     }
     out.fill(0.0);
-    for key in 0..keys {
-        let row = &cache.values[at(key)..at(key) + head_dim];
-        for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
-            let probability = scores[head * keys + key];
-            for (out, value) in out.iter_mut().zip(row) {
-                *out += probability * value;
+    for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
+        let probabilities = &scores[head * keys..(head + 1) * keys];
+        let value = |key: usize| &cache.values[at(key)..at(key) + head_dim];
+        let mut key = 0;
+        // Four keys at once: `out` is loaded and stored a quarter as often.
+        while key + 4 <= keys {
+            let p = &probabilities[key..key + 4];
+            let rows = value(key).iter().zip(value(key + 1)).zip(value(key + 2)).zip(value(key + 3));
+            for (out, (((a, b), c), d)) in out.iter_mut().zip(rows) {
+                *out += (p[0] * a + p[1] * b) + (p[2] * c + p[3] * d);
             }
+            key += 4;
+        }
+        while key < keys {
+            for (out, value) in out.iter_mut().zip(value(key)) {
+                *out += probabilities[key] * value;
+            }
+            key += 1;
         }
     }
 }

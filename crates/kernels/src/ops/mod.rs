@@ -41,7 +41,9 @@ pub(crate) const LANES: usize = 16;
 
 /// Adds lanes up as a tree.
 #[inline(always)]
-pub(crate) fn tree_sum(mut lanes: [f32; LANES]) -> f32 {
+pub(crate) fn tree_sum(lanes: [f32; LANES]) -> f32 {
+    // Through memory: seen together, the compiler shuffles the loop's lanes for the tree's sake, at half the speed.
+    let mut lanes = std::hint::black_box(lanes);
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {

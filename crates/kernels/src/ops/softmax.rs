@@ -5,28 +5,27 @@ use super::{exp::exp_f64, largest, twins};
 /// f64 lanes of a sum of exponentials.
 const WIDE: usize = 8;
 
-/// `Σ f(i)` for `i` in `0..len`, in f64 lanes, then a tree.
+/// Adds lanes up as a tree.
 #[inline(always)]
-fn sum(len: usize, f: impl Fn(usize) -> f64) -> f64 {
-    let mut lanes = [0.0f64; WIDE];
-    let whole = len - len % WIDE;
-    let mut start = 0;
-    while start < whole {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += f(start + lane);
-        }
-        start += WIDE;
-    }
-    for (lane, i) in (whole..len).enumerate() {
-        lanes[lane] += f(i);
-    }
+fn tree_sum(lanes: &[f64; WIDE]) -> f64 {
     ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]))
 }
 
 #[inline(always)]
 fn log_sum_exp_body(logits: &[f32]) -> f64 {
     let most = f64::from(largest(logits));
-    most + sum(logits.len(), |i| exp_f64(f64::from(logits[i]) - most)).ln()
+    let mut lanes = [0.0; WIDE];
+    let chunks = logits.chunks_exact(WIDE);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for lane in 0..WIDE {
+            lanes[lane] += exp_f64(f64::from(chunk[lane]) - most);
+        }
+    }
+    for (lane, &logit) in lanes.iter_mut().zip(rest) {
+        *lane += exp_f64(f64::from(logit) - most);
+    }
+    most + tree_sum(&lanes).ln()
 }
 
 #[inline(always)]
@@ -37,15 +36,34 @@ fn log_softmax_body(logits: &mut [f32]) {
     }
 }
 
+/// With `z` the normalizers, `Σ p·ln(p/q) = Σ p·(dense − logits) − (z_dense − z_logits)`: one pass gathers the first
+/// sum and `z_dense`.
 #[inline(always)]
 fn divergence_body(dense: &[f32], logits: &[f32]) -> f64 {
-    let (dense_normalizer, normalizer) = (log_sum_exp_body(dense), log_sum_exp_body(logits));
-    sum(dense.len(), |i| {
-        let log = f64::from(dense[i]) - dense_normalizer;
-        let (probability, ratio) = (exp_f64(log), log - (f64::from(logits[i]) - normalizer));
-        // A token that dense calls impossible adds nothing, also where this row calls it impossible too.
-        if probability == 0.0 { 0.0 } else { probability * ratio }
-    })
+    let most = f64::from(largest(dense));
+    // A token that dense calls impossible adds nothing, also where this row calls it impossible too.
+    let term = |dense: f32, logit: f32| {
+        let share = exp_f64(f64::from(dense) - most);
+        let weighted = share * (f64::from(dense) - f64::from(logit));
+        (share, if share == 0.0 { 0.0 } else { weighted })
+    };
+    let (mut shares, mut weighted) = ([0.0; WIDE], [0.0; WIDE]);
+    let (dense_chunks, logit_chunks) = (dense.chunks_exact(WIDE), logits.chunks_exact(WIDE));
+    let rest = dense_chunks.remainder().iter().zip(logit_chunks.remainder());
+    for (dense, logits) in dense_chunks.zip(logit_chunks) {
+        for lane in 0..WIDE {
+            let (share, product) = term(dense[lane], logits[lane]);
+            shares[lane] += share;
+            weighted[lane] += product;
+        }
+    }
+    for (lane, (&dense, &logit)) in rest.enumerate() {
+        let (share, product) = term(dense, logit);
+        shares[lane] += share;
+        weighted[lane] += product;
+    }
+    let share = tree_sum(&shares);
+    tree_sum(&weighted) / share - (most + share.ln() - log_sum_exp_body(logits))
 }
 
 twins! {
