@@ -27,6 +27,20 @@ impl Area {
         Self { left: x - reach, top: y - reach, right: x + reach, bottom: y + reach }
     }
 
+    fn distance(&self, (x, y): (f64, f64)) -> f64 {
+        (x - x.clamp(self.left, self.right)).hypot(y - y.clamp(self.top, self.bottom))
+    }
+
+    /// Where a line from a point to this ends: a little inside, so that it is seen to belong.
+    fn entry(&self, (x, y): (f64, f64)) -> (f64, f64) {
+        (x.clamp(self.left, self.right), y.clamp(self.top + 2.0, self.bottom - 2.0))
+    }
+
+    /// Whether a name here, of the point `own`, would be read as that of `other`.
+    fn misleads(&self, own: (f64, f64), other: (f64, f64)) -> bool {
+        self.distance(other) < self.distance(own) + 3.0
+    }
+
     fn touches_segment(&self, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) -> bool {
         // Sampled every four pixels: labels are higher than that, and a missed corner costs nothing.
         let steps = ((x2 - x1).hypot(y2 - y1) / 4.0).ceil().max(1.0);
@@ -77,12 +91,19 @@ pub(crate) fn place(
             placed[i] = best.map(|(_, candidate)| candidate);
         }
     }
-    placed.into_iter().flatten().collect()
+    let mut placed: Vec<Placed> = placed.into_iter().flatten().collect();
+    for (own, label) in placed.iter_mut().enumerate() {
+        let near = |(i, &point): (usize, &(f64, f64))| i != own && label.area.misleads(points[own], point);
+        if points.iter().enumerate().any(near) {
+            label.leader = Some(label.area.entry(points[own]));
+        }
+    }
+    placed
 }
 
 /// Places for a label around its point, each with what its distance costs.
 fn candidates((x, y): (f64, f64), width: f64, height: f64) -> impl Iterator<Item = (f64, Placed)> {
-    const DISTANCES: [f64; 6] = [9.0, 16.0, 26.0, 38.0, 52.0, 70.0];
+    const DISTANCES: [f64; 6] = [7.0, 16.0, 26.0, 38.0, 52.0, 70.0];
     DISTANCES.into_iter().enumerate().flat_map(move |(ring, distance)| {
         (0..16).map(move |step| {
             let angle = f64::from(step) * std::f64::consts::TAU / 16.0;
@@ -119,9 +140,15 @@ fn cost(
     let mut cost = 8.0 * bounds.excess(&candidate.area);
     for (i, &point) in points.iter().enumerate() {
         if i == own {
+            // A slanted place may reach back over its own point.
+            cost += covering(4.0, candidate.area.overlap(&Area::around(point, 5.0)));
             continue;
         }
         cost += covering(4.0, candidate.area.overlap(&Area::around(point, POINT_REACH)));
+        // Nearer to another point than to its own, a name is read as the other's.
+        if candidate.area.misleads(points[own], point) {
+            cost += 14.0;
+        }
         if let Some(end) = candidate.leader
             && Area::around(point, POINT_REACH).touches_segment(points[own], end)
         {
@@ -164,7 +191,7 @@ mod tests {
     #[test]
     fn a_lone_label_stands_right_of_its_point() {
         let placed = place(&[(100.0, 100.0)], &[50.0], 14.0, BOUNDS, &[]);
-        assert_eq!(placed[0].area.left, 109.0);
+        assert_eq!(placed[0].area.left, 107.0);
         assert_eq!(placed[0].leader, None);
     }
 

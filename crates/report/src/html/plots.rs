@@ -211,7 +211,8 @@ fn scatter(
         }
     }
     let names: Vec<String> = points.iter().map(|(row, ..)| short_name(row, 18)).collect();
-    let widths: Vec<f64> = names.iter().map(|name| text_width(name, LABEL)).collect();
+    // With a little air, so that neighbours do not read as one name.
+    let widths: Vec<f64> = names.iter().map(|name| text_width(name, LABEL) + 6.0).collect();
     let labels = place(&places, &widths, LABEL + 2.0, PLOT, &lines);
     for (point, label) in places.iter().zip(&labels) {
         if let Some(end) = label.leader {
