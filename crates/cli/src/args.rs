@@ -143,10 +143,10 @@ pub struct Bench {
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub prefill: u32,
     /// Time this many further tokens, one by one.
-    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, value_name = "TOKENS", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub decode: u32,
     /// Repeat this often, after one repetition that is not counted.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeats: u32,
 }
 
@@ -189,7 +189,8 @@ pub struct Recipes {
 fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let number: f64 = text[..digits].parse().map_err(|_| "a size is a number and a unit, such as 5GB".to_owned())?;
+    let number: f64 =
+        text[..digits].parse().map_err(|_| "a size is a number and a unit, such as 5GB".to_owned())?;
     let unit: f64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1.0,
         "kb" => 1e3,

@@ -1,31 +1,38 @@
 //! The main job: each strategy compressed, read back from disk, and measured, in turn.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use bitmill_bench::BenchSettings;
 use bitmill_checkpoint::{Checkpoint, Overwrite};
 use bitmill_kernels::Isa;
-use bitmill_report::{CompareReport, CompareSchema, Failure, Machine, Quality, Row, Settings, timestamp};
+use bitmill_report::{
+    CompareReport, CompareSchema, Failure, Machine, Quality, Row, Settings, Speed, timestamp,
+};
 use bitmill_text::Windows;
 
 use crate::measure::{Dense, Material, Request, Subject, measure_quality};
 use crate::{
-    Error, Format, Plan, PlanOptions, PlannedTensor, Progress, Recipe, compress, n_weights, preset, size_on_disk,
+    Error, Format, Plan, PlanOptions, PlannedTensor, Progress, Recipe, compress, n_weights, preset,
+    size_on_disk,
 };
 
 /// Windows over which the fast path is compared with the exact one: it costs two forward passes, and its divergence
 /// shows in few.
 const FAST_PATH_WINDOWS: usize = 8;
 
+/// Times a model: the one at a path, or without one the dense model itself.
+///
+/// The caller decides where that runs. In a process of its own, peak memory is the model's alone; in this one it would
+/// count whatever earlier strategies left behind.
+pub type Stopwatch<'a> = &'a (dyn Fn(Option<&Path>) -> Result<Speed, Error> + Sync);
+
 /// What to compare, and on what.
-#[derive(Debug)]
-pub struct CompareOptions {
+pub struct CompareOptions<'a> {
     /// Strategies, in the order of the rows.
     pub recipes: Vec<Recipe>,
     /// Text and tasks.
     pub request: Request,
-    /// What is timed.
-    pub bench: BenchSettings,
+    /// Times each model.
+    pub stopwatch: Stopwatch<'a>,
     /// Where compressed models are written; each is removed once measured unless `keep`.
     pub work: PathBuf,
     /// Leave them there.
@@ -39,7 +46,8 @@ pub struct CompareOptions {
 /// One recipe of each kind that is written, with groups that divide every row of the model.
 pub fn default_recipes(checkpoint: &Checkpoint) -> Vec<Recipe> {
     let options = PlanOptions { allow_requantize: true, ..PlanOptions::default() };
-    let fits = |name: &&str| preset(name).is_some_and(|recipe| Plan::new(checkpoint, &recipe, &options).is_ok());
+    let fits =
+        |name: &&str| preset(name).is_some_and(|recipe| Plan::new(checkpoint, &recipe, &options).is_ok());
     let groups = ["w4a16_g128", "w4a16_g64", "w4a16_g32"].into_iter().find(fits);
     ["q8_0", "q4_k_m", "q4_0", "w8a16"].into_iter().chain(groups).filter_map(preset).collect()
 }
@@ -49,14 +57,18 @@ pub fn default_recipes(checkpoint: &Checkpoint) -> Vec<Recipe> {
 ///
 /// # Errors
 /// If the dense model itself cannot be measured, or text and tasks cannot be read.
-pub fn compare(checkpoint: &Checkpoint, options: &CompareOptions, progress: &dyn Progress) -> Result<CompareReport, Error> {
+pub fn compare(
+    checkpoint: &Checkpoint,
+    options: &CompareOptions<'_>,
+    progress: &dyn Progress,
+) -> Result<CompareReport, Error> {
     let isa = Isa::best();
     let subject = Subject::load(checkpoint)?;
     let material = Material::gather(&subject, &options.request)?;
     let weights = n_weights(checkpoint);
     let dense_bytes = size_on_disk(checkpoint);
     progress.begin(&format!("{}: latency", subject.name));
-    let speed = bitmill_bench::measure(&subject.model, isa, &options.bench, options.seed)?;
+    let speed = (options.stopwatch)(None)?;
     let dense = Dense::measure(&subject, &material, isa, progress)?;
     let quality = dense.quality()?;
     let dense_accuracy = quality.accuracy;
@@ -117,7 +129,7 @@ pub fn compare(checkpoint: &Checkpoint, options: &CompareOptions, progress: &dyn
 /// What every strategy is run with.
 struct Run<'a> {
     checkpoint: &'a Checkpoint,
-    options: &'a CompareOptions,
+    options: &'a CompareOptions<'a>,
     material: &'a Material,
     dense: &'a Dense<'a>,
     isa: Isa,
@@ -138,12 +150,12 @@ impl Run<'_> {
         measured
     }
 
-    fn measure(&self, path: &std::path::Path, plan: &Plan, compress_seconds: f64) -> Result<Row, Error> {
+    fn measure(&self, path: &Path, plan: &Plan, compress_seconds: f64) -> Result<Row, Error> {
         let written = Checkpoint::open(path)?;
         let mut subject = Subject::load(&written)?;
         subject.name.clone_from(&plan.recipe.name);
         self.progress.begin(&format!("{}: latency", subject.name));
-        let speed = bitmill_bench::measure(&subject.model, self.isa, &self.options.bench, self.options.seed)?;
+        let speed = (self.options.stopwatch)(Some(path))?;
         let quality = measure_quality(&subject, self.material, Some(self.dense), self.isa, self.progress)?;
         let windows = &self.material.windows;
         let few = Windows::new(windows.tokens.clone(), windows.length, Some(FAST_PATH_WINDOWS));
@@ -202,7 +214,10 @@ fn fallbacks(tensors: &[PlannedTensor]) -> Vec<String> {
             None => counted.push((&tensor.reason, 1)),
         }
     }
-    counted.into_iter().map(|(reason, n)| format!("{n} tensor{}: {reason}", if n == 1 { "" } else { "s" })).collect()
+    counted
+        .into_iter()
+        .map(|(reason, n)| format!("{n} tensor{}: {reason}", if n == 1 { "" } else { "s" }))
+        .collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bitmill_checkpoint::{Checkpoint, Overwrite, Pairing, Region, RoleKind, Target, Tensor, Written, halves_row};
+use bitmill_checkpoint::{
+    Checkpoint, Overwrite, Pairing, Region, RoleKind, Target, Tensor, Written, halves_row,
+};
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_quant::{pack_zero_points, quantize_blocks, quantize_rows};
 use bitmill_tensor::{BlockType, Encoding, FloatType, Grouped, WeightData, WeightView};
@@ -190,7 +192,12 @@ impl<'a> TensorRun<'a> {
     }
 
     /// Widens, rounds and writes all rows, a chunk at a time; `advance` gets the weights of each.
-    fn stream(&mut self, output: &Output<'_>, index: usize, mut advance: impl FnMut(u64)) -> Result<(), Error> {
+    fn stream(
+        &mut self,
+        output: &Output<'_>,
+        index: usize,
+        mut advance: impl FnMut(u64),
+    ) -> Result<(), Error> {
         let (rows, cols) = (self.planned.out_features(), self.planned.in_features());
         let mut weight = Vec::new();
         let mut decided = Vec::new();
@@ -329,11 +336,13 @@ struct Parts {
 fn encode_floats(float: FloatType, weight: &[f32], decided: &mut [f32]) -> Parts {
     let size = float.size_bytes();
     let mut codes = vec![0; weight.len() * size];
-    codes.par_chunks_mut(TASK_WEIGHTS * size).zip(weight.par_chunks(TASK_WEIGHTS)).for_each(|(bytes, weight)| {
-        for (bytes, &value) in bytes.chunks_exact_mut(size).zip(weight) {
-            float.write(value, bytes);
-        }
-    });
+    codes.par_chunks_mut(TASK_WEIGHTS * size).zip(weight.par_chunks(TASK_WEIGHTS)).for_each(
+        |(bytes, weight)| {
+            for (bytes, &value) in bytes.chunks_exact_mut(size).zip(weight) {
+                float.write(value, bytes);
+            }
+        },
+    );
     decided.par_iter_mut().zip(weight).for_each(|(decided, &value)| *decided = float.round(value));
     Parts { codes, ..Parts::default() }
 }

@@ -39,7 +39,9 @@ pub(crate) const TEXT: &str = include_str!("../../../assets/millet/text/eval.txt
 /// # Errors
 /// None that a reader could cause; the type is [`Checkpoint`]'s.
 pub fn checkpoint() -> Result<Checkpoint, Error> {
-    let files = MODEL.iter().map(|(path, bytes)| (path.trim_start_matches("model/").to_owned(), Region::from_static(bytes)));
+    let files = MODEL
+        .iter()
+        .map(|(path, bytes)| (path.trim_start_matches("model/").to_owned(), Region::from_static(bytes)));
     Ok(Checkpoint::from_files(NAME, files.collect())?)
 }
 

@@ -39,7 +39,9 @@ pub enum Error {
         model: String,
     },
     /// A pattern names only tensors that are not quantized: norms, biases, or (as compressed-tensors) the embedding.
-    #[error("recipe `{recipe}`: `{pattern}` matches only tensors that {format} keeps as they are, such as `{tensor}`")]
+    #[error(
+        "recipe `{recipe}`: `{pattern}` matches only tensors that {format} keeps as they are, such as `{tensor}`"
+    )]
     PatternMatchesNoMatrix {
         /// The recipe's name.
         recipe: String,
@@ -51,7 +53,9 @@ pub enum Error {
         format: &'static str,
     },
     /// Members that runtimes fuse into one matrix got different schemes.
-    #[error("layer {layer}: {members} are quantized differently ({found}), but runtimes fuse them into one matrix")]
+    #[error(
+        "layer {layer}: {members} are quantized differently ({found}), but runtimes fuse them into one matrix"
+    )]
     SplitFusion {
         /// The decoder layer.
         layer: usize,
@@ -110,6 +114,14 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A model could not be timed in a process of its own.
+    #[error("timing {model}: {message}")]
+    Timing {
+        /// The model.
+        model: String,
+        /// What that process said.
+        message: String,
+    },
     /// The text has fewer tokens than one window.
     #[error("{text}: {tokens} tokens, less than one window of {window}")]
     ShortText {
@@ -141,22 +153,32 @@ impl Error {
     /// What the reader can change.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::UnknownRecipe { .. } => Some("`bitmill recipes` lists the presets; a recipe file ends in .toml".into()),
+            Self::UnknownRecipe { .. } => {
+                Some("`bitmill recipes` lists the presets; a recipe file ends in .toml".into())
+            }
             Self::ReadRecipe { .. } => Some("`bitmill recipes` lists what needs no file".into()),
-            Self::MalformedRecipe { .. } => Some("`bitmill recipes NAME` prints a preset as a file to start from".into()),
-            Self::PatternMatchesNothing { .. } => {
-                Some("`bitmill inspect MODEL --tensors` lists the names; `*` stands for any characters".into())
+            Self::MalformedRecipe { .. } => {
+                Some("`bitmill recipes NAME` prints a preset as a file to start from".into())
             }
-            Self::PatternMatchesNoMatrix { .. } => Some("name weight matrices, such as `*.mlp.*.weight`".into()),
+            Self::PatternMatchesNothing { .. } => Some(
+                "`bitmill inspect MODEL --tensors` lists the names; `*` stands for any characters".into(),
+            ),
+            Self::PatternMatchesNoMatrix { .. } => {
+                Some("name weight matrices, such as `*.mlp.*.weight`".into())
+            }
             Self::SplitFusion { members, .. } => Some(format!("give {members} of a layer one step")),
-            Self::AlreadyQuantized { .. } => {
-                Some("start from the original weights, or accept a second loss with --allow-requantize".into())
+            Self::AlreadyQuantized { .. } => Some(
+                "start from the original weights, or accept a second loss with --allow-requantize".into(),
+            ),
+            Self::NeedsFolder { .. } => {
+                Some("compress the model's Hugging Face folder, or choose a GGUF preset".into())
             }
-            Self::NeedsFolder { .. } => Some("compress the model's Hugging Face folder, or choose a GGUF preset".into()),
             Self::Quantize { source, .. } => source.hint(),
-            Self::Verify { .. } => Some("the disk or memory is faulty, or this is a bug: run it again".into()),
+            Self::Verify { .. } => {
+                Some("the disk or memory is faulty, or this is a bug: run it again".into())
+            }
             Self::ShortText { .. } => Some("give a longer --text or a shorter --window".into()),
-            Self::ReadFile { .. } | Self::WriteFile { .. } => None,
+            Self::ReadFile { .. } | Self::WriteFile { .. } | Self::Timing { .. } => None,
             Self::Checkpoint(error) => error.hint(),
             Self::Text(error) => error.hint(),
             Self::Model(error) => error.hint(),

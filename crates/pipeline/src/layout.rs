@@ -1,10 +1,11 @@
 //! Where everything goes in the output, decided before a weight is read: headers come first in both formats.
 
 use bitmill_checkpoint::{
-    Checkpoint, FolderWriter, GgufTensorSpec, GgufValue, GgufWriter, PackedScheme, Region, RoleKind, StTensorSpec, Target, Written,
+    Checkpoint, FolderWriter, GgufTensorSpec, GgufValue, GgufWriter, PackedScheme, Region, RoleKind,
+    StTensorSpec, Target, Written,
 };
-use bitmill_text::Tokenizer;
 use bitmill_tensor::{BlockType, Encoding, FloatType, Granularity, Grouped};
+use bitmill_text::Tokenizer;
 
 use crate::error::Error;
 use crate::plan::{PlannedTensor, rows_and_columns};
@@ -35,7 +36,8 @@ pub(crate) fn layout(
 
 fn gguf(checkpoint: &Checkpoint, recipe: &Recipe, tensors: &[PlannedTensor]) -> Result<Layout, Error> {
     let config = checkpoint.config();
-    let mut metadata = bitmill_checkpoint::gguf_metadata(config, &checkpoint.name(), file_type(recipe, tensors));
+    let mut metadata =
+        bitmill_checkpoint::gguf_metadata(config, &checkpoint.name(), file_type(recipe, tensors));
     let tokenizer = Tokenizer::from_checkpoint(checkpoint)?.to_gguf(config.vocab_size, checkpoint)?;
     metadata.extend(tokenizer.to_metadata());
     metadata.push(("bitmill.version".into(), GgufValue::String(env!("CARGO_PKG_VERSION").into())));
@@ -61,7 +63,9 @@ fn gguf(checkpoint: &Checkpoint, recipe: &Recipe, tensors: &[PlannedTensor]) -> 
 
 /// `general.file_type`: the mix's own, else that of the type that holds most weights.
 fn file_type(recipe: &Recipe, tensors: &[PlannedTensor]) -> u32 {
-    if let Some(mix) = recipe.steps.iter().find_map(|step| if let Step::Mix { mix } = step { Some(mix) } else { None }) {
+    if let Some(mix) =
+        recipe.steps.iter().find_map(|step| if let Step::Mix { mix } = step { Some(mix) } else { None })
+    {
         return mix.0.file_type();
     }
     let mut weights: Vec<(Encoding, u64)> = Vec::new();
@@ -103,7 +107,11 @@ fn folder(checkpoint: &Checkpoint, tensors: &[PlannedTensor], shard_bytes: u64) 
                 }
             }
             Encoding::Float(float) => {
-                specs.push(StTensorSpec { name: tensor.name.clone(), shape: tensor.shape.clone(), dtype: float.into() });
+                specs.push(StTensorSpec {
+                    name: tensor.name.clone(),
+                    shape: tensor.shape.clone(),
+                    dtype: float.into(),
+                });
                 if tensor.role.is_matrix() && tensor.role.kind != RoleKind::TokenEmbedding {
                     ignore.push(module);
                 }
@@ -116,10 +124,10 @@ fn folder(checkpoint: &Checkpoint, tensors: &[PlannedTensor], shard_bytes: u64) 
         // The head is a Linear module all the same, and loaders look for it here.
         ignore.push("lm_head".into());
     }
-    let mut config = checkpoint
-        .config_json()
-        .cloned()
-        .ok_or_else(|| Error::NeedsFolder { model: checkpoint.name(), format: Format::CompressedTensors.name() })?;
+    let mut config = checkpoint.config_json().cloned().ok_or_else(|| Error::NeedsFolder {
+        model: checkpoint.name(),
+        format: Format::CompressedTensors.name(),
+    })?;
     config["quantization_config"] = bitmill_checkpoint::packed_config(&groups, &ignore);
     let config = format!("{config:#}\n").into_bytes();
     Ok(Layout::Folder { specs, config, shard_bytes, parts })
@@ -175,7 +183,13 @@ pub(crate) enum Output<'a> {
 impl Output<'_> {
     /// Writes `bytes` at `offset` into part `part` (0: weights or codes, 1: scales, 2: shape, 3: zero points) of planned
     /// tensor `tensor`.
-    pub(crate) fn write_at(&self, tensor: usize, part: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+    pub(crate) fn write_at(
+        &self,
+        tensor: usize,
+        part: usize,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
         match self {
             Self::Gguf(writer) => writer.write_at(tensor, offset, bytes)?,
             Self::Folder(writer, parts) => writer.write_at(parts[tensor][part], offset, bytes)?,

@@ -22,7 +22,7 @@ mod presets;
 mod progress;
 mod recipe;
 
-pub use compare::{CompareOptions, compare, default_recipes};
+pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};
 pub use compress::{CompressRecord, TensorRecord, compress, n_weights, size_on_disk};
 pub use error::Error;
 pub use files::write_file;

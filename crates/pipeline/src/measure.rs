@@ -72,7 +72,11 @@ impl Material {
             }
             None => {
                 let knows_divider = subject.tokenizer.id_of(END_OF_TEXT).is_some();
-                let text = if knows_divider { embedded::TEXT.into() } else { embedded::TEXT.replace(END_OF_TEXT, "\n\n") };
+                let text = if knows_divider {
+                    embedded::TEXT.into()
+                } else {
+                    embedded::TEXT.replace(END_OF_TEXT, "\n\n")
+                };
                 ("built-in text".into(), text)
             }
         };
@@ -84,7 +88,9 @@ impl Material {
         }
         let tasks = match &request.tasks {
             TaskChoice::BuiltIn => embedded::tasks(is_millet)?,
-            TaskChoice::Files(paths) => paths.iter().map(|path| Ok(Task::read(path)?)).collect::<Result<_, Error>>()?,
+            TaskChoice::Files(paths) => {
+                paths.iter().map(|path| Ok(Task::read(path)?)).collect::<Result<_, Error>>()?
+            }
             TaskChoice::Nothing => Vec::new(),
         };
         Ok(Self { text: name, windows, tasks, items: request.items })
@@ -130,11 +136,17 @@ impl<'m> Dense<'m> {
     ///
     /// # Errors
     /// If the model cannot run, or its results are not finite.
-    pub fn measure(subject: &'m Subject, material: &Material, isa: Isa, progress: &dyn Progress) -> Result<Self, Error> {
+    pub fn measure(
+        subject: &'m Subject,
+        material: &Material,
+        isa: Isa,
+        progress: &dyn Progress,
+    ) -> Result<Self, Error> {
         let compute = Compute::new(isa, Path::Exact);
         progress.begin(&format!("{}: text", subject.name));
         let told = |done, total| progress.at(done as u64, total as u64);
-        let reference = DenseReference::build(&subject.model, &compute, &material.windows, SPOOL_BYTES, &told)?;
+        let reference =
+            DenseReference::build(&subject.model, &compute, &material.windows, SPOOL_BYTES, &told)?;
         let answers = answer(subject, &compute, material, progress)?;
         Ok(Self { reference, answers })
     }
@@ -183,5 +195,12 @@ fn answer(
 ) -> Result<Vec<TaskAnswers>, Error> {
     progress.begin(&format!("{}: tasks", subject.name));
     let told = |done, total| progress.at(done as u64, total as u64);
-    Ok(bitmill_eval::tasks(&subject.model, compute, &subject.tokenizer, &material.tasks, material.items, &told)?)
+    Ok(bitmill_eval::tasks(
+        &subject.model,
+        compute,
+        &subject.tokenizer,
+        &material.tasks,
+        material.items,
+        &told,
+    )?)
 }

@@ -92,7 +92,8 @@ impl Plan {
     /// If the source is quantized already, a pattern matches nothing, a group size does not divide a row, or members
     /// that runtimes fuse would differ.
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, options: &PlanOptions) -> Result<Self, Error> {
-        let mut sources: Vec<&TensorInfo> = checkpoint.tensors().iter().filter(|info| is_written(checkpoint, info)).collect();
+        let mut sources: Vec<&TensorInfo> =
+            checkpoint.tensors().iter().filter(|info| is_written(checkpoint, info)).collect();
         sources.sort_by_key(|info| reading_order(&info.role));
         if let Some(info) = sources.iter().find(|info| info.encoding.is_quantized())
             && !options.allow_requantize
@@ -192,7 +193,8 @@ impl Plan {
         let width = folded.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
         let mut text = String::new();
         for (name, tensor, count, before, after) in &folded {
-            let what = if tensor.to.is_quantized() { tensor.to.to_string() } else { format!("kept {}", tensor.to) };
+            let what =
+                if tensor.to.is_quantized() { tensor.to.to_string() } else { format!("kept {}", tensor.to) };
             let shape = tensor.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
             // A String takes every write.
             let _ = write!(
@@ -260,7 +262,11 @@ impl Resolved<'_> {
 }
 
 /// Compiles the patterns and refuses those that would do nothing.
-fn resolve_steps<'a>(checkpoint: &Checkpoint, recipe: &'a Recipe, sources: &[&TensorInfo]) -> Result<Vec<Resolved<'a>>, Error> {
+fn resolve_steps<'a>(
+    checkpoint: &Checkpoint,
+    recipe: &'a Recipe,
+    sources: &[&TensorInfo],
+) -> Result<Vec<Resolved<'a>>, Error> {
     let compile = |texts: &[String], quantizes: bool| -> Result<Vec<Pattern>, Error> {
         texts.iter().map(|text| live_pattern(checkpoint, recipe, sources, text, quantizes)).collect()
     };
@@ -308,7 +314,8 @@ fn live_pattern(
 
 /// compressed-tensors quantizes `Linear` modules; the embedding is none.
 fn is_quantizable(format: Format, info: &TensorInfo) -> bool {
-    info.role.kind.is_matrix() && !(format == Format::CompressedTensors && info.role.kind == RoleKind::TokenEmbedding)
+    info.role.kind.is_matrix()
+        && !(format == Format::CompressedTensors && info.role.kind == RoleKind::TokenEmbedding)
 }
 
 fn plan_tensor(
@@ -317,12 +324,19 @@ fn plan_tensor(
     steps: &[Resolved<'_>],
     info: &TensorInfo,
 ) -> Result<PlannedTensor, Error> {
-    let claim = if is_quantizable(recipe.format, info) { steps.iter().rev().find(|step| step.claims(info)) } else { None };
+    let claim = if is_quantizable(recipe.format, info) {
+        steps.iter().rev().find(|step| step.claims(info))
+    } else {
+        None
+    };
     let (to, reason) = match claim {
         Some(claim) => encoding_of(checkpoint, claim.step, info)?,
         None => {
             let skipped = is_quantizable(recipe.format, info) && steps.iter().any(|step| step.skips(info));
-            (kept_as(checkpoint, recipe.format, info), if skipped { "matched `skip`".into() } else { String::new() })
+            (
+                kept_as(checkpoint, recipe.format, info),
+                if skipped { "matched `skip`".into() } else { String::new() },
+            )
         }
     };
     let (rows, cols) = rows_and_columns(&info.shape);
@@ -380,7 +394,12 @@ fn encoding_of(checkpoint: &Checkpoint, step: &Step, info: &TensorInfo) -> Resul
         }
         Step::Rtn { bits, granularity, zero_point, scale, .. } => {
             let scale = scale.map_or_else(|| scale_dtype(info.encoding), |name| name.0);
-            let grid = RtnGrid { bits: bits.0, granularity: (*granularity).into(), zero_point: (*zero_point).into(), scale };
+            let grid = RtnGrid {
+                bits: bits.0,
+                granularity: (*granularity).into(),
+                zero_point: (*zero_point).into(),
+                scale,
+            };
             let layout = grid.layout(in_features).map_err(refused)?;
             Ok((Encoding::Grouped(layout), String::new()))
         }
@@ -411,7 +430,8 @@ fn refuse_split_fusion(tensors: &[PlannedTensor]) -> Result<(), Error> {
     use RoleKind::{AttnK, AttnQ, AttnV, FfnGate, FfnUp};
 
     let n_layers = tensors.iter().filter_map(|tensor| tensor.role.layer).max().map_or(0, |last| last + 1);
-    let fusions: [(&'static str, &[RoleKind]); 2] = [("q/k/v", &[AttnQ, AttnK, AttnV]), ("gate/up", &[FfnGate, FfnUp])];
+    let fusions: [(&'static str, &[RoleKind]); 2] =
+        [("q/k/v", &[AttnQ, AttnK, AttnV]), ("gate/up", &[FfnGate, FfnUp])];
     for (members, kinds) in fusions {
         let mut encodings = vec![Vec::new(); n_layers];
         for tensor in tensors {

@@ -89,7 +89,18 @@ mod tests {
 
     #[test]
     fn near_misses_are_no_presets() {
-        for name in ["", "w4a16_", "w4a16_g", "w4a16_g0", "w4a16_g+64", "w4a16_g064", "w2a16", "w4a8", "w4a16_sym", "q4"] {
+        for name in [
+            "",
+            "w4a16_",
+            "w4a16_g",
+            "w4a16_g0",
+            "w4a16_g+64",
+            "w4a16_g064",
+            "w2a16",
+            "w4a8",
+            "w4a16_sym",
+            "q4",
+        ] {
             assert!(preset(name).is_none(), "{name}");
         }
     }

@@ -141,7 +141,8 @@ impl Recipe {
         let malformed = |message: String| Error::MalformedRecipe { path: PathBuf::from(path), message };
         let mut recipe: Self = toml::from_str(text).map_err(|error| malformed(error.to_string()))?;
         if recipe.name.is_empty() {
-            recipe.name = path.file_stem().map_or_else(|| "recipe".into(), |stem| stem.to_string_lossy().into());
+            recipe.name =
+                path.file_stem().map_or_else(|| "recipe".into(), |stem| stem.to_string_lossy().into());
         }
         if recipe.steps.is_empty() {
             return Err(malformed("no [[step]]: a recipe has at least one".into()));
@@ -332,9 +333,18 @@ mod tests {
             ("format = \"gguf\"\n[[step]]\nkind = \"mix\"\nmix = \"q9\"", "q9"),
             ("format = \"onnx\"\n[[step]]\nkind = \"mix\"\nmix = \"q8_0\"", "onnx"),
             ("format = \"gguf\"", "no [[step]]"),
-            ("format = \"gguf\"\n[[step]]\nkind = \"rtn\"\nbits = 4\ngranularity = \"channel\"", "cannot be written"),
-            ("format = \"compressed-tensors\"\n[[step]]\nkind = \"rtn\"\nbits = 5\ngranularity = \"channel\"", "5 bits"),
-            ("format = \"compressed-tensors\"\n[[step]]\nkind = \"rtn\"\nbits = 4\ngranularity = { group = { size = 0 } }", "zero"),
+            (
+                "format = \"gguf\"\n[[step]]\nkind = \"rtn\"\nbits = 4\ngranularity = \"channel\"",
+                "cannot be written",
+            ),
+            (
+                "format = \"compressed-tensors\"\n[[step]]\nkind = \"rtn\"\nbits = 5\ngranularity = \"channel\"",
+                "5 bits",
+            ),
+            (
+                "format = \"compressed-tensors\"\n[[step]]\nkind = \"rtn\"\nbits = 4\ngranularity = { group = { size = 0 } }",
+                "zero",
+            ),
             ("format = ", ""),
         ] {
             let error = parse(text).unwrap_err();

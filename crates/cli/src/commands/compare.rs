@@ -1,10 +1,12 @@
 //! `bitmill compare`: the main job.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use bitmill_bench::BenchSettings;
-use bitmill_pipeline::{CompareOptions, PlanOptions, Progress as _, Recipe, default_recipes, write_file};
-use bitmill_report::{CompareReport, compare_html, compare_table, to_json};
+use bitmill_pipeline::{
+    CompareOptions, Error, PlanOptions, Progress as _, Recipe, default_recipes, embedded, write_file,
+};
+use bitmill_report::{BenchReport, CompareReport, Speed, compare_html, compare_table, from_json, to_json};
 
 use super::eval::request;
 use crate::args::{Compare, Global};
@@ -20,14 +22,17 @@ pub fn compare(args: &Compare, global: &Global) -> Result<Outcome, Failure> {
     };
     create(&args.output)?;
     // Compressed models lie in the output's file system, where the caller has room for them.
-    let temporary = tempfile::Builder::new().prefix(".work-").tempdir_in(&args.output).map_err(|error| cannot_write(&args.output, &error))?;
+    let temporary = tempfile::Builder::new()
+        .prefix(".work-")
+        .tempdir_in(&args.output)
+        .map_err(|error| cannot_write(&args.output, &error))?;
     let work = if args.keep { args.output.join("models") } else { temporary.path().to_owned() };
     create(&work)?;
     let budget = |most: u32| if args.full { None } else { Some(most) };
     let options = CompareOptions {
         recipes,
         request: request(&args.on, budget(args.windows), budget(args.items)),
-        bench: BenchSettings::default(),
+        stopwatch: &|path| time(path.or(args.model.as_deref().map(Path::new)), global),
         work,
         keep: args.keep,
         plan: PlanOptions { allow_requantize: args.allow_requantize, ..PlanOptions::default() },
@@ -61,6 +66,32 @@ fn outcome(args: &Compare, report: &CompareReport) -> Result<Outcome, Failure> {
         }
         _ => Ok(Outcome::Done),
     }
+}
+
+/// `bitmill bench` in a process of its own: its peak memory is that model's alone.
+fn time(model: Option<&Path>, global: &Global) -> Result<Speed, Error> {
+    let failed = |message: String| Error::Timing {
+        model: model.map_or_else(|| embedded::NAME.into(), |path| path.display().to_string()),
+        message,
+    };
+    let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
+    let mut command = Command::new(program);
+    command.arg("bench").args(model).arg("--json");
+    command.args([
+        "--seed",
+        &global.seed.to_string(),
+        "--threads",
+        &rayon::current_num_threads().to_string(),
+    ]);
+    command.stdin(Stdio::null());
+    let output = command.output().map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(failed(said.trim().trim_start_matches("error: ").to_owned()));
+    }
+    let report: BenchReport =
+        from_json(&String::from_utf8_lossy(&output.stdout)).map_err(|error| failed(error.to_string()))?;
+    Ok(report.speed)
 }
 
 /// Creates a folder and those above it.

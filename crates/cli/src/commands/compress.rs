@@ -25,7 +25,8 @@ pub fn compress(args: &Compress, global: &Global) -> Result<Outcome, Failure> {
         stdout::print_json(&document)?;
     } else {
         let size = bitmill_report::size;
-        let peak = bitmill_bench::peak_bytes().map_or_else(String::new, |bytes| format!(", peak memory {}", size(bytes)));
+        let peak = bitmill_bench::peak_bytes()
+            .map_or_else(String::new, |bytes| format!(", peak memory {}", size(bytes)));
         stdout::print(&format!(
             "{}: {} -> {} as {}, {:.2} bits/weight, {:.1} s{peak}\nevery packed tensor was read back and is what was decided",
             args.output.display(),

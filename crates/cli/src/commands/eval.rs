@@ -1,7 +1,9 @@
 //! `bitmill eval`.
 
 use bitmill_kernels::Isa;
-use bitmill_pipeline::{Dense, Material, Progress as _, Request, Subject, TaskChoice, measure_quality, n_weights, size_on_disk};
+use bitmill_pipeline::{
+    Dense, Material, Progress as _, Request, Subject, TaskChoice, measure_quality, n_weights, size_on_disk,
+};
 use bitmill_report::{EvalReport, EvalSchema, Machine, Quality, eval_text, timestamp, to_json};
 
 use crate::args::{Eval, Global, On};
@@ -18,7 +20,8 @@ pub fn eval(args: &Eval, global: &Global) -> Result<Outcome, Failure> {
     let dense = args.against.as_deref().map(|name| models::open(Some(name))).transpose()?;
     let dense_subject = dense.as_ref().map(Subject::load).transpose()?;
     let material = Material::gather(dense_subject.as_ref().unwrap_or(&subject), &request)?;
-    let dense_side = dense_subject.as_ref().map(|dense| Dense::measure(dense, &material, isa, &bar)).transpose()?;
+    let dense_side =
+        dense_subject.as_ref().map(|dense| Dense::measure(dense, &material, isa, &bar)).transpose()?;
     let quality = measure_quality(&subject, &material, dense_side.as_ref(), isa, &bar)?;
     let kl_fast_path = match args.fast_path {
         true => {

@@ -66,7 +66,10 @@ fn sizes(checkpoint: &Checkpoint) -> Vec<(String, Result<u64, String>)> {
     for name in SHOWN {
         let Some(recipe) = preset(name) else { continue };
         let planned = Plan::new(checkpoint, &recipe, &options);
-        sizes.push((name.to_owned(), planned.map(|plan| plan.output_bytes).map_err(|error| error.to_string())));
+        sizes.push((
+            name.to_owned(),
+            planned.map(|plan| plan.output_bytes).map_err(|error| error.to_string()),
+        ));
     }
     sizes
 }
@@ -107,16 +110,20 @@ fn text(checkpoint: &Checkpoint, tensors: bool) -> String {
         if config.tied { "tied" } else { "untied" },
         config.max_positions,
     );
-    let _ = writeln!(text, "one token in the cache: {} at 16 bits\n", size(cache_bytes_per_token(checkpoint)));
+    let _ =
+        writeln!(text, "one token in the cache: {} at 16 bits\n", size(cache_bytes_per_token(checkpoint)));
     for (name, count, n, bytes) in by_encoding(checkpoint) {
-        let _ = writeln!(text, "{name:<24} {count:>5} tensors  {:>9} weights  {:>9}", weights(n), size(bytes));
+        let _ =
+            writeln!(text, "{name:<24} {count:>5} tensors  {:>9} weights  {:>9}", weights(n), size(bytes));
     }
     let _ = writeln!(text, "\n{:<12}  {:>9}  fits (with 4096 tokens of context) in", "strategy", "size");
     for (name, bytes) in sizes(checkpoint) {
         match bytes {
             Ok(bytes) => {
-                let fits = fits_in_gib(checkpoint, bytes)
-                    .map_or_else(|| format!("more than {} GiB", MEMORY_GIB[MEMORY_GIB.len() - 1]), |gib| format!("{gib} GiB"));
+                let fits = fits_in_gib(checkpoint, bytes).map_or_else(
+                    || format!("more than {} GiB", MEMORY_GIB[MEMORY_GIB.len() - 1]),
+                    |gib| format!("{gib} GiB"),
+                );
                 let _ = writeln!(text, "{name:<12}  {:>9}  {fits}", size(bytes));
             }
             Err(error) => {
@@ -128,7 +135,13 @@ fn text(checkpoint: &Checkpoint, tensors: bool) -> String {
         text.push('\n');
         for info in checkpoint.tensors() {
             let shape = info.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
-            let _ = writeln!(text, "{:<48} {shape:>15}  {:<20} {:>9}", info.name, info.encoding, size(info.stored_bytes));
+            let _ = writeln!(
+                text,
+                "{:<48} {shape:>15}  {:<20} {:>9}",
+                info.name,
+                info.encoding,
+                size(info.stored_bytes)
+            );
         }
     }
     text
