@@ -11,6 +11,7 @@
 //! Q6_K  256 weights  210 B   128 B low nibbles | 64 B high pairs | 16 int8 scales | f16 d        d·sc·(q − 32)
 //! ```
 
+mod lanes;
 mod q4_0;
 mod q4_k;
 mod q5_0;

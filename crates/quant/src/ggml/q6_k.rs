@@ -1,7 +1,11 @@
 //! Q6_K: 256 weights in 16 sub-blocks of 16, six bits each; every sub-block has a scale, rounded to eight bits of
 //! the block's f16 scale.
 
-use super::{Encode, f16_scale, nearest_int};
+use super::{
+    Encode, f16_scale,
+    lanes::{F8, M8},
+    nearest_int,
+};
 
 /// Below this a sub-block counts as zeros.
 const ZERO: f32 = 1e-15;
@@ -12,79 +16,79 @@ pub(super) struct Q6_K;
 impl Encode<256, 210> for Q6_K {
     #[inline(always)]
     fn encode(weights: &[f32; 256], out: &mut [u8; 210]) -> Result<(), f32> {
-        let mut codes = [0u8; 256];
-        let mut scales = [0.0f32; 16];
-        let (sub_blocks, _) = weights.as_chunks::<16>();
-        let (sub_codes, _) = codes.as_chunks_mut::<16>();
-        for j in 0..16 {
-            scales[j] = search(&sub_blocks[j], &mut sub_codes[j]);
-            // Cubes beyond f32: ggml goes on and writes zeros for the sub-block.
-            if scales[j].is_nan() {
-                return Err(sub_blocks[j].iter().fold(0.0f32, |most, x| most.max(x.abs())) / (32.0 * 128.0));
+        // Two searches of eight sub-blocks, a lane for each.
+        let (halves, _) = weights.as_chunks::<128>();
+        let found = [search(&halves[0]), search(&halves[1])];
+        for (half, found) in halves.iter().zip(&found) {
+            if found.scale.0.iter().any(|scale| scale.is_nan()) {
+                // Cubes beyond f32: ggml goes on and writes zeros for the sub-block.
+                return Err(half.iter().fold(0.0f32, |most, x| most.max(x.abs())) / (32.0 * 128.0));
             }
         }
-        pack(weights, &scales, &mut codes, out)
+        pack(weights, &found, out)
     }
 }
 
-/// The scale of one sub-block that leaves the smallest squared error weighted by the squared weights, and the codes
-/// of that search. ggml's `make_qx_quants`: 19 candidates, for each the codes, then the least-squares scale of those.
+/// What the search found for each of eight sub-blocks.
+struct Found {
+    scale: F8,
+    /// What the codes of the search were made with: codes in one unit.
+    inverse: F8,
+    /// Sub-blocks that count as zeros: scale and codes are 0.
+    zeros: M8,
+}
+
+/// The scale of each sub-block that leaves the smallest squared error weighted by the squared weights. ggml's
+/// `make_qx_quants`: 19 candidates, for each the codes, then the least-squares scale of those.
 #[inline(always)]
-fn search(x: &[f32; 16], codes: &mut [u8; 16]) -> f32 {
-    let mut absolute = 0.0;
-    let mut largest = 0.0;
-    for &x in x {
-        if x.abs() > absolute {
-            absolute = x.abs();
-            largest = x;
+fn search(weights: &[f32; 128]) -> Found {
+    let mut x = [F8::ZERO; 16];
+    for (lane, sub_block) in weights.as_chunks::<16>().0.iter().enumerate() {
+        for i in 0..16 {
+            x[i].0[lane] = sub_block[i];
         }
     }
-    if absolute < ZERO {
-        codes.fill(0);
-        return 0.0;
+    let (mut absolute, mut largest) = (F8::ZERO, F8::ZERO);
+    let (mut squares, mut cubes) = ([F8::ZERO; 16], [F8::ZERO; 16]);
+    for i in 0..16 {
+        let above = absolute.below(x[i].abs());
+        absolute = above.select(x[i].abs(), absolute);
+        largest = above.select(x[i], largest);
+        squares[i] = x[i] * x[i];
+        cubes[i] = squares[i] * x[i];
     }
-    let code = |inverse: f32, x: f32| nearest_int(inverse * x).clamp(-32, 31);
-    let sums = |inverse: f32| {
-        let (mut sum_lx, mut sum_l2) = (0.0f32, 0.0f32);
-        for &x in x {
-            let l = code(inverse, x) as f32;
-            let w = x * x;
-            sum_lx += w * x * l;
-            sum_l2 += w * l * l;
+    let zeros = absolute.below(F8::splat(ZERO));
+    let sums = |inverse: F8| {
+        let (mut sum_lx, mut sum_l2) = (F8::ZERO, F8::ZERO);
+        for i in 0..16 {
+            let l = (inverse * x[i]).nearest_within(-32, 31);
+            sum_lx = sum_lx + cubes[i] * l;
+            sum_l2 = sum_l2 + squares[i] * l * l;
         }
         (sum_lx, sum_l2)
     };
-    let mut best_inverse = -32.0 / largest;
-    let (sum_lx, sum_l2) = sums(best_inverse);
-    let mut scale = if sum_l2 != 0.0 { sum_lx / sum_l2 } else { 0.0 };
+    let mut inverse = F8::splat(-32.0) / largest;
+    let (sum_lx, sum_l2) = sums(inverse);
+    let mut scale = sum_l2.equals(F8::ZERO).select(F8::ZERO, sum_lx / sum_l2);
     let mut best = scale * sum_lx;
     for step in (-9i8..=9).filter(|&step| step != 0) {
-        let inverse = -(32.0 + 0.1 * f32::from(step)) / largest;
-        let (sum_lx, sum_l2) = sums(inverse);
-        if sum_l2 > 0.0 && sum_lx * sum_lx > best * sum_l2 {
-            best_inverse = inverse;
-            scale = sum_lx / sum_l2;
-            best = scale * sum_lx;
-        }
+        let this_inverse = F8::splat(-(32.0 + 0.1 * f32::from(step))) / largest;
+        let (sum_lx, sum_l2) = sums(this_inverse);
+        let better = F8::ZERO.below(sum_l2).and((best * sum_l2).below(sum_lx * sum_lx));
+        inverse = better.select(this_inverse, inverse);
+        scale = better.select(sum_lx / sum_l2, scale);
+        best = better.select(scale * sum_lx, best);
     }
-    for (slot, &x) in codes.iter_mut().zip(x) {
-        *slot = (code(best_inverse, x) + 32) as u8;
-    }
-    scale
+    Found { scale: zeros.select(F8::ZERO, scale), inverse, zeros }
 }
 
 /// Rounds the scales to eight bits, chooses the codes again for those, and writes the block. Sub-blocks whose scale
 /// rounds to zero keep the codes of the search.
 #[inline(always)]
-fn pack(
-    weights: &[f32; 256],
-    scales: &[f32; 16],
-    codes: &mut [u8; 256],
-    out: &mut [u8; 210],
-) -> Result<(), f32> {
+fn pack(weights: &[f32; 256], found: &[Found; 2], out: &mut [u8; 210]) -> Result<(), f32> {
     let mut absolute = 0.0;
     let mut largest = 0.0;
-    for &scale in scales {
+    for scale in found.iter().flat_map(|half| half.scale.0) {
         if scale.abs() > absolute {
             absolute = scale.abs();
             largest = scale;
@@ -98,17 +102,21 @@ fn pack(
     let d = f16_scale(1.0 / inverse)?;
     out[208..].copy_from_slice(&d.to_le_bytes());
     let d = d.to_f32();
-    let (sub_blocks, _) = weights.as_chunks::<16>();
-    let (sub_codes, _) = codes.as_chunks_mut::<16>();
-    for j in 0..16 {
-        let scale = nearest_int(inverse * scales[j]).min(127) as i8;
+    let mut codes = [0u8; 256];
+    let sub_blocks = weights.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<16>().0);
+    for (j, (sub_block, codes)) in sub_blocks.enumerate() {
+        let (half, lane) = (&found[j / 8], j % 8);
+        let scale = nearest_int(inverse * half.scale.0[lane]).min(127) as i8;
         out[192 + j] = scale as u8;
         let step = d * f32::from(scale);
-        if step == 0.0 {
-            continue;
-        }
-        for (code, x) in sub_codes[j].iter_mut().zip(&sub_blocks[j]) {
-            *code = (nearest_int(x / step).clamp(-32, 31) + 32) as u8;
+        if step != 0.0 {
+            for (code, x) in codes.iter_mut().zip(sub_block) {
+                *code = (nearest_int(x / step).clamp(-32, 31) + 32) as u8;
+            }
+        } else if !half.zeros.lane(lane) {
+            for (code, x) in codes.iter_mut().zip(sub_block) {
+                *code = (nearest_int(half.inverse.0[lane] * x).clamp(-32, 31) + 32) as u8;
+            }
         }
     }
     let (halves, _) = codes.as_chunks::<128>();
