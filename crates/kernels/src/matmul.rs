@@ -24,10 +24,11 @@ pub enum Path {
     Fast,
 }
 
-/// Tokens up to which the exact path takes dot products of whole rows instead of panels.
-const EXACT_ROWS_TOKENS: usize = 4;
-/// The same of the fast path.
-const FAST_ROWS_TOKENS: usize = 4;
+/// Tokens up to which dot products of whole rows are faster than panels: floats, packed weights on the exact path
+/// (which unpacks them again for each token), and codes on the fast path.
+const FLOAT_ROWS_TOKENS: usize = 4;
+const PACKED_ROWS_TOKENS: usize = 2;
+const FAST_ROWS_TOKENS: usize = 3;
 /// Multiplications below which threads cost more than they bring.
 const SERIAL_WORK: usize = 1 << 17;
 /// Weights that one task takes at least.
@@ -71,7 +72,7 @@ pub fn matmul(isa: Isa, path: Path, weight: &WeightView<'_>, x: &Matrix, y: &mut
             by_int8_panels(isa, weight, &rounded, y);
         }
         ROUNDED.set(rounded);
-    } else if tokens <= EXACT_ROWS_TOKENS {
+    } else if tokens <= if weight.encoding().is_quantized() { PACKED_ROWS_TOKENS } else { FLOAT_ROWS_TOKENS } {
         by_rows(weight, y, |row, t| exact_dot(isa, row, x.row(t)));
     } else {
         by_f32_panels(isa, weight, x, y);

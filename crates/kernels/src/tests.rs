@@ -299,6 +299,53 @@ fn widening_gives_what_each_element_reads_as() {
 }
 
 #[test]
+fn grouped_codes_unpack_as_their_format_has_them() {
+    // Packed bit by bit, from the format's description: code `i` of a row at bit `i * bits`, zero point of row `o`
+    // at bit `o * bits` of its group's column of words.
+    let (out_features, in_features, group_size) = (13, 60, 20);
+    for bits in 1..=8u8 {
+        let mut random = Random(u64::from(bits));
+        let limit = 1u64 << bits;
+        let groups = in_features / group_size;
+        let Encoding::Grouped(layout) = grouped(bits, group_size, ZeroPoint::Asymmetric, FloatType::BF16) else {
+            unreachable!("a grouped encoding")
+        };
+        let words = layout.words_per_row(in_features);
+        let mut packed = vec![0u8; 4 * words * out_features];
+        let mut zero_points = vec![0u8; 4 * layout.zero_point_words(out_features) * groups];
+        let mut scales = Vec::new();
+        let mut expected = Vec::new();
+        for o in 0..out_features {
+            for g in 0..groups {
+                let zero = random.next() % limit;
+                let scale = FloatType::BF16.round(random.float());
+                FloatType::BF16.push(scale, &mut scales);
+                for bit in 0..usize::from(bits) {
+                    let at = o * usize::from(bits) + bit;
+                    let byte = 4 * (at / 32 * groups + g) + at % 32 / 8;
+                    zero_points[byte] |= ((zero >> bit & 1) as u8) << (at % 8);
+                }
+                for i in g * group_size..(g + 1) * group_size {
+                    let code = random.next() % limit;
+                    for bit in 0..usize::from(bits) {
+                        let at = i * usize::from(bits) + bit;
+                        packed[4 * words * o + at / 8] |= ((code >> bit & 1) as u8) << (at % 8);
+                    }
+                    expected.push(scale * (code as f32 - zero as f32));
+                }
+            }
+        }
+        let data = WeightData::Grouped { layout, packed: &packed, scales: &scales, zero_points: &zero_points };
+        let view = WeightView::new(out_features, in_features, data).unwrap();
+        for isa in twins() {
+            let mut found = vec![f32::NAN; expected.len()];
+            dequantize_rows(isa, &view, 0, &mut found);
+            assert_eq!(bits_of(&found), bits_of(&expected), "{isa} {bits}-bit");
+        }
+    }
+}
+
+#[test]
 fn every_isa_takes_the_same_exact_dot() {
     let mut random = Random(7);
     for sample in samples() {

@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""Golden values for unpacking GGUF blocks: random blocks of each type, and what the gguf package reads from them.
+
+Writes crates/kernels/tests/golden/dequant.safetensors and its manifest. Run from the repository's root:
+
+    python tools/golden/dequant.py
+
+Needs gguf, numpy and safetensors. Every byte of a block is random but the f16 scales, which are random finite ones
+(subnormal, negative and zero among them), so that each bit of each layout takes both values.
+"""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType, quants
+from safetensors.numpy import save_file
+
+SEED = 20
+BLOCKS = {"q4_0": 24, "q5_0": 24, "q8_0": 24, "q4_k": 12, "q6_k": 12}
+SCALES = {"q4_0": [0], "q5_0": [0], "q8_0": [0], "q4_k": [0, 2], "q6_k": [208]}
+OUT = Path("crates/kernels/tests/golden")
+
+
+def main():
+    random = np.random.default_rng(SEED)
+    tensors = {}
+    for name, count in BLOCKS.items():
+        kind = GGMLQuantizationType[name.upper()]
+        size = quants.GGML_QUANT_SIZES[kind][1]
+        blocks = random.integers(0, 256, (count, size), dtype=np.uint8)
+        for at in SCALES[name]:
+            scales = (random.normal(0, 0.05, count)).astype(np.float16)
+            scales[0], scales[1], scales[2] = 0.0, 6e-8, -65504.0 if len(SCALES[name]) == 1 else -100.0
+            blocks[:, at : at + 2] = scales.view(np.uint8).reshape(count, 2)
+        tensors[f"{name}.blocks"] = blocks
+        tensors[f"{name}.values"] = quants.dequantize(blocks, kind).astype(np.float32)
+    save_file(tensors, OUT / "dequant.safetensors")
+    manifest = {
+        "script": "tools/golden/dequant.py",
+        "seed": SEED,
+        "packages": {package: version(package) for package in ["gguf", "numpy", "safetensors"]},
+    }
+    (OUT / "dequant.manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
