@@ -256,7 +256,20 @@ impl Tiny {
 
     /// Every file of the folder, by name.
     pub fn files(&self) -> Vec<(String, Vec<u8>)> {
-        let tensors = self.tensors();
+        self.files_of(self.tensors())
+    }
+
+    /// As [`write`](Self::write), each tensor's values changed by `edit`, which is given its name, shape and values.
+    #[track_caller]
+    pub fn write_with(&self, mut edit: impl FnMut(&str, &[usize], &mut [f32])) -> TempDir {
+        let mut tensors = self.tensors();
+        tensors.iter_mut().for_each(|(name, shape, values)| edit(name, shape, values));
+        let folder = self.folder();
+        write_files(folder.path(), self.files_of(tensors));
+        folder
+    }
+
+    fn files_of(&self, tensors: Vec<(String, Vec<usize>, Vec<f32>)>) -> Vec<(String, Vec<u8>)> {
         let bytes: Vec<Vec<u8>> = tensors.iter().map(|(_, _, values)| self.float.bytes(values)).collect();
         let mut files = vec![("config.json".to_owned(), format!("{:#}\n", self.config()).into_bytes())];
         let mut map = serde_json::Map::new();
@@ -298,10 +311,14 @@ impl Tiny {
     /// If it cannot be written.
     #[track_caller]
     pub fn write(&self) -> TempDir {
-        let folder =
-            tempfile::Builder::new().prefix(self.variant.name()).tempdir().expect("a temporary folder");
+        let folder = self.folder();
         self.write_to(folder.path());
         folder
+    }
+
+    #[track_caller]
+    fn folder(&self) -> TempDir {
+        tempfile::Builder::new().prefix(self.variant.name()).tempdir().expect("a temporary folder")
     }
 
     /// Writes the files into `folder`, which exists.
@@ -310,10 +327,15 @@ impl Tiny {
     /// If they cannot be written.
     #[track_caller]
     pub fn write_to(&self, folder: &Path) {
-        for (name, bytes) in self.files() {
-            let path = folder.join(name);
-            std::fs::write(&path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        }
+        write_files(folder, self.files());
+    }
+}
+
+#[track_caller]
+fn write_files(folder: &Path, files: Vec<(String, Vec<u8>)>) {
+    for (name, bytes) in files {
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 }
 
