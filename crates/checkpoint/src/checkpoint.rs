@@ -347,3 +347,26 @@ pub fn halves_row(stored_row: usize, head_dim: usize) -> usize {
     let (head, within) = (stored_row / head_dim, stored_row % head_dim);
     head * head_dim + within % 2 * (head_dim / 2) + within / 2
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_and_writers_are_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Checkpoint>();
+        shared::<Tensor>();
+        shared::<crate::GgufWriter>();
+        shared::<crate::FolderWriter>();
+    }
+
+    #[test]
+    fn a_zero_does_not_hide_sizes_that_overflow() {
+        assert!(is_addressable(&[0, 5]) && is_addressable(&[]) && is_addressable(&[1 << 30, 1 << 20]));
+        assert!(!is_addressable(&[0, 1 << 40, 1 << 40]) && !is_addressable(&[usize::MAX]));
+        assert_eq!(matrix_shape(&[2, 3, 4]), (6, 4));
+        assert_eq!(matrix_shape(&[7]), (1, 7));
+        assert_eq!(matrix_shape(&[]), (1, 1));
+    }
+}

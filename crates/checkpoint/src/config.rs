@@ -91,7 +91,7 @@ impl Limits {
     pub const LAYERS: usize = 1 << 16;
     pub const WIDTH: usize = 1 << 24;
     pub const VOCAB: usize = 1 << 28;
-    pub const POSITIONS: usize = 1 << 40;
+    pub const POSITIONS: usize = 1 << 28;
 }
 
 /// What must hold between the sizes of any config; else the key at fault and the problem.

@@ -88,7 +88,7 @@ pub(crate) fn read(
             .real("attention.layer_norm_rms_epsilon")?
             .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))? as f32,
         rope: rope(&keys, family, head_dim, tensor(ROPE_FREQS))?,
-        max_positions: keys.size("context_length", Limits::POSITIONS)?.unwrap_or(Limits::POSITIONS),
+        max_positions: keys.needed("context_length", Limits::POSITIONS)?,
         tied: tensor("output.weight").is_none(),
         bos: tokenizer.token("bos_token_id", vocab_size)?,
         eos: end_tokens(&tokenizer, vocab_size)?,
@@ -156,6 +156,21 @@ fn end_tokens(tokenizer: &Keys, vocab_size: usize) -> Result<Vec<u32>, Error> {
     Ok(tokens)
 }
 
+/// The split patterns that go with a BOS in llama.cpp (`src/llama-vocab.cpp`).
+const BEGIN_WITH_BOS: [&str; 11] = [
+    "llama3",
+    "llama-v3",
+    "llama-bpe",
+    "falcon3",
+    "falcon-h1",
+    "pixtral",
+    "midm-2.0",
+    "lfm2",
+    "jina-v5-nano",
+    "tekken",
+    "chameleon",
+];
+
 /// `add_bos_token`, or what llama.cpp assumes without it.
 fn add_bos(tokenizer: &Keys) -> Result<bool, Error> {
     if let Some(value) = tokenizer.get("add_bos_token") {
@@ -163,7 +178,7 @@ fn add_bos(tokenizer: &Keys) -> Result<bool, Error> {
     }
     let model = tokenizer.text("model")?;
     let pre = tokenizer.text("pre")?;
-    Ok(model == Some("llama") || matches!(pre, Some("llama-bpe" | "llama3" | "llama-v3" | "tekken")))
+    Ok(model == Some("llama") || pre.is_some_and(|pre| BEGIN_WITH_BOS.contains(&pre)))
 }
 
 /// The architecture's metadata, keys and value types as llama.cpp's `convert_hf_to_gguf.py` writes them for the
@@ -182,7 +197,7 @@ pub fn gguf_metadata(config: &ModelConfig, name: &str, file_type: u32) -> Vec<(S
         ("general.name".to_owned(), GgufValue::String(name.to_owned())),
     ];
     let mut put = |key: &str, value: GgufValue| keys.push((format!("{arch}.{key}"), value));
-    // Limits keep every size but the context below 2^32.
+    // Limits keep every size below 2^32.
     let count = |number: usize| GgufValue::U32(u32::try_from(number).unwrap_or(u32::MAX));
     put("block_count", count(config.n_layers));
     put("context_length", count(config.max_positions));
@@ -208,28 +223,29 @@ pub fn gguf_metadata(config: &ModelConfig, name: &str, file_type: u32) -> Vec<(S
 /// The factors that divide RoPE's turns, `head_dim / 2` of them: the tensor `rope_freqs.weight` of a llama GGUF.
 /// `None` where the turns are not stretched.
 ///
-/// Computed as llama.cpp's converter does, in f32 for the turns and f64 for the rest.
+/// Computed in f32, step for step as llama.cpp's converter does (`conversion/llama.py`).
 pub fn rope_freqs(config: &ModelConfig) -> Option<Vec<f32>> {
     match config.rope.scaling {
         RopeScaling::None => None,
         RopeScaling::Factors(ref factors) => Some(factors.clone()),
         RopeScaling::Llama3 { factor, low, high, original } => {
             let original = original as f64;
-            let (slow, fast) = (original / low, original / high);
+            let (slow, fast) = ((original / low) as f32, (original / high) as f32);
+            let factor = factor as f32;
             let factor_of = |pair: usize| {
                 let exponent = (2 * pair) as f32 / config.head_dim as f32;
                 let turn = 1.0 / (config.rope.theta as f32).powf(exponent);
-                let wavelength = f64::from((2.0 * std::f64::consts::PI) as f32 / turn);
+                let wavelength = std::f32::consts::TAU / turn;
                 if wavelength < fast {
                     1.0
                 } else if wavelength > slow {
                     factor
                 } else {
-                    let smooth = (original / wavelength - low) / (high - low);
+                    let smooth = (original as f32 / wavelength - low as f32) / (high - low) as f32;
                     1.0 / ((1.0 - smooth) / factor + smooth)
                 }
             };
-            Some((0..config.head_dim / 2).map(|pair| factor_of(pair) as f32).collect())
+            Some((0..config.head_dim / 2).map(factor_of).collect())
         }
     }
 }

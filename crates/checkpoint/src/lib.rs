@@ -1,4 +1,30 @@
 //! Checkpoints in and out: safetensors, GGUF, compressed-tensors, model config, atomic writers.
+//!
+//! A [`Checkpoint`] is an opened model in any format: tensors under their Hugging Face names with their [`Role`]s,
+//! checked against a [`ModelConfig`]. Opening reads headers only; weights are mapped, read when touched and let go
+//! with [`Tensor::release`], so memory follows the largest tensor in use and not the model.
+//!
+//! [`GgufWriter`] and [`FolderWriter`] take the list of tensors first and their bytes in any order after it, from
+//! any thread; what they write appears whole at its target or not at all.
+//!
+//! ```no_run
+//! use bitmill_checkpoint::{Checkpoint, Role, RoleKind};
+//!
+//! # fn main() -> Result<(), bitmill_checkpoint::Error> {
+//! let checkpoint = Checkpoint::open("models/qwen2.5-72b".as_ref())?;
+//! println!("{} layers", checkpoint.config().n_layers);
+//! for info in checkpoint.tensors() {
+//!     let tensor = checkpoint.tensor(&info.name)?;
+//!     println!("{} {:?} {}", info.name, info.shape, tensor.view().encoding());
+//!     tensor.release();
+//! }
+//! assert!(checkpoint.tensor_with_role(Role::in_layer(0, RoleKind::FfnDown)).is_some());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! To read another family, add a row to the table in `family.rs` and, if it has tensors of its own, rows to the one
+//! in `role.rs`; another stored encoding begins in `bitmill_tensor::Encoding`.
 
 mod atomic;
 mod checkpoint;

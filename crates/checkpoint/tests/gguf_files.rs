@@ -345,6 +345,7 @@ fn refuses_metadata_that_is_no_model_of_a_known_family() {
     for key in [
         "general.architecture",
         "llama.block_count",
+        "llama.context_length",
         "llama.embedding_length",
         "llama.feed_forward_length",
         "llama.attention.head_count",

@@ -199,7 +199,8 @@ fn refuses_malformed_quantization_configs() {
 #[test]
 fn refuses_parts_that_do_not_make_a_matrix() {
     let layout = grouped(4, 16, ZeroPoint::Asymmetric);
-    let cases: [(&str, fn(&mut Vec<Stored>)); 9] = [
+    type Change = fn(&mut Vec<Stored>);
+    let cases: [(&str, Change); 9] = [
         ("no codes", |parts| drop(parts.remove(0))),
         ("no scales", |parts| drop(parts.remove(1))),
         ("no shape", |parts| drop(parts.remove(2))),
