@@ -1,6 +1,6 @@
 //! llama.cpp's choice of an encoding for each tensor of a GGUF mix (`src/llama-quant.cpp`), as tables.
 //!
-//! A mix has a default; [`RULES`] raises some tensors above it; [`FALLBACKS`] replaces what a row does not divide
+//! A mix has a default; `RULES` raises some tensors above it; `FALLBACKS` replaces what a row does not divide
 //! into. One-dimensional tensors and norms stay f32, as the converter from Hugging Face leaves them.
 
 use std::str::FromStr;

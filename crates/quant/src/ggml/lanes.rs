@@ -50,6 +50,18 @@ impl F8 {
         M8(std::array::from_fn(|lane| if self.0[lane] == other.0[lane] { u32::MAX } else { 0 }))
     }
 
+    /// The integer towards zero of each.
+    #[inline(always)]
+    pub(super) fn truncate(self) -> [i32; 8] {
+        std::array::from_fn(|lane| self.0[lane] as i32)
+    }
+
+    /// Each with the sign of `sign`'s.
+    #[inline(always)]
+    pub(super) fn copysign(self, sign: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane].copysign(sign.0[lane])))
+    }
+
     /// [`nearest_int`](super::nearest_int) of each, kept within `low..=high`, as floats.
     #[inline(always)]
     pub(super) fn nearest_within(self, low: i32, high: i32) -> Self {

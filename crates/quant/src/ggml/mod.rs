@@ -20,6 +20,7 @@ mod q8_0;
 
 use bitmill_tensor::{BlockType, FloatType};
 
+use self::lanes::F8;
 use crate::{Error, error::first_non_finite};
 
 /// Encodes `weight`, whole blocks of consecutive weights, into `out`.
@@ -113,22 +114,78 @@ fn nearest_int(value: f32) -> i32 {
     ((value + 12_582_912.0).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
 }
 
-/// The weight of largest magnitude, the first of equals.
+/// The weight of largest magnitude, the first of equals; 0 if all are 0.
+#[inline(always)]
 fn largest(weights: &[f32; 32]) -> f32 {
-    let mut absolute = 0.0;
-    let mut signed = 0.0;
-    for &weight in weights {
-        if absolute < weight.abs() {
-            absolute = weight.abs();
-            signed = weight;
+    let most = largest_magnitude(weights);
+    if most == 0.0 {
+        return 0.0;
+    }
+    let mut is_most = 0u32;
+    for (i, weight) in weights.iter().enumerate() {
+        is_most |= u32::from(weight.abs() == most) << i;
+    }
+    weights[is_most.trailing_zeros() as usize % 32]
+}
+
+/// Bits of finite floats without their signs are in the order of the magnitudes, and a maximum of integers is one
+/// instruction for eight.
+#[inline(always)]
+fn largest_magnitude(weights: &[f32; 32]) -> f32 {
+    let mut most = [0u32; 8];
+    for eight in weights.as_chunks::<8>().0 {
+        for lane in 0..8 {
+            most[lane] = most[lane].max(eight[lane].to_bits() & 0x7fff_ffff);
         }
     }
-    signed
+    f32::from_bits(most.into_iter().fold(0, u32::max))
+}
+
+/// The codes of Q4_0 and Q5_0: ties upwards, the top one shared by what rounds beyond it.
+#[inline(always)]
+fn upward_codes(weights: &[f32; 32], inverse: f32, zero: f32, top: i32) -> [u8; 32] {
+    let mut codes = [0; 32];
+    for (codes, eight) in codes.as_chunks_mut::<8>().0.iter_mut().zip(weights.as_chunks::<8>().0) {
+        let rounded = (F8(*eight) * F8::splat(inverse) + F8::splat(zero + 0.5)).truncate();
+        for lane in 0..8 {
+            codes[lane] = rounded[lane].min(top) as u8;
+        }
+    }
+    codes
 }
 
 /// `1 / d`, or 0 for 0. `None` where it overflows: ggml's reference then converts infinities and NaN to integers,
 /// which x86 answers with 0 in the low byte; `d` is 0 in f16 by far, so whatever the codes are, they decode to 0.
+#[inline(always)]
 fn inverse(d: f32) -> Option<f32> {
     let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
     inverse.is_finite().then_some(inverse)
+}
+
+#[cfg(test)]
+#[path = "../../tests/weights/mod.rs"]
+mod weights;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_compiled_for_avx2_equal_those_that_are_not() {
+        fn compare<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize>(name: &str) {
+            let weight = weights::fill(name, 11, 4096);
+            let mut plain = vec![0xa5; 4096 / WEIGHTS * BYTES];
+            let mut chosen = vec![0x5a; 4096 / WEIGHTS * BYTES];
+            block_by_block::<E, _, _>(&weight, &mut plain).unwrap();
+            each_block::<E, _, _>(&weight, &mut chosen).unwrap();
+            assert_eq!(plain, chosen, "{name}");
+        }
+        for name in weights::NAMES {
+            compare::<q4_0::Q4_0, _, _>(name);
+            compare::<q5_0::Q5_0, _, _>(name);
+            compare::<q8_0::Q8_0, _, _>(name);
+            compare::<q4_k::Q4_K, _, _>(name);
+            compare::<q6_k::Q6_K, _, _>(name);
+        }
+    }
 }

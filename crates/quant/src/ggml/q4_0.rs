@@ -1,6 +1,6 @@
 //! Q4_0: 32 weights, four bits each, one scale.
 
-use super::{Encode, f16_scale, inverse, largest};
+use super::{Encode, f16_scale, inverse, largest, upward_codes};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct Q4_0;
@@ -13,13 +13,13 @@ impl Encode<32, 18> for Q4_0 {
         let inverse = inverse(d);
         let (scale, nibbles) = out.split_at_mut(2);
         scale.copy_from_slice(&f16_scale(d)?.to_le_bytes());
-        let code = |weight: f32| match inverse {
-            Some(inverse) => ((weight * inverse + 8.5) as i32 as i8).min(15) as u8,
-            None => 0,
+        let Some(inverse) = inverse else {
+            nibbles.fill(0);
+            return Ok(());
         };
-        let (low, high) = weights.split_at(16);
-        for ((byte, low), high) in nibbles.iter_mut().zip(low).zip(high) {
-            *byte = code(*low) | code(*high) << 4;
+        let codes = upward_codes(weights, inverse, 8.0, 15);
+        for (i, byte) in nibbles.iter_mut().enumerate() {
+            *byte = codes[i] | codes[16 + i] << 4;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Q5_0: 32 weights, five bits each, one scale.
 
-use super::{Encode, f16_scale, inverse, largest};
+use super::{Encode, f16_scale, inverse, largest, upward_codes};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct Q5_0;
@@ -14,16 +14,16 @@ impl Encode<32, 22> for Q5_0 {
         let (scale, rest) = out.split_at_mut(2);
         let (fifth_bits, nibbles) = rest.split_at_mut(4);
         scale.copy_from_slice(&f16_scale(d)?.to_le_bytes());
-        let code = |weight: f32| match inverse {
-            Some(inverse) => ((weight * inverse + 16.5) as i32 as i8).min(31) as u8,
-            None => 0,
+        let Some(inverse) = inverse else {
+            fifth_bits.fill(0);
+            nibbles.fill(0);
+            return Ok(());
         };
-        let mut fifth = 0u32;
+        let codes = upward_codes(weights, inverse, 16.0, 31);
         for (i, byte) in nibbles.iter_mut().enumerate() {
-            let (low, high) = (code(weights[i]), code(weights[16 + i]));
-            *byte = low & 15 | high << 4;
-            fifth |= u32::from(low >> 4) << i | u32::from(high >> 4) << (16 + i);
+            *byte = codes[i] & 15 | codes[16 + i] << 4;
         }
+        let fifth = codes.iter().rev().fold(0u32, |bits, code| bits << 1 | u32::from(code >> 4));
         fifth_bits.copy_from_slice(&fifth.to_le_bytes());
         Ok(())
     }

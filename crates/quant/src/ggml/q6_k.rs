@@ -58,28 +58,32 @@ fn search(weights: &[f32; 128]) -> Found {
         cubes[i] = squares[i] * x[i];
     }
     let zeros = absolute.below(F8::splat(ZERO));
-    let sums = |inverse: F8| {
-        let (mut sum_lx, mut sum_l2) = (F8::ZERO, F8::ZERO);
-        for i in 0..16 {
-            let l = (inverse * x[i]).nearest_within(-32, 31);
-            sum_lx = sum_lx + cubes[i] * l;
-            sum_l2 = sum_l2 + squares[i] * l * l;
-        }
-        (sum_lx, sum_l2)
-    };
     let mut inverse = F8::splat(-32.0) / largest;
-    let (sum_lx, sum_l2) = sums(inverse);
+    let (sum_lx, sum_l2) = sums(&x, &squares, &cubes, inverse);
     let mut scale = sum_l2.equals(F8::ZERO).select(F8::ZERO, sum_lx / sum_l2);
     let mut best = scale * sum_lx;
     for step in (-9i8..=9).filter(|&step| step != 0) {
         let this_inverse = F8::splat(-(32.0 + 0.1 * f32::from(step))) / largest;
-        let (sum_lx, sum_l2) = sums(this_inverse);
+        let (sum_lx, sum_l2) = sums(&x, &squares, &cubes, this_inverse);
         let better = F8::ZERO.below(sum_l2).and((best * sum_l2).below(sum_lx * sum_lx));
         inverse = better.select(this_inverse, inverse);
         scale = better.select(sum_lx / sum_l2, scale);
         best = better.select(scale * sum_lx, best);
     }
     Found { scale: zeros.select(F8::ZERO, scale), inverse, zeros }
+}
+
+/// Of the codes that `inverse` makes: Σ w·x·code and Σ w·code², w being x². A function and not a closure, which would
+/// be compiled without the caller's AVX2.
+#[inline(always)]
+fn sums(x: &[F8; 16], squares: &[F8; 16], cubes: &[F8; 16], inverse: F8) -> (F8, F8) {
+    let (mut sum_lx, mut sum_l2) = (F8::ZERO, F8::ZERO);
+    for i in 0..16 {
+        let l = (inverse * x[i]).nearest_within(-32, 31);
+        sum_lx = sum_lx + cubes[i] * l;
+        sum_l2 = sum_l2 + squares[i] * l * l;
+    }
+    (sum_lx, sum_l2)
 }
 
 /// Rounds the scales to eight bits, chooses the codes again for those, and writes the block. Sub-blocks whose scale

@@ -1,6 +1,6 @@
 //! Q8_0: 32 weights, eight bits each, one scale.
 
-use super::{Encode, f16_scale, inverse};
+use super::{Encode, f16_scale, inverse, lanes::F8, largest_magnitude};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct Q8_0;
@@ -8,39 +8,41 @@ pub(super) struct Q8_0;
 impl Encode<32, 34> for Q8_0 {
     #[inline(always)]
     fn encode(weights: &[f32; 32], out: &mut [u8; 34]) -> Result<(), f32> {
-        let largest = weights.iter().fold(0.0f32, |largest, weight| largest.max(weight.abs()));
-        let d = largest / 127.0;
+        let d = largest_magnitude(weights) / 127.0;
         let (scale, codes) = out.split_at_mut(2);
         scale.copy_from_slice(&f16_scale(d)?.to_le_bytes());
         let Some(inverse) = inverse(d) else {
             codes.fill(0);
             return Ok(());
         };
-        for (code, weight) in codes.iter_mut().zip(weights) {
-            *code = round_half_away(weight * inverse) as u8;
+        for (codes, eight) in codes.as_chunks_mut::<8>().0.iter_mut().zip(weights.as_chunks::<8>().0) {
+            let rounded = round_half_away(F8(*eight) * F8::splat(inverse));
+            for lane in 0..8 {
+                codes[lane] = rounded[lane] as u8;
+            }
         }
         Ok(())
     }
 }
 
-/// C's `roundf` for |value| ≤ 2^21: ties away from zero. The addend is the float before 0.5, so that nothing below a
+/// C's `roundf` of each for |value| ≤ 2^21: ties away from zero. The addend is the float before 0.5, so that nothing below a
 /// half reaches the next integer by rounding.
 #[inline(always)]
-fn round_half_away(value: f32) -> i32 {
-    (value + 0.499_999_97_f32.copysign(value)) as i32
+fn round_half_away(values: F8) -> [i32; 8] {
+    (values + F8::splat(0.499_999_97).copysign(values)).truncate()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::round_half_away;
+    use super::{F8, round_half_away};
 
     #[test]
     fn rounding_is_that_of_roundf_around_every_half() {
         for integer in 0..=128 {
             for half in [integer as f32, integer as f32 + 0.5] {
                 for value in [half.next_down(), half, half.next_up()] {
-                    assert_eq!(round_half_away(value), value.round() as i32, "{value}");
-                    assert_eq!(round_half_away(-value), (-value).round() as i32, "-{value}");
+                    assert_eq!(round_half_away(F8::splat(value))[0], value.round() as i32, "{value}");
+                    assert_eq!(round_half_away(F8::splat(-value))[7], (-value).round() as i32, "-{value}");
                 }
             }
         }

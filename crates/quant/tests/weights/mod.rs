@@ -1,5 +1,7 @@
 //! Made-up weights, the same that `tools/golden/ggml_blocks.c` makes.
 
+#![allow(dead_code, reason = "each test and example takes what it needs")]
+
 /// splitmix64.
 pub struct Random(u64);
 
