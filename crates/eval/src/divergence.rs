@@ -143,7 +143,7 @@ pub fn against_dense(
         kl_median: quantile(&kls, 0.5),
         kl_p90: quantile(&kls, 0.9),
         kl_p99: quantile(&kls, 0.99),
-        top1_agreement: f64::from(agreed as u32) / targets,
+        top1_agreement: agreed as f64 / targets,
     };
     Ok((perplexity, divergence))
 }
