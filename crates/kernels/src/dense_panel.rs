@@ -85,6 +85,8 @@ pub(crate) fn multiply(isa: Isa, panel: &DensePanel, x: &[f32], stride: usize, s
         Kind::Avx2 => unsafe { crate::avx2::multiply_dense(&panel.values, panel.columns, x, stride, sums) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 => unsafe { crate::avx512::multiply_dense(&panel.values, panel.columns, x, stride, sums) },
+        Kind::Avx512 => unsafe {
+            crate::avx512::multiply_dense(&panel.values, panel.columns, x, stride, sums)
+        },
     }
 }

@@ -74,6 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::print_stdout, reason = "CI shows which twins it tested")]
     fn scalar_comes_first_and_the_best_last() {
         let available = Isa::available();
         println!("twins on this CPU: {available:?}");

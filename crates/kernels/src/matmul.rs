@@ -72,7 +72,8 @@ pub fn matmul(isa: Isa, path: Path, weight: &WeightView<'_>, x: &Matrix, y: &mut
             by_int8_panels(isa, weight, &rounded, y);
         }
         ROUNDED.set(rounded);
-    } else if tokens <= if weight.encoding().is_quantized() { PACKED_ROWS_TOKENS } else { FLOAT_ROWS_TOKENS } {
+    } else if tokens <= if weight.encoding().is_quantized() { PACKED_ROWS_TOKENS } else { FLOAT_ROWS_TOKENS }
+    {
         by_rows(weight, y, |row, t| exact_dot(isa, row, x.row(t)));
     } else {
         by_f32_panels(isa, weight, x, y);

@@ -45,9 +45,7 @@ impl Shape {
         let (nibbles, offsets) = match weight.encoding() {
             Encoding::Float(_) => (false, false),
             Encoding::Block(block) => (matches!(block, BlockType::Q4_0 | BlockType::Q4_K), !signed),
-            Encoding::Grouped(layout) => {
-                (!signed, !signed || layout.zero_point == ZeroPoint::Asymmetric)
-            }
+            Encoding::Grouped(layout) => (!signed, !signed || layout.zero_point == ZeroPoint::Asymmetric),
         };
         Self { signed, nibbles, halves: has_halves(&row), offsets }
     }

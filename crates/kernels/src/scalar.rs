@@ -20,9 +20,7 @@ pub(crate) fn unpack(row: &Row<'_>, first: usize, out: &mut [f32]) {
         }
         Row::Block { block, bytes } => {
             let bytes = &bytes[first / block.weights() * block.bytes()..];
-            for (bytes, out) in
-                bytes.chunks_exact(block.bytes()).zip(out.chunks_exact_mut(block.weights()))
-            {
+            for (bytes, out) in bytes.chunks_exact(block.bytes()).zip(out.chunks_exact_mut(block.weights())) {
                 unpack_block(block, bytes, out);
             }
         }
@@ -119,9 +117,9 @@ pub(crate) fn exact_dot(row: &Row<'_>, x: &[f32]) -> f32 {
     for (chunk, x) in x.chunks(256).enumerate() {
         unpack(row, 256 * chunk, &mut unpacked[..x.len()]);
         for (w, x) in unpacked[..x.len()].chunks(32).zip(x.chunks(32)) {
-            for lane in 0..32 {
+            for (lane, sum) in lanes.iter_mut().enumerate() {
                 let at = |values: &[f32]| values.get(lane).copied().unwrap_or(0.0);
-                lanes[lane] = at(w).mul_add(at(x), lanes[lane]);
+                *sum = at(w).mul_add(at(x), *sum);
             }
         }
     }

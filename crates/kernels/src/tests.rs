@@ -1,6 +1,7 @@
 //! Every twin against the definition, and the definition against plain arithmetic.
 
 use std::num::NonZeroUsize;
+use std::sync::Once;
 
 use bitmill_tensor::{
     Bits, BlockType, Encoding, FloatType, Grouped, Matrix, WeightData, WeightView, ZeroPoint,
@@ -241,9 +242,14 @@ fn samples() -> Vec<Sample> {
     samples
 }
 
+/// The twins of this CPU, named once in the test's output: CI shows what it tested.
+#[allow(clippy::print_stdout, reason = "CI shows which twins it tested")]
 fn twins() -> Vec<Isa> {
+    static NAMED: Once = Once::new();
     let isas = Isa::available();
-    println!("twins tested: {}", isas.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "));
+    NAMED.call_once(|| {
+        println!("twins tested: {}", isas.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "));
+    });
     isas
 }
 
@@ -307,7 +313,8 @@ fn grouped_codes_unpack_as_their_format_has_them() {
         let mut random = Random(u64::from(bits));
         let limit = 1u64 << bits;
         let groups = in_features / group_size;
-        let Encoding::Grouped(layout) = grouped(bits, group_size, ZeroPoint::Asymmetric, FloatType::BF16) else {
+        let Encoding::Grouped(layout) = grouped(bits, group_size, ZeroPoint::Asymmetric, FloatType::BF16)
+        else {
             unreachable!("a grouped encoding")
         };
         let words = layout.words_per_row(in_features);
@@ -335,7 +342,8 @@ fn grouped_codes_unpack_as_their_format_has_them() {
                 }
             }
         }
-        let data = WeightData::Grouped { layout, packed: &packed, scales: &scales, zero_points: &zero_points };
+        let data =
+            WeightData::Grouped { layout, packed: &packed, scales: &scales, zero_points: &zero_points };
         let view = WeightView::new(out_features, in_features, data).unwrap();
         for isa in twins() {
             let mut found = vec![f32::NAN; expected.len()];
@@ -356,7 +364,13 @@ fn every_isa_takes_the_same_exact_dot() {
             let expected = scalar::exact_dot(&row, x.row(0));
             for isa in twins() {
                 let found = exact_dot(isa, &row, x.row(0));
-                assert_eq!(found.to_bits(), expected.to_bits(), "{isa} {} {}", sample.encoding, sample.in_features);
+                assert_eq!(
+                    found.to_bits(),
+                    expected.to_bits(),
+                    "{isa} {} {}",
+                    sample.encoding,
+                    sample.in_features
+                );
             }
         }
     }
@@ -377,7 +391,13 @@ fn every_isa_takes_the_same_fast_dot() {
             let expected = scalar::fast_dot(&row, sample.in_features, x.token(1));
             for isa in twins() {
                 let found = fast_dot(isa, &row, sample.in_features, x.token(1));
-                assert_eq!(found.to_bits(), expected.to_bits(), "{isa} {} {}", sample.encoding, sample.in_features);
+                assert_eq!(
+                    found.to_bits(),
+                    expected.to_bits(),
+                    "{isa} {} {}",
+                    sample.encoding,
+                    sample.in_features
+                );
             }
         }
     }

@@ -1,4 +1,5 @@
 //! A panel of 16 rows of f32 times a few tokens.
+#![allow(clippy::needless_range_loop, reason = "indices name registers, of several arrays at once")]
 
 use std::arch::x86_64::*;
 

@@ -1,4 +1,5 @@
 //! Sums of f32 activations times weights unpacked in registers.
+#![allow(clippy::needless_range_loop, reason = "indices name registers, of several arrays at once")]
 
 use std::arch::x86_64::*;
 
@@ -28,7 +29,7 @@ unsafe fn dot<U: Unpack>(weights: U, row: &Row<'_>, x: &[f32]) -> f32 {
                 sums[j] = _mm256_fmadd_ps(w[j], _mm256_loadu_ps(x.add(8 * j)), sums[j]);
             }
         }
-        if x.len() % 32 != 0 {
+        if !x.len().is_multiple_of(32) {
             let (w, x) = tail(row, 32 * blocks, x);
             for j in 0..4 {
                 let w = _mm256_loadu_ps(w.as_ptr().add(8 * j));

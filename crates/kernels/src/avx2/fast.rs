@@ -186,14 +186,14 @@ unsafe fn add_block<C: Codes, const J: usize>(
     // SAFETY: the block lies within the row and within the token's codes.
     unsafe {
         let activations = _mm256_loadu_si256(token.codes.as_ptr().add(32 * block).cast());
-        let lanes = if C::SIGNED {
-            lanes_signed(codes, activations)
-        } else {
-            lanes_unsigned(codes, activations)
-        };
+        let lanes =
+            if C::SIGNED { lanes_signed(codes, activations) } else { lanes_unsigned(codes, activations) };
         let scale = if C::HALVES {
             let pair = scales.as_ptr().add(2 * J).cast::<f64>().read_unaligned();
-            _mm256_permutevar_ps(_mm256_castpd_ps(_mm256_set1_pd(pair)), _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1))
+            _mm256_permutevar_ps(
+                _mm256_castpd_ps(_mm256_set1_pd(pair)),
+                _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1),
+            )
         } else {
             _mm256_set1_ps(scales[J])
         };

@@ -11,9 +11,8 @@ pub(crate) unsafe fn round32(x: &[f32; 32], inverse: f32, codes: &mut [i8; 32]) 
     // SAFETY: 32 floats are read and 32 bytes written, which the arrays hold.
     unsafe {
         let inverse = _mm256_set1_ps(inverse);
-        let part = |i: usize| {
-            _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x.as_ptr().add(8 * i)), inverse))
-        };
+        let part =
+            |i: usize| _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x.as_ptr().add(8 * i)), inverse));
         let (a, b, c, d) = (part(0), part(1), part(2), part(3));
         // Packing works within 128-bit halves: dwords come out as a0 b0 c0 d0 a1 b1 c1 d1.
         let packed = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));

@@ -1,4 +1,5 @@
 //! A panel of 16 rows times a few tokens.
+#![allow(clippy::needless_range_loop, reason = "indices name registers, of several arrays at once")]
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -64,11 +65,7 @@ unsafe fn fill<C: Codes>(source: C, panel: &mut Panel, in_features: usize, chunk
 /// # Safety
 /// The CPU has AVX2, FMA and F16C; blocks lie within the panel and the tokens; `sums` is `[tokens][16]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn multiply_tile(
-    panel: &Panel,
-    tokens: &[Token<'_>],
-    sums: &mut [f32],
-) {
+pub(crate) unsafe fn multiply_tile(panel: &Panel, tokens: &[Token<'_>], sums: &mut [f32]) {
     let shape = panel.shape;
     // Four tokens: their eight 16-bit sums stay in registers beside the codes.
     for (tokens, sums) in tokens.chunks(4).zip(sums.chunks_mut(4 * ROWS)) {

@@ -19,23 +19,62 @@ pub(crate) trait Unpack: Copy {
 /// Runs an expression with the row as its own [`Unpack`] type.
 macro_rules! with_unpack {
     ($row:expr, $weights:ident => $body:expr) => {{
-        use $crate::avx2::unpack::*;
         use bitmill_tensor::{BlockType, FloatType};
+        use $crate::avx2::unpack::*;
         match *$row {
-            Row::Float { float: FloatType::F32, bytes } => { let $weights = F32(bytes.as_ptr()); $body }
-            Row::Float { float: FloatType::F16, bytes } => { let $weights = F16(bytes.as_ptr()); $body }
-            Row::Float { float: FloatType::BF16, bytes } => { let $weights = Bf16(bytes.as_ptr()); $body }
-            Row::Block { block: BlockType::Q8_0, bytes } => { let $weights = Q8_0(bytes.as_ptr()); $body }
-            Row::Block { block: BlockType::Q4_0, bytes } => { let $weights = Q4_0(bytes.as_ptr()); $body }
-            Row::Block { block: BlockType::Q5_0, bytes } => { let $weights = Q5_0(bytes.as_ptr()); $body }
-            Row::Block { block: BlockType::Q4_K, bytes } => { let $weights = Q4K(bytes.as_ptr()); $body }
-            Row::Block { block: BlockType::Q6_K, bytes } => { let $weights = Q6K(bytes.as_ptr()); $body }
+            Row::Float { float: FloatType::F32, bytes } => {
+                let $weights = F32(bytes.as_ptr());
+                $body
+            }
+            Row::Float { float: FloatType::F16, bytes } => {
+                let $weights = F16(bytes.as_ptr());
+                $body
+            }
+            Row::Float { float: FloatType::BF16, bytes } => {
+                let $weights = Bf16(bytes.as_ptr());
+                $body
+            }
+            Row::Block { block: BlockType::Q8_0, bytes } => {
+                let $weights = Q8_0(bytes.as_ptr());
+                $body
+            }
+            Row::Block { block: BlockType::Q4_0, bytes } => {
+                let $weights = Q4_0(bytes.as_ptr());
+                $body
+            }
+            Row::Block { block: BlockType::Q5_0, bytes } => {
+                let $weights = Q5_0(bytes.as_ptr());
+                $body
+            }
+            Row::Block { block: BlockType::Q4_K, bytes } => {
+                let $weights = Q4K(bytes.as_ptr());
+                $body
+            }
+            Row::Block { block: BlockType::Q6_K, bytes } => {
+                let $weights = Q6K(bytes.as_ptr());
+                $body
+            }
             Row::Grouped(row) => match (row.layout.bits.get(), row.blocks_have_one_group()) {
-                (4, true) => { let $weights = Grouped::<4>::new(&row); $body }
-                (8, true) => { let $weights = Grouped::<8>::new(&row); $body }
-                (4, false) if row.layout.group_size.get() >= 8 => { let $weights = Uneven::<4>(&row); $body }
-                (8, false) if row.layout.group_size.get() >= 8 => { let $weights = Uneven::<8>(&row); $body }
-                _ => { let $weights = AnyGrouped(&row); $body }
+                (4, true) => {
+                    let $weights = Grouped::<4>::new(&row);
+                    $body
+                }
+                (8, true) => {
+                    let $weights = Grouped::<8>::new(&row);
+                    $body
+                }
+                (4, false) if row.layout.group_size.get() >= 8 => {
+                    let $weights = Uneven::<4>(&row);
+                    $body
+                }
+                (8, false) if row.layout.group_size.get() >= 8 => {
+                    let $weights = Uneven::<8>(&row);
+                    $body
+                }
+                _ => {
+                    let $weights = AnyGrouped(&row);
+                    $body
+                }
             },
         }
     }};
@@ -214,7 +253,8 @@ pub(crate) unsafe fn fifth_bits(at: *const u8) -> __m256i {
     // SAFETY: as this function's.
     unsafe {
         let bits = _mm256_set1_epi32(at.cast::<i32>().read_unaligned());
-        let byte_of = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+        let byte_of =
+            _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
         let spread = _mm256_shuffle_epi8(bits, byte_of);
         let bit_of = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
         let set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit_of), bit_of);
@@ -281,7 +321,7 @@ impl Q4K {
         unsafe {
             let at = self.0.add(q4_k::BYTES * (block / 8) + q4_k::CODES + 32 * (block % 8 / 2));
             let both = _mm256_loadu_si256(at.cast());
-            let own = if block % 2 == 0 { both } else { _mm256_srli_epi16::<4>(both) };
+            let own = if block.is_multiple_of(2) { both } else { _mm256_srli_epi16::<4>(both) };
             _mm256_and_si256(own, _mm256_set1_epi8(15))
         }
     }
@@ -481,4 +521,3 @@ impl Unpack for AnyGrouped<'_> {
         unsafe { F32(values.as_ptr().cast()).unpack32(0) }
     }
 }
-

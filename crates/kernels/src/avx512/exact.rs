@@ -1,4 +1,5 @@
 //! Sums of f32 activations times weights unpacked in registers.
+#![allow(clippy::needless_range_loop, reason = "indices name registers, of several arrays at once")]
 
 use std::arch::x86_64::*;
 
@@ -29,7 +30,7 @@ unsafe fn dot<U: Unpack>(weights: U, row: &Row<'_>, x: &[f32]) -> f32 {
             sums[0] = _mm512_fmadd_ps(w[0], _mm512_loadu_ps(x), sums[0]);
             sums[1] = _mm512_fmadd_ps(w[1], _mm512_loadu_ps(x.add(16)), sums[1]);
         }
-        if x.len() % 32 != 0 {
+        if !x.len().is_multiple_of(32) {
             let (w, x) = tail(row, 32 * blocks, x);
             for j in 0..2 {
                 let w = _mm512_loadu_ps(w.as_ptr().add(16 * j));

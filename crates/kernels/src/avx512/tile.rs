@@ -1,4 +1,5 @@
 //! A panel of 16 rows times a few tokens: one vector holds four columns of all rows.
+#![allow(clippy::needless_range_loop, reason = "indices name registers, of several arrays at once")]
 
 use std::arch::x86_64::*;
 
@@ -10,11 +11,7 @@ use crate::panel::{Panel, ROWS};
 /// # Safety
 /// The CPU has AVX-512 F, BW, VL and VNNI; blocks lie within the panel and the tokens; `sums` is `[tokens][16]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(crate) unsafe fn multiply_tile(
-    panel: &Panel,
-    tokens: &[Token<'_>],
-    sums: &mut [f32],
-) {
+pub(crate) unsafe fn multiply_tile(panel: &Panel, tokens: &[Token<'_>], sums: &mut [f32]) {
     let shape = panel.shape;
     // SAFETY: as this function's.
     unsafe {

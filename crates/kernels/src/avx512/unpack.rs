@@ -22,12 +22,30 @@ macro_rules! with_unpack {
         use $crate::avx2::unpack as narrow;
         use $crate::avx512::unpack::*;
         match *$row {
-            Row::Float { float: FloatType::F32, bytes } => { let $weights = F32(bytes.as_ptr()); $body }
-            Row::Float { float: FloatType::F16, bytes } => { let $weights = F16(bytes.as_ptr()); $body }
-            Row::Float { float: FloatType::BF16, bytes } => { let $weights = Bf16(bytes.as_ptr()); $body }
-            Row::Block { block: BlockType::Q8_0, bytes } => { let $weights = Q8_0(bytes.as_ptr()); $body }
-            Row::Block { block: BlockType::Q4_0, bytes } => { let $weights = Q4_0(bytes.as_ptr()); $body }
-            Row::Block { block: BlockType::Q5_0, bytes } => { let $weights = Q5_0(bytes.as_ptr()); $body }
+            Row::Float { float: FloatType::F32, bytes } => {
+                let $weights = F32(bytes.as_ptr());
+                $body
+            }
+            Row::Float { float: FloatType::F16, bytes } => {
+                let $weights = F16(bytes.as_ptr());
+                $body
+            }
+            Row::Float { float: FloatType::BF16, bytes } => {
+                let $weights = Bf16(bytes.as_ptr());
+                $body
+            }
+            Row::Block { block: BlockType::Q8_0, bytes } => {
+                let $weights = Q8_0(bytes.as_ptr());
+                $body
+            }
+            Row::Block { block: BlockType::Q4_0, bytes } => {
+                let $weights = Q4_0(bytes.as_ptr());
+                $body
+            }
+            Row::Block { block: BlockType::Q5_0, bytes } => {
+                let $weights = Q5_0(bytes.as_ptr());
+                $body
+            }
             Row::Block { block: BlockType::Q4_K, bytes } => {
                 let $weights = Q4K(narrow::Q4K(bytes.as_ptr()));
                 $body
@@ -37,8 +55,14 @@ macro_rules! with_unpack {
                 $body
             }
             Row::Grouped(row) => match (row.layout.bits.get(), row.blocks_have_one_group()) {
-                (4, true) => { let $weights = Grouped(narrow::Grouped::<4>::new(&row)); $body }
-                (8, true) => { let $weights = Grouped(narrow::Grouped::<8>::new(&row)); $body }
+                (4, true) => {
+                    let $weights = Grouped(narrow::Grouped::<4>::new(&row));
+                    $body
+                }
+                (8, true) => {
+                    let $weights = Grouped(narrow::Grouped::<8>::new(&row));
+                    $body
+                }
                 (4, false) if row.layout.group_size.get() >= 8 => {
                     let $weights = Uneven(narrow::Uneven::<4>(&row));
                     $body
@@ -47,7 +71,10 @@ macro_rules! with_unpack {
                     let $weights = Uneven(narrow::Uneven::<8>(&row));
                     $body
                 }
-                _ => { let $weights = AnyGrouped(&row); $body }
+                _ => {
+                    let $weights = AnyGrouped(&row);
+                    $body
+                }
             },
         }
     }};
@@ -199,8 +226,7 @@ impl Unpack for Q5_0 {
         // SAFETY: one block of the row: 22 bytes.
         unsafe {
             let at = self.0.add(22 * block);
-            let codes =
-                _mm256_or_si256(narrow::halves_of_nibbles(at.add(6)), narrow::fifth_bits(at.add(2)));
+            let codes = _mm256_or_si256(narrow::halves_of_nibbles(at.add(6)), narrow::fifth_bits(at.add(2)));
             scaled(codes, 16, narrow::f16_at(at))
         }
     }
