@@ -9,6 +9,7 @@ use bitmill_report::{
 };
 use bitmill_text::Windows;
 
+use crate::compress::record_path;
 use crate::measure::{Dense, Material, Request, Subject, measure_quality};
 use crate::{
     Error, Format, Plan, PlanOptions, PlannedTensor, Progress, Recipe, compress, n_weights, preset,
@@ -144,8 +145,7 @@ impl Run<'_> {
         let record = compress(self.checkpoint, &plan, &path, Overwrite::Force, self.progress)?;
         let measured = self.measure(&path, &plan, record.seconds);
         if !self.options.keep {
-            // What cannot be removed is in the caller's temporary folder, which goes as a whole.
-            let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            remove(&path);
         }
         measured
     }
@@ -174,6 +174,16 @@ impl Run<'_> {
             recipe: Some(plan.recipe.to_toml()),
             notes: fallbacks(&plan.tensors),
         })
+    }
+}
+
+/// Removes a model and its record. What cannot be removed is in the caller's temporary folder, which goes as a whole.
+fn remove(path: &Path) {
+    if path.is_dir() {
+        let _ = std::fs::remove_dir_all(path);
+    } else {
+        let _ = std::fs::remove_file(path);
+        let _ = std::fs::remove_file(record_path(path));
     }
 }
 

@@ -112,7 +112,7 @@ pub fn compress(
 }
 
 /// Where the record of a GGUF file lies: `model.gguf` → `model.bitmill.json`.
-fn record_path(path: &Path) -> PathBuf {
+pub(crate) fn record_path(path: &Path) -> PathBuf {
     path.with_extension(RECORD)
 }
 

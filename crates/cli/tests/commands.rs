@@ -1,0 +1,302 @@
+//! The commands as a user types them: output, exit codes, what is left on disk.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use bitmill_testkit::{Tiny, Variant, millet, tiny};
+use serde_json::Value;
+
+fn bitmill(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_bitmill")).args(arguments).output().unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Stdout of a run that must succeed.
+fn succeeds(arguments: &[&str]) -> String {
+    let output = bitmill(arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(arguments: &[&str]) -> Value {
+    let mut arguments = arguments.to_vec();
+    arguments.push("--json");
+    serde_json::from_str(&succeeds(&arguments)).unwrap()
+}
+
+/// Stderr of a run that must be refused: exit code 2, nothing on stdout, no panic.
+fn refused(arguments: &[&str]) -> String {
+    let output = bitmill(arguments);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{arguments:?}");
+    assert!(stderr.starts_with("error: "), "{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    stderr
+}
+
+#[test]
+fn recipes_are_listed_and_printed_as_files_that_plan_takes() {
+    let listed = succeeds(&["recipes"]);
+    for name in ["q8_0", "q4_0", "q4_k_m", "w8a16", "w4a16_g128"] {
+        assert!(listed.contains(name), "{listed}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["q4_k_m", "w4a16_g128"] {
+        let file = folder.path().join("mine.toml");
+        std::fs::write(&file, succeeds(&["recipes", name])).unwrap();
+        let (from_file, from_name) =
+            (json(&["plan", "--recipe", text(&file)]), json(&["plan", "--recipe", name]));
+        assert_eq!(from_file["schema"], "bitmill.plan/1");
+        assert_eq!(from_file["tensors"], from_name["tensors"]);
+        assert_eq!(from_file["bytes"], from_name["bytes"]);
+    }
+    assert!(refused(&["recipes", "q9"]).contains("q9"));
+}
+
+#[test]
+fn inspect_shows_the_embedded_model_and_what_would_fit() {
+    let shown = succeeds(&["inspect", "--tensors"]);
+    for part in
+        ["millet", "Qwen2ForCausalLM", "4.39 M", "q4_k_m", "GiB", "model.layers.3.mlp.down_proj.weight"]
+    {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let document = json(&["inspect"]);
+    assert_eq!(document["schema"], "bitmill.inspect/1");
+    assert_eq!(document["intermediate_size"], 896);
+    assert_eq!(document["tensors"].as_array().unwrap().len(), 4 * 12 + 3);
+}
+
+#[test]
+fn compress_writes_what_plan_said_and_eval_reads_it_against_dense() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("millet-q4_0.gguf");
+    let plan = json(&["plan", "--recipe", "q4_0"]);
+    let record = json(&["compress", "--recipe", "q4_0", "-o", text(&out)]);
+    assert_eq!(record["schema"], "bitmill.compress/1");
+    assert_eq!(record["bytes"], plan["bytes"]);
+    assert_eq!(plan["bytes"], std::fs::metadata(&out).unwrap().len());
+    assert!(refused(&["compress", "--recipe", "q4_0", "-o", text(&out)]).contains("--force"));
+    succeeds(&["compress", "--recipe", "q4_0", "-o", text(&out), "--force"]);
+
+    let few = ["--windows", "2", "--items", "4"];
+    let against = json(&[&["eval", text(&out), "--against", "millet", "--fast-path"][..], &few].concat());
+    assert_eq!(against["schema"], "bitmill.eval/1");
+    assert_eq!(against["windows"], 2);
+    // A file made from millet is measured as millet is: windows of 256, all five tasks.
+    assert_eq!(against["targets"], 2 * 255);
+    assert_eq!(against["tasks"].as_object().unwrap().len(), 5);
+    assert!(against["kl_mean"].as_f64().unwrap() > 0.0);
+    assert!(against["kl_fast_path"].as_f64().unwrap() > 0.0);
+    let alone = json(&[&["eval", text(&out), "--threads", "1"][..], &few].concat());
+    assert_eq!(alone["perplexity"], against["perplexity"], "threads and company change no figure");
+}
+
+#[test]
+fn a_missed_bound_is_exit_code_1() {
+    // millet with a third of its weights, those in the middle of the file, set to zero.
+    let folder = tempfile::tempdir().unwrap();
+    let (dense, out) = (millet().join("model"), folder.path().to_owned());
+    for file in std::fs::read_dir(&dense).unwrap().map(|entry| entry.unwrap().path()) {
+        let mut bytes = std::fs::read(&file).unwrap();
+        if file.ends_with("model.safetensors") {
+            let third = bytes.len() / 3;
+            bytes[third..2 * third].fill(0);
+        }
+        std::fs::write(out.join(file.file_name().unwrap()), bytes).unwrap();
+    }
+    let task = millet().join("tasks/sums.jsonl");
+    let eval = |least: &str| {
+        bitmill(&[
+            "eval",
+            text(&out),
+            "--against",
+            text(&dense),
+            "--windows",
+            "1",
+            "--items",
+            "60",
+            "--task",
+            text(&task),
+            "--min-recovery",
+            least,
+            "--json",
+        ])
+    };
+    let met = eval("0.05");
+    assert_eq!(met.status.code(), Some(0), "{}", String::from_utf8_lossy(&met.stderr));
+    let report: Value = serde_json::from_slice(&met.stdout).unwrap();
+    let recovery = report["recovery"].as_f64().unwrap();
+    assert!((0.05..0.9).contains(&recovery), "{recovery}");
+    let missed = eval("1.0");
+    assert_eq!(missed.status.code(), Some(1));
+    assert!(!missed.stdout.is_empty(), "the figures are printed all the same");
+    assert!(String::from_utf8_lossy(&missed.stderr).contains("recovery"));
+}
+
+#[test]
+fn bench_prints_latency_and_peak_memory() {
+    let document = json(&["bench", "--prefill", "16", "--decode", "3", "--repeats", "2", "--seed", "7"]);
+    assert_eq!(document["schema"], "bitmill.bench/1");
+    assert_eq!(document["decode_tokens"], 6);
+    assert_eq!(document["seed"], 7);
+    assert!(document["prefill_ms"]["median"].as_f64().unwrap() > 0.0);
+    assert!(document["peak_bytes"].as_u64().unwrap() > 1 << 20);
+}
+
+#[test]
+fn compare_prints_a_table_and_writes_both_reports() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("a/b");
+    let table = succeeds(&[
+        "compare",
+        "--recipe",
+        "q8_0",
+        "--recipe",
+        "w4a16_g64",
+        "--windows",
+        "1",
+        "--items",
+        "2",
+        "-o",
+        text(&out),
+    ]);
+    for part in ["none", "q8_0", "w4a16_g64", "perplexity"] {
+        assert!(table.contains(part), "{table}");
+    }
+    let report: Value = serde_json::from_slice(&std::fs::read(out.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["schema"], "bitmill.compare/1");
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 3);
+    for name in [
+        "strategy",
+        "bytes",
+        "ratio",
+        "bits_per_weight",
+        "prefill_ms",
+        "decode_ms",
+        "peak_bytes",
+        "perplexity",
+        "perplexity_stderr",
+        "perplexity_second_half",
+        "targets",
+        "windows",
+        "tasks",
+        "accuracy",
+        "recovery",
+    ] {
+        assert!(rows.iter().all(|row| !row[name].is_null()), "{name}");
+    }
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("w4a16_g64"));
+    let left: Vec<_> = std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
+#[test]
+fn other_models_run_with_files_of_their_own() {
+    let model = tiny(Variant::LlamaWide);
+    let folder = tempfile::tempdir().unwrap();
+    let (words, task) = (folder.path().join("words.txt"), folder.path().join("pairs.jsonl"));
+    std::fs::write(&words, "the quick brown fox jumps over the lazy dog. ".repeat(40)).unwrap();
+    std::fs::write(&task, "{\"prompt\": \"\", \"choices\": [\" yes\", \" no\"], \"answer\": 1}\n").unwrap();
+    let report =
+        json(&["eval", text(model.path()), "--text", text(&words), "--window", "64", "--task", text(&task)]);
+    assert_eq!(report["tasks"]["pairs"]["n"], 1);
+    assert!(report["perplexity"].as_f64().unwrap() > 1.0);
+    let short = refused(&["eval", text(model.path()), "--text", text(&words), "--window", "100000"]);
+    assert!(short.contains("words.txt") && short.contains("hint: "), "{short}");
+}
+
+#[test]
+fn bad_input_is_refused_with_the_file_and_the_fix() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let absent = refused(&["inspect", text(&at("absent"))]);
+    assert!(absent.contains("absent"), "{absent}");
+    assert!(refused(&["eval", "hf:Qwen/Qwen2.5-72B"]).contains("hf:Qwen/Qwen2.5-72B"));
+
+    std::fs::write(at("cut.gguf"), b"GGUF\x03\0\0\0").unwrap();
+    assert!(refused(&["inspect", text(&at("cut.gguf"))]).contains("cut.gguf"));
+
+    let model = tiny(Variant::Qwen2);
+    let weights = model.path().join("model.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &whole[..whole.len() - 100]).unwrap();
+    assert!(refused(&["eval", text(model.path())]).contains("model.safetensors"));
+
+    std::fs::write(
+        at("odd.toml"),
+        "format = \"gguf\"\nspeed = 1\n[[step]]\nkind = \"mix\"\nmix = \"q8_0\"\n",
+    )
+    .unwrap();
+    let odd = refused(&["plan", "--recipe", text(&at("odd.toml"))]);
+    assert!(odd.contains("odd.toml") && odd.contains("speed") && odd.contains("hint: "), "{odd}");
+    assert!(refused(&["plan", "--recipe", "q4_k_xxl"]).contains("q4_k_xxl"));
+
+    std::fs::write(
+        at("empty.toml"),
+        "format = \"gguf\"\n[[step]]\nkind = \"block\"\ntargets = [\"*.expert.*\"]\ntype = \"q8_0\"\n",
+    )
+    .unwrap();
+    let nothing = refused(&["compress", "--recipe", text(&at("empty.toml")), "-o", text(&at("x.gguf"))]);
+    assert!(nothing.contains("`*.expert.*` matches no tensor"), "{nothing}");
+
+    let uneven = refused(&["compress", "--recipe", "w4a16_g256", "-o", text(&at("x"))]);
+    assert!(uneven.contains("mlp.down_proj.weight") && uneven.contains("32, 64, 128"), "{uneven}");
+
+    let nan = Tiny::new(Variant::Llama).write_with(|name, _, values| {
+        if name == "lm_head.weight" {
+            values[3] = f32::NAN;
+        }
+    });
+    let nan = refused(&["compress", text(nan.path()), "--recipe", "q8_0", "-o", text(&at("x.gguf"))]);
+    assert!(nan.contains("lm_head.weight") && nan.contains("NaN"), "{nan}");
+
+    // A file where a folder should be: no one, root included, can write below it.
+    let below = at("odd.toml").join("x.gguf");
+    let cannot = refused(&["compress", "--recipe", "q8_0", "-o", text(&below)]);
+    assert!(cannot.contains("odd.toml"), "{cannot}");
+    assert!(refused(&["compare", "-o", text(&below)]).contains("odd.toml"));
+
+    std::fs::write(at("bad.jsonl"), "{\"context\": \"a\", \"choices\": [\"b\"], \"answer\": 0}\n").unwrap();
+    let task = refused(&["eval", "--task", text(&at("bad.jsonl"))]);
+    assert!(task.contains("bad.jsonl, line 1"), "{task}");
+
+    let left: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 4, "nothing half-written stays: {left:?}");
+}
+
+#[test]
+fn wrong_flags_are_exit_code_2() {
+    for arguments in [
+        &["eval", "--window", "1"][..],
+        &["compress", "-o", "x"],
+        &["melt"],
+        &["plan", "--recipe", "q8_0", "--shard-size", "many"],
+    ] {
+        let output = bitmill(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_bitmill"))
+        .args(["inspect", "--tensors"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
