@@ -83,30 +83,35 @@ fn matrices(checkpoint: &Checkpoint) -> impl Iterator<Item = (u64, &str, bool)> 
     })
 }
 
-/// Seconds and operations of the products of one forward pass, the head for `wanted` rows only.
+/// Seconds and operations of the products of one forward pass, the head for `wanted` rows only. Matrix after matrix as
+/// the pass has them, so that none is found in a cache where the pass would not find it.
 fn products(
     checkpoint: &Checkpoint,
     compute: &Compute,
     rows: usize,
     wanted: usize,
 ) -> Result<(f64, f64), Failure> {
-    let (mut seconds, mut flops) = (0.0, 0.0);
     let last_layer = format!("model.layers.{}.", checkpoint.config().n_layers - 1);
+    let mut flops = 0.0;
+    let mut weights = Vec::new();
     for (_, name, is_head) in matrices(checkpoint) {
         let tensor = checkpoint.tensor(name)?;
-        let weight = tensor.view();
         // Past the last attention only the rows wanted go on.
         let few =
             is_head || name.starts_with(&last_layer) && (name.contains("mlp") || name.contains("o_proj"));
         let rows = if few { wanted } else { rows };
-        let x = Matrix::from_vec(rows, weight.in_features(), vec![0.5; rows * weight.in_features()]);
-        let mut y = Matrix::zeros(rows, weight.out_features());
-        seconds += best_of(2, &mut || {
-            compute.matmul(&weight, &x, &mut y);
-            Ok(())
-        })?;
-        flops += 2.0 * (rows * weight.in_features() * weight.out_features()) as f64;
+        flops += 2.0 * (rows * tensor.info.shape.iter().product::<usize>()) as f64;
+        weights.push((tensor, rows));
     }
+    let (mut x, mut y) = (Matrix::default(), Matrix::default());
+    let seconds = best_of(3, &mut || {
+        for (tensor, rows) in &weights {
+            let weight = tensor.view();
+            x.reshape(*rows, weight.in_features());
+            compute.matmul(&weight, &x, &mut y);
+        }
+        Ok(())
+    })?;
     Ok((seconds, flops))
 }
 

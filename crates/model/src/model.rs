@@ -131,8 +131,10 @@ impl Model {
         Cache { layers: (0..self.config.n_layers).map(|_| KvCache::new(kv_width)).collect() }
     }
 
-    /// Drops the pages of every matrix that a mapped file holds; the next pass reads them again.
+    /// Drops the pages of every matrix that a mapped file holds, and the buffers of passes that are over; the next
+    /// pass reads and makes them again.
     pub fn release(&self) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.weights.matrices().for_each(Tensor::release);
     }
 
