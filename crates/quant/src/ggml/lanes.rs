@@ -50,16 +50,14 @@ impl F8 {
         M8(std::array::from_fn(|lane| if self.0[lane] == other.0[lane] { u32::MAX } else { 0 }))
     }
 
-    /// The integer towards zero of each.
+    /// The integer below each, for 0 ≤ value < 2^22. Not `as i32`: that saturates, which no vector instruction does.
     #[inline(always)]
-    pub(super) fn truncate(self) -> [i32; 8] {
-        std::array::from_fn(|lane| self.0[lane] as i32)
-    }
-
-    /// Each with the sign of `sign`'s.
-    #[inline(always)]
-    pub(super) fn copysign(self, sign: Self) -> Self {
-        Self(std::array::from_fn(|lane| self.0[lane].copysign(sign.0[lane])))
+    pub(super) fn floor(self) -> [i32; 8] {
+        let nearest: [i32; 8] = std::array::from_fn(|lane| super::nearest_int(self.0[lane]));
+        let rounded = Self(std::array::from_fn(|lane| nearest[lane] as f32));
+        // All bits set is −1.
+        let above = self.below(rounded);
+        std::array::from_fn(|lane| nearest[lane].wrapping_add(above.0[lane] as i32))
     }
 
     /// [`nearest_int`](super::nearest_int) of each, kept within `low..=high`, as floats.

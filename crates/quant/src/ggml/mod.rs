@@ -103,9 +103,22 @@ fn block_by_block<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: 
 }
 
 /// `value` as f16 (to nearest, ties to even), or `value` itself if that is infinite or NaN.
+///
+/// ggml's `ggml_compute_fp32_to_fp16` without its NaN: `half` asks the CPU for its instruction at each call, which
+/// costs more than the rest of a small block.
+#[inline(always)]
 fn f16_scale(value: f32) -> Result<half::f16, f32> {
-    let half = half::f16::from_f32(value);
-    if half.is_finite() { Ok(half) } else { Err(value) }
+    // 2^112 sends what f16 cannot hold to infinity, 2^-110 brings the rest back, four times as large.
+    let base = (value.abs() * f32::from_bits(0x7780_0000)) * f32::from_bits(0x0880_0000);
+    let doubled = value.to_bits() << 1;
+    // Adding a power of two in the right place drops exactly the bits that f16 lacks.
+    let bias = (doubled & 0xff00_0000).max(0x7100_0000);
+    let bits = (f32::from_bits((bias >> 1) + 0x0780_0000) + base).to_bits();
+    let magnitude = (bits >> 13 & 0x7c00) + (bits & 0x0fff);
+    if magnitude >= 0x7c00 || doubled > 0xff00_0000 {
+        return Err(value);
+    }
+    Ok(half::f16::from_bits((value.to_bits() >> 16 & 0x8000 | magnitude) as u16))
 }
 
 /// ggml's `nearest_int`, bit for bit: to nearest, ties to even below 2^22, and the same nonsense beyond.
@@ -117,15 +130,21 @@ fn nearest_int(value: f32) -> i32 {
 /// The weight of largest magnitude, the first of equals; 0 if all are 0.
 #[inline(always)]
 fn largest(weights: &[f32; 32]) -> f32 {
-    let most = largest_magnitude(weights);
-    if most == 0.0 {
-        return 0.0;
+    let (mut low, mut high) = (F8::ZERO, F8::ZERO);
+    for &eight in weights.as_chunks::<8>().0 {
+        let x = F8(eight);
+        low = x.below(low).select(x, low);
+        high = high.below(x).select(x, high);
     }
-    let mut is_most = 0u32;
-    for (i, weight) in weights.iter().enumerate() {
-        is_most |= u32::from(weight.abs() == most) << i;
+    let low = low.0.into_iter().fold(0.0f32, |low, x| if x < low { x } else { low });
+    let high = high.0.into_iter().fold(0.0f32, |high, x| if x > high { x } else { high });
+    if high > -low {
+        high
+    } else if high < -low {
+        low
+    } else {
+        weights.iter().copied().find(|x| x.abs() == high).filter(|_| high > 0.0).unwrap_or(0.0)
     }
-    weights[is_most.trailing_zeros() as usize % 32]
 }
 
 /// Bits of finite floats without their signs are in the order of the magnitudes, and a maximum of integers is one
@@ -146,7 +165,7 @@ fn largest_magnitude(weights: &[f32; 32]) -> f32 {
 fn upward_codes(weights: &[f32; 32], inverse: f32, zero: f32, top: i32) -> [u8; 32] {
     let mut codes = [0; 32];
     for (codes, eight) in codes.as_chunks_mut::<8>().0.iter_mut().zip(weights.as_chunks::<8>().0) {
-        let rounded = (F8(*eight) * F8::splat(inverse) + F8::splat(zero + 0.5)).truncate();
+        let rounded = (F8(*eight) * F8::splat(inverse) + F8::splat(zero + 0.5)).floor();
         for lane in 0..8 {
             codes[lane] = rounded[lane].min(top) as u8;
         }
@@ -169,6 +188,22 @@ mod weights;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scales_round_to_f16_as_the_half_crate_rounds() {
+        // Every f16 and its neighbours in f32, the midpoints between two, and a stride through all floats.
+        let from_f16 = (0..=u16::MAX).map(|bits| half::f16::from_bits(bits).to_f32().to_bits());
+        let around = from_f16
+            .flat_map(|bits| [0, 1, 0xfff, 0x1000, 0x1001, 0x1fff].map(|offset| bits.wrapping_add(offset)));
+        for bits in around.chain((0..=u32::MAX).step_by(10_007)) {
+            let value = f32::from_bits(bits);
+            let expected = half::f16::from_f32(value);
+            match f16_scale(value) {
+                Ok(found) => assert_eq!(found.to_bits(), expected.to_bits(), "{value:e}"),
+                Err(_) => assert!(!expected.is_finite(), "{value:e}"),
+            }
+        }
+    }
 
     #[test]
     fn blocks_compiled_for_avx2_equal_those_that_are_not() {

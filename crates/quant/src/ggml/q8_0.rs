@@ -29,7 +29,9 @@ impl Encode<32, 34> for Q8_0 {
 /// half reaches the next integer by rounding.
 #[inline(always)]
 fn round_half_away(values: F8) -> [i32; 8] {
-    (values + F8::splat(0.499_999_97).copysign(values)).truncate()
+    let magnitudes = (values.abs() + F8::splat(0.499_999_97)).floor();
+    let negative = values.below(F8::ZERO);
+    std::array::from_fn(|lane| if negative.lane(lane) { -magnitudes[lane] } else { magnitudes[lane] })
 }
 
 #[cfg(test)]
