@@ -33,8 +33,10 @@ const ZERO_POINT: &str = "weight_zero_point";
 const VERSION: &str = "0.15.0";
 
 /// One of the ways to quantize that config.json declares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Scheme {
+    /// Modules by name, patterns (`re:…`) or classes (`Linear`).
+    targets: Vec<String>,
     bits: Bits,
     /// `None`: one scale a row.
     group_size: Option<NonZeroUsize>,
@@ -98,12 +100,20 @@ pub(crate) fn schemes(file: &Path, config: &Map<String, Value>) -> Result<Option
         let Some(Value::Object(map)) = group.get("weights") else {
             return Err(group.wrong("weights", format!("`{name}`: expected an object")));
         };
-        schemes.push(scheme(&Fields { file, prefix: "quantization_config.config_groups.weights", map })?);
+        let targets = match group.get("targets") {
+            None => Vec::new(),
+            Some(value) => serde_json::from_value(value.clone())
+                .map_err(|_| group.wrong("targets", format!("`{name}`: expected a list of names")))?,
+        };
+        schemes.push(scheme(
+            &Fields { file, prefix: "quantization_config.config_groups.weights", map },
+            targets,
+        )?);
     }
     Ok(Some(schemes))
 }
 
-fn scheme(weights: &Fields) -> Result<Scheme, Error> {
+fn scheme(weights: &Fields, targets: Vec<String>) -> Result<Scheme, Error> {
     let unsupported = |what: String| Error::UnsupportedQuantization { file: weights.file.to_owned(), what };
     if let Some(kind) = weights.text("type")?
         && kind != "int"
@@ -140,7 +150,7 @@ fn scheme(weights: &Fields) -> Result<Scheme, Error> {
         None | Some(true) => ZeroPoint::Symmetric,
         Some(false) => ZeroPoint::Asymmetric,
     };
-    Ok(Scheme { bits, group_size, zero_point })
+    Ok(Scheme { targets, bits, group_size, zero_point })
 }
 
 /// The matrix that a stored tensor is a part of (`….weight`), if its name says so.
@@ -182,11 +192,19 @@ pub(crate) fn assemble(
     };
     let [out_features, in_features] = stored_shape(&shape)
         .ok_or_else(|| wrong(format!("`{SHAPE}` does not hold two sizes that can be addressed")))?;
+    // A group that names the module is the one; patterns and classes leave it to the shapes.
+    let module = name.trim_end_matches(".weight");
+    let named: Vec<&Scheme> =
+        schemes.iter().filter(|scheme| scheme.targets.iter().any(|to| to == module)).collect();
+    let candidates = if named.is_empty() { schemes.iter().collect() } else { named };
     let mut found: Option<Grouped> = None;
-    for scheme in schemes {
+    for scheme in candidates {
         let Some(group_size) = scheme.group_size.or(NonZeroUsize::new(in_features)) else {
             continue;
         };
+        if !in_features.is_multiple_of(group_size.get()) {
+            continue;
+        }
         let layout =
             Grouped { bits: scheme.bits, group_size, zero_point: scheme.zero_point, scale: scale_type };
         let groups = layout.groups_per_row(in_features);

@@ -293,3 +293,21 @@ fn all_zero_rows_and_groups_stay_zero() {
         assert!(logits(&target).iter().all(|logit| logit.is_finite()), "{name}");
     }
 }
+
+#[test]
+fn groups_of_two_sizes_read_back_by_the_modules_they_name() {
+    // 160 columns hold one group of 160; 64 columns hold one of 64: by shapes alone either group fits some matrix.
+    let source = tiny(Variant::Qwen2);
+    let recipe = recipe(
+        "format = \"compressed-tensors\"\n[[step]]\nkind = \"rtn\"\nbits = 4\ngranularity = { group = { size = 32 } }\n\
+         [[step]]\nkind = \"rtn\"\ntargets = [\"*.0.*.down_proj.weight\"]\nbits = 4\ngranularity = { group = { size = 160 } }\n\
+         [[step]]\nkind = \"rtn\"\ntargets = [\"*.o_proj.weight\"]\nbits = 4\ngranularity = { group = { size = 64 } }\n",
+    );
+    let out = tempfile::tempdir().unwrap();
+    run(source.path(), &recipe, &out.path().join("m")).unwrap();
+    let written = Checkpoint::open(&out.path().join("m")).unwrap();
+    let encoding = |name: &str| written.tensor(name).unwrap().info.encoding.to_string();
+    assert_eq!(encoding("model.layers.0.mlp.down_proj.weight"), "4-bit g160");
+    assert_eq!(encoding("model.layers.1.mlp.down_proj.weight"), "4-bit g32");
+    assert_eq!(encoding("model.layers.1.self_attn.o_proj.weight"), "4-bit g64");
+}
