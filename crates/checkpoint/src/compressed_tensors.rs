@@ -197,14 +197,11 @@ pub(crate) fn assemble(
     let named: Vec<&Scheme> =
         schemes.iter().filter(|scheme| scheme.targets.iter().any(|to| to == module)).collect();
     let candidates = if named.is_empty() { schemes.iter().collect() } else { named };
-    let mut found: Option<Grouped> = None;
+    let (mut found, mut uneven): (Option<Grouped>, Option<Grouped>) = (None, None);
     for scheme in candidates {
         let Some(group_size) = scheme.group_size.or(NonZeroUsize::new(in_features)) else {
             continue;
         };
-        if !in_features.is_multiple_of(group_size.get()) {
-            continue;
-        }
         let layout =
             Grouped { bits: scheme.bits, group_size, zero_point: scheme.zero_point, scale: scale_type };
         let groups = layout.groups_per_row(in_features);
@@ -215,6 +212,11 @@ pub(crate) fn assemble(
         let fits = packed.shape == [out_features, layout.words_per_row(in_features)]
             && scale.shape == [out_features, groups]
             && zero_point.as_ref().map(|part| &part.shape) == zero_shape.as_ref();
+        if fits && !in_features.is_multiple_of(group_size.get()) {
+            // Its last group would be cut short: an error, unless another scheme fits.
+            uneven = Some(layout);
+            continue;
+        }
         if fits && found.is_some_and(|other| other != layout) {
             return Err(wrong("more than one of the config's groups fits its shapes".to_owned()));
         }
@@ -222,7 +224,7 @@ pub(crate) fn assemble(
             found = Some(layout);
         }
     }
-    let Some(layout) = found else {
+    let Some(layout) = found.or(uneven) else {
         let zero_points =
             zero_point.map_or("no zero points".to_owned(), |part| format!("zero points {:?}", part.shape));
         return Err(wrong(format!(
