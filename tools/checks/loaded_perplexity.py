@@ -14,7 +14,7 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 folder, text, windows = sys.argv[1], sys.argv[2], int(sys.argv[3])
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu").eval()
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 ids = tokenizer(open(text, encoding="utf-8").read(), add_special_tokens=False, return_tensors="pt").input_ids[0]
 total, count = 0.0, 0
 with torch.inference_mode():

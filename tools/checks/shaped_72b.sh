@@ -16,5 +16,5 @@ W=$(mktemp -d -p "${TMPDIR:-/var/tmp}"); trap 'rm -rf "$W"' EXIT
 import json, sys
 r, layers = json.load(open(sys.argv[1])), int(sys.argv[2])
 print(f"{layers} layers, {r['strategy']}: {r['source_bytes'] / 1e9:.2f} GB -> {r['bytes'] / 1e9:.2f} GB ({r['bits_per_weight']:.2f} bits/weight), "
-      f"{r['seconds']:.0f} s with reading back ({r['source_bytes'] / 1e6 / r['seconds']:.0f} MB/s), peak memory {r['peak_bytes'] / 1e6:.0f} MB, planned {json.load(open(sys.argv[1])).get('planned_peak_bytes', 0) / 1e6:.0f} MB")
+      f"{r['seconds']:.0f} s with reading back ({r['source_bytes'] / 1e6 / r['seconds']:.0f} MB/s), peak memory {r['peak_bytes'] / 1e6:.0f} MB")
 PY

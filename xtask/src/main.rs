@@ -1,7 +1,7 @@
 //! Chores: `cargo xtask test` runs every test, `cargo xtask check` is what CI runs.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 const HELP: &str = "\
@@ -9,7 +9,6 @@ usage: cargo xtask CHORE
 
   test     every test and doc test, with cargo-nextest where it is installed
   check    what CI runs, cheapest first: format, lints, test, docs
-  golden   make the golden vectors anew (needs Python with the packages that tools/golden/README.md lists)
 ";
 
 fn main() -> ExitCode {
@@ -17,7 +16,6 @@ fn main() -> ExitCode {
     let done = match chore.as_str() {
         "test" => test(),
         "check" => check(),
-        "golden" => golden(),
         "" | "help" | "--help" | "-h" => {
             eprint!("{HELP}");
             return ExitCode::SUCCESS;
@@ -50,22 +48,6 @@ fn test() -> Result<(), String> {
     } else {
         cargo(&["test", "--workspace", "--no-fail-fast"], &[])
     }
-}
-
-/// Runs every script that makes golden vectors; CI only compares.
-fn golden() -> Result<(), String> {
-    let folder = root().join("tools/golden");
-    let python = env::var("PYTHON").unwrap_or_else(|_| "python3".into());
-    let mut scripts: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .map_err(|error| format!("{}: {error}", folder.display()))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "py"))
-        .collect();
-    scripts.sort();
-    for script in scripts {
-        run(Command::new(&python).arg(&script))?;
-    }
-    Ok(())
 }
 
 fn has_nextest() -> bool {
