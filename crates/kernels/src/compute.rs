@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::ops::attention::{self, AttentionShape, KvCache};
 use crate::ops::rope::{RopeTable, Rotations};
 use crate::ops::{norm, rows, rows_per_task, softmax};
-use crate::{Isa, Path, dequantize_rows, matmul};
+use crate::{Isa, Path, dequantize_rows, matmul, matmul_each};
 
 /// Where and how a model computes: an instruction set, and the exact or the fast path of matrix products.
 ///
@@ -56,6 +56,11 @@ impl Compute {
     /// `x`: `[tokens, in_features]`. `y` becomes `[tokens, out_features]`.
     pub fn matmul(&self, weight: &WeightView<'_>, x: &Matrix, y: &mut Matrix) {
         matmul(self.isa, self.path, weight, x, y);
+    }
+
+    /// [`matmul`](Self::matmul) of one `x` with several weights, faster than one after another.
+    pub fn matmul_each<const N: usize>(&self, x: &Matrix, products: [(WeightView<'_>, &mut Matrix); N]) {
+        matmul_each(self.isa, self.path, x, products);
     }
 
     /// Row `tokens[t]` of `weight`, unpacked, into row `t` of `out`.

@@ -18,7 +18,7 @@ mod scalar;
 pub use compute::Compute;
 pub use dequant::{dequantize_rows, widen};
 pub use isa::Isa;
-pub use matmul::{Path, matmul};
+pub use matmul::{Path, matmul, matmul_each};
 pub use ops::attention::{AttentionShape, KvCache};
 pub use ops::rope::{Pairing, RopeTable, Rotations};
 

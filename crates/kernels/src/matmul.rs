@@ -50,34 +50,57 @@ const SUM_TOKENS: usize = 512;
 /// # Panics
 /// If `x` has another number of columns than `weight`.
 pub fn matmul(isa: Isa, path: Path, weight: &WeightView<'_>, x: &Matrix, y: &mut Matrix) {
-    assert_eq!(x.cols(), weight.in_features(), "activations against in_features");
-    let (tokens, out_features, in_features) = (x.rows(), weight.out_features(), weight.in_features());
-    y.reshape(tokens, out_features);
-    if tokens == 0 || out_features == 0 {
-        return;
+    matmul_each(isa, path, x, [(*weight, y)]);
+}
+
+/// [`matmul`] of one `x` with several weights: the same bits. `x` is rounded once, and rows of few tokens are shared
+/// out once, which for a small layer is most of the cost: waking a thread takes as long as 100 000 multiplications.
+///
+/// # Panics
+/// As [`matmul`], for each weight.
+pub fn matmul_each<const N: usize>(
+    isa: Isa,
+    path: Path,
+    x: &Matrix,
+    products: [(WeightView<'_>, &mut Matrix); N],
+) {
+    thread_local! {
+        static ROUNDED: Cell<Activations> = Cell::default();
     }
-    if in_features == 0 {
-        return y.as_mut_slice().fill(0.0);
-    }
-    if path == Path::Fast && scalar::has_fast_path(&Row::of(weight, 0)) {
-        thread_local! {
-            static ROUNDED: Cell<Activations> = Cell::default();
+    // Taken, not borrowed: while this thread waits for others it may start another product.
+    let mut rounded = ROUNDED.take();
+    let mut is_rounded = false;
+    let mut by_rows: [Option<RowProduct<'_>>; N] = [const { None }; N];
+    for ((weight, y), by_rows) in products.into_iter().zip(&mut by_rows) {
+        assert_eq!(x.cols(), weight.in_features(), "activations against in_features");
+        y.reshape(x.rows(), weight.out_features());
+        if x.rows() == 0 || weight.out_features() == 0 {
+            continue;
         }
-        // Taken, not borrowed: while this thread waits for others it may start another product.
-        let mut rounded = ROUNDED.take();
-        rounded.round(isa, x);
-        if tokens <= FAST_ROWS_TOKENS {
-            by_rows(weight, y, |row, t| fast_dot(isa, row, in_features, rounded.token(t)));
+        if x.cols() == 0 {
+            y.as_mut_slice().fill(0.0);
+            continue;
+        }
+        let fast = path == Path::Fast && scalar::has_fast_path(&Row::of(&weight, 0));
+        if fast && !is_rounded {
+            rounded.round(isa, x);
+            is_rounded = true;
+        }
+        let rows_tokens = match fast {
+            true => FAST_ROWS_TOKENS,
+            false if weight.encoding().is_quantized() => PACKED_ROWS_TOKENS,
+            false => FLOAT_ROWS_TOKENS,
+        };
+        if x.rows() <= rows_tokens {
+            *by_rows = Some(RowProduct::new(weight, y, fast));
+        } else if fast {
+            by_int8_panels(isa, &weight, &rounded, y);
         } else {
-            by_int8_panels(isa, weight, &rounded, y);
+            by_f32_panels(isa, &weight, x, y);
         }
-        ROUNDED.set(rounded);
-    } else if tokens <= if weight.encoding().is_quantized() { PACKED_ROWS_TOKENS } else { FLOAT_ROWS_TOKENS }
-    {
-        by_rows(weight, y, |row, t| exact_dot(isa, row, x.row(t)));
-    } else {
-        by_f32_panels(isa, weight, x, y);
     }
+    multiply_rows(isa, x, &rounded, by_rows.as_slice());
+    ROUNDED.set(rounded);
 }
 
 /// See [`scalar::exact_dot`]; the same bits on every instruction set.
@@ -160,18 +183,62 @@ impl Outputs {
     }
 }
 
-/// A dot product for each row and token; a row's tokens follow each other, so that its bytes come from memory once.
-fn by_rows(weight: &WeightView<'_>, y: &mut Matrix, dot: impl Fn(&Row<'_>, usize) -> f32 + Sync + Send) {
-    let (tokens, out_features, in_features) = (y.rows(), weight.out_features(), weight.in_features());
-    let rows = (TASK_WEIGHTS / in_features).clamp(1, out_features);
-    let outputs = Outputs::new(y);
-    share(out_features.div_ceil(rows), tokens * out_features * in_features, |task| {
-        for o in task * rows..((task + 1) * rows).min(out_features) {
-            let row = Row::of(weight, o);
-            for t in 0..tokens {
+/// A product that is computed as a dot product for each row and token.
+struct RowProduct<'a> {
+    weight: WeightView<'a>,
+    outputs: Outputs,
+    /// With rounded activations.
+    fast: bool,
+    /// Rows of a task.
+    rows: usize,
+}
+
+impl<'a> RowProduct<'a> {
+    fn new(weight: WeightView<'a>, y: &mut Matrix, fast: bool) -> Self {
+        let rows = (TASK_WEIGHTS / weight.in_features()).clamp(1, weight.out_features());
+        Self { outputs: Outputs::new(y), weight, fast, rows }
+    }
+
+    fn tasks(&self) -> usize {
+        self.weight.out_features().div_ceil(self.rows)
+    }
+
+    fn multiplications(&self) -> usize {
+        self.outputs.tokens * self.weight.out_features() * self.weight.in_features()
+    }
+
+    /// A row's tokens follow each other, so that its bytes come from memory once.
+    ///
+    /// # Safety
+    /// No other thread runs this task; the output is still borrowed.
+    unsafe fn run(&self, isa: Isa, task: usize, x: &Matrix, rounded: &Activations) {
+        let in_features = self.weight.in_features();
+        for o in task * self.rows..((task + 1) * self.rows).min(self.weight.out_features()) {
+            let row = Row::of(&self.weight, o);
+            for t in 0..self.outputs.tokens {
+                let sum = match self.fast {
+                    true => fast_dot(isa, &row, in_features, rounded.token(t)),
+                    false => exact_dot(isa, &row, x.row(t)),
+                };
                 // SAFETY: row `o` belongs to this task alone.
-                unsafe { outputs.set(t, o, dot(&row, t)) };
+                unsafe { self.outputs.set(t, o, sum) };
             }
+        }
+    }
+}
+
+/// Runs all tasks of `products`, whose outputs are borrowed for as long, as one.
+fn multiply_rows(isa: Isa, x: &Matrix, rounded: &Activations, products: &[Option<RowProduct<'_>>]) {
+    let products = || products.iter().flatten();
+    let tasks = products().map(RowProduct::tasks).sum();
+    let work = products().map(RowProduct::multiplications).sum();
+    share(tasks, work, |mut task| {
+        for product in products() {
+            if task < product.tasks() {
+                // SAFETY: each task is run once.
+                return unsafe { product.run(isa, task, x, rounded) };
+            }
+            task -= product.tasks();
         }
     });
 }

@@ -6,7 +6,7 @@ use bitmill_checkpoint::{Checkpoint, ModelConfig, RopeScaling, Tensor};
 use bitmill_kernels::{AttentionShape, Compute, KvCache, Pairing, RopeTable, Rotations};
 use bitmill_tensor::Matrix;
 
-use crate::weights::{Layer, Weights};
+use crate::weights::{Layer, Linear, Weights};
 use crate::{Cache, Error};
 
 /// A model that runs from its checkpoint: norms and biases are in memory, matrices stay where they are, as they are
@@ -248,9 +248,7 @@ impl Model {
     ) {
         let Scratch { starts, rotations, hidden, normed, q, k, v, attended, .. } = scratch;
         compute.rms_norm(hidden, &layer.attn_norm, self.config.rms_norm_eps, normed);
-        layer.q.run(compute, normed, q);
-        layer.k.run(compute, normed, k);
-        layer.v.run(compute, normed, v);
+        Linear::run_each(compute, normed, [(&layer.q, q), (&layer.k, k), (&layer.v, v)]);
         compute.rope(q, rotations);
         compute.rope(k, rotations);
         for (sequence, rows) in batch.iter_mut().zip(starts.windows(2)) {
@@ -271,8 +269,7 @@ impl Model {
         layer.o.run(compute, attended, update);
         compute.add_assign(hidden, update);
         compute.rms_norm(hidden, &layer.ffn_norm, self.config.rms_norm_eps, normed);
-        layer.gate.run(compute, normed, gate);
-        layer.up.run(compute, normed, up);
+        Linear::run_each(compute, normed, [(&layer.gate, gate), (&layer.up, up)]);
         compute.swiglu(gate, up);
         layer.down.run(compute, gate, update);
         compute.add_assign(hidden, update);

@@ -1,7 +1,7 @@
 //! A model's tensors in the order of a forward pass.
 
 use bitmill_checkpoint::{Checkpoint, Role, RoleKind, Tensor};
-use bitmill_kernels::{Isa, widen};
+use bitmill_kernels::{Compute, Isa, widen};
 use bitmill_tensor::{Matrix, WeightData};
 
 use crate::Error;
@@ -15,10 +15,17 @@ pub(crate) struct Linear {
 
 impl Linear {
     /// `y = x · weightᵀ + bias`.
-    pub(crate) fn run(&self, compute: &bitmill_kernels::Compute, x: &Matrix, y: &mut Matrix) {
-        compute.matmul(&self.weight.view(), x, y);
-        if let Some(bias) = &self.bias {
-            compute.add_bias(y, bias);
+    pub(crate) fn run(&self, compute: &Compute, x: &Matrix, y: &mut Matrix) {
+        Self::run_each(compute, x, [(self, y)]);
+    }
+
+    /// The same for several that share their `x`.
+    pub(crate) fn run_each<const N: usize>(compute: &Compute, x: &Matrix, mut all: [(&Self, &mut Matrix); N]) {
+        compute.matmul_each(x, all.each_mut().map(|(linear, y)| (linear.weight.view(), &mut **y)));
+        for (linear, y) in all {
+            if let Some(bias) = &linear.bias {
+                compute.add_bias(y, bias);
+            }
         }
     }
 }
