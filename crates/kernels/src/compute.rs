@@ -244,7 +244,7 @@ fn each_value(out: &mut [f64], cols: usize, body: impl Fn(usize) -> f64 + Sync) 
 
 #[cfg(test)]
 mod tests {
-    use bitmill_tensor::{FloatType, WeightData};
+    use bitmill_tensor::{BlockType, FloatType, WeightData};
     use bitmill_testkit::{assert_close, noise};
 
     use super::*;
@@ -268,6 +268,38 @@ mod tests {
 
     fn f64s(row: &[f32]) -> impl Iterator<Item = f64> + Clone + '_ {
         row.iter().map(|&x| f64::from(x))
+    }
+
+    #[test]
+    fn products_of_one_x_are_those_of_each_weight_alone() {
+        let bytes = |name: &str, len: usize| -> Vec<u8> {
+            noise(name, len).iter().flat_map(|x| x.to_le_bytes()).collect()
+        };
+        let floats = bytes("weight", 300 * 288);
+        // Codes of any bits; scales of 1.0 in f16.
+        let mut blocks: Vec<u8> = (0..400 * 9 * 34).map(|i| (i * 37 % 251) as u8).collect();
+        blocks.chunks_exact_mut(34).for_each(|block| block[..2].copy_from_slice(&[0, 0x3c]));
+        let float = WeightData::Float { float: FloatType::F32, bytes: &floats };
+        let a = WeightView::new(300, 288, float).unwrap();
+        let block = WeightData::Block { block: BlockType::Q8_0, bytes: &blocks };
+        let b = WeightView::new(400, 288, block).unwrap();
+        for tokens in [0, 1, 2, 3, 4, 5, 30] {
+            let x = matrix("x", tokens, 288, 1.0);
+            for isa in Isa::available() {
+                for path in [Path::Exact, Path::Fast] {
+                    let compute = Compute::new(isa, path);
+                    let [mut alone_a, mut alone_b] = [Matrix::default(), Matrix::default()];
+                    compute.matmul(&a, &x, &mut alone_a);
+                    compute.matmul(&b, &x, &mut alone_b);
+                    let found = whatever_the_threads(|| {
+                        let [mut y_a, mut y_b] = [Matrix::default(), Matrix::default()];
+                        compute.matmul_each(&x, [(a, &mut y_a), (b, &mut y_b)]);
+                        (y_a, y_b)
+                    });
+                    assert!(found == (alone_a, alone_b), "{isa} {path:?} {tokens} tokens");
+                }
+            }
+        }
     }
 
     const SHAPES: [(usize, usize); 6] = [(1, 1), (3, 7), (2, 16), (5, 33), (70, 576), (40, 1001)];

@@ -54,7 +54,7 @@ pub fn matmul(isa: Isa, path: Path, weight: &WeightView<'_>, x: &Matrix, y: &mut
 }
 
 /// [`matmul`] of one `x` with several weights: the same bits. `x` is rounded once, and rows of few tokens are shared
-/// out once, which for a small layer is most of the cost: waking a thread takes as long as 100 000 multiplications.
+/// out once: for a small layer waking the threads counts.
 ///
 /// # Panics
 /// As [`matmul`], for each weight.

@@ -20,7 +20,11 @@ impl Linear {
     }
 
     /// The same for several that share their `x`.
-    pub(crate) fn run_each<const N: usize>(compute: &Compute, x: &Matrix, mut all: [(&Self, &mut Matrix); N]) {
+    pub(crate) fn run_each<const N: usize>(
+        compute: &Compute,
+        x: &Matrix,
+        mut all: [(&Self, &mut Matrix); N],
+    ) {
         compute.matmul_each(x, all.each_mut().map(|(linear, y)| (linear.weight.view(), &mut **y)));
         for (linear, y) in all {
             if let Some(bias) = &linear.bias {
