@@ -41,6 +41,7 @@ pub struct Checkpoint {
     config_json: Option<serde_json::Value>,
     metadata: Vec<(String, GgufValue)>,
     files: Vec<(String, Region)>,
+    path: Option<std::path::PathBuf>,
 }
 
 /// A tensor of a checkpoint, before its bytes are asked for.
@@ -104,6 +105,7 @@ impl Checkpoint {
             config_json: None,
             metadata: Vec::new(),
             files: Vec::new(),
+            path: None,
         }
     }
 
@@ -125,11 +127,11 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source))?;
         if metadata.is_dir() {
-            return folder::open(&Files::Folder(path));
+            return Ok(folder::open(&Files::Folder(path))?.at(path));
         }
         let region = Region::map(path)?;
         if region.starts_with(b"GGUF") || path.extension().is_some_and(|extension| extension == "gguf") {
-            return gguf_in::open(path, &region);
+            return Ok(gguf_in::open(path, &region)?.at(path));
         }
         let problem = match path.extension() {
             Some(extension) if extension == "safetensors" => "a safetensors file alone has no config",
@@ -144,6 +146,16 @@ impl Checkpoint {
     /// As [`open`](Self::open).
     pub fn from_files(name: &str, files: Vec<(String, Region)>) -> Result<Self, Error> {
         folder::open(&Files::Memory { name, files: &files })
+    }
+
+    fn at(mut self, path: &Path) -> Self {
+        self.path = Some(path.to_owned());
+        self
+    }
+
+    /// Where it was opened; none for a checkpoint in memory.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// The folder's or file's own name, or the name given.
@@ -188,7 +200,7 @@ impl Checkpoint {
         self.infos.iter().any(|info| info.encoding.is_quantized())
     }
 
-    /// Size on disk of all files that hold weights, headers and index included.
+    /// Size on disk of the weights: a GGUF file, or safetensors files with their index and config.json.
     pub fn stored_bytes(&self) -> u64 {
         self.stored_bytes
     }

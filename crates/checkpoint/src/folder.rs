@@ -39,6 +39,21 @@ pub(crate) enum Files<'a> {
     Memory { name: &'a str, files: &'a [(String, Region)] },
 }
 
+/// What runtimes read beside weights and config.
+const USUAL_FILES: [&str; 11] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+];
+
 impl Files<'_> {
     fn path(&self, name: &str) -> PathBuf {
         match self {
@@ -92,11 +107,15 @@ impl Files<'_> {
         Ok(names)
     }
 
-    /// Whether a file may be copied into outputs: not if it is a link to somewhere else.
+    /// Whether a file may be copied into outputs: not if it is a link to somewhere else, unless it is one that every
+    /// model has, so that a folder of links is a checkpoint and a stray link gives nothing away.
     fn is_own(&self, name: &str) -> bool {
         let Self::Folder(folder) = self else {
             return true;
         };
+        if USUAL_FILES.contains(&name) {
+            return true;
+        }
         let (Ok(folder), Ok(file)) = (folder.canonicalize(), folder.join(name).canonicalize()) else {
             return false;
         };
@@ -134,7 +153,8 @@ pub(crate) fn open(files: &Files) -> Result<Checkpoint, Error> {
         Some(map) => compressed_tensors::schemes(&config_path, map)?,
         None => None,
     };
-    let (stored, stored_bytes) = weights(files)?;
+    let (stored, weight_bytes) = weights(files)?;
+    let config_bytes = files.open("config.json")?.map_or(0, |region| region.len() as u64);
     let mut tensors = logical_tensors(stored, schemes.as_deref())?;
     if config.tied {
         config.tied = drop_tied_head(&mut tensors);
@@ -169,7 +189,7 @@ pub(crate) fn open(files: &Files) -> Result<Checkpoint, Error> {
     }
     let other = |name: &str| others.iter().find(|(file, _)| file == name).map(|(_, region)| region);
     config.add_bos = add_bos(&config, other("tokenizer_config.json"), other("tokenizer.json"));
-    Ok(Checkpoint::new(name, Format::HuggingFace, config, infos, parts, stored_bytes)
+    Ok(Checkpoint::new(name, Format::HuggingFace, config, infos, parts, weight_bytes + config_bytes)
         .with_folder(json, others))
 }
 

@@ -30,7 +30,10 @@ fn opens_a_folder_and_finds_every_tensor_by_name_and_role() {
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     assert_eq!(checkpoint.format(), Format::HuggingFace);
     assert_eq!(checkpoint.name(), folder.path().file_name().unwrap().to_str().unwrap());
-    assert_eq!(checkpoint.stored_bytes(), safetensors(&stored).len() as u64);
+    assert_eq!(
+        checkpoint.stored_bytes(),
+        (safetensors(&stored).len() + config("qwen2").to_string().len()) as u64
+    );
     assert!(!checkpoint.is_quantized());
     assert_eq!(checkpoint.tensors().len(), stored.len());
     for (info, (name, _, shape, bytes)) in checkpoint.tensors().iter().zip(&stored) {

@@ -131,7 +131,7 @@ pub struct Eval {
     #[arg(long)]
     pub fast_path: bool,
     /// Exit with 1 if accuracy falls below this fraction of the dense model's (0 to 1); needs --against and a task.
-    #[arg(long, value_name = "FRACTION", requires = "against", value_parser = parse_fraction)]
+    #[arg(long, value_name = "FRACTION", requires = "against", conflicts_with = "no_tasks", value_parser = parse_fraction)]
     pub min_recovery: Option<f64>,
 }
 

@@ -25,7 +25,7 @@ impl Progress for Bar {
         self.with(|bar| {
             bar.finish_and_clear();
             // indicatif draws nothing where stderr is no terminal and leaves colours out under NO_COLOR.
-            *bar = ProgressBar::new(0);
+            *bar = ProgressBar::no_length();
             let style = ProgressStyle::with_template("{msg}  {wide_bar} {percent:>3} %  {eta:>4} left");
             if let Ok(style) = style {
                 bar.set_style(style);

@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bitmill_checkpoint::{
-    Checkpoint, Overwrite, Pairing, Region, RoleKind, Target, Tensor, Written, halves_row,
-};
+use bitmill_checkpoint::{Checkpoint, Overwrite, Pairing, RoleKind, Target, Tensor, Written, halves_row};
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_quant::{pack_zero_points, quantize_blocks, quantize_rows};
 use bitmill_tensor::{BlockType, Encoding, FloatType, Grouped, WeightData, WeightView};
@@ -14,7 +12,7 @@ use serde::Serialize;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::error::Error;
-use crate::layout::{Output, RECORD};
+use crate::layout::{Output, RECORD, carried_files};
 use crate::plan::{Plan, PlannedTensor, rows_and_columns};
 use crate::progress::Progress;
 use crate::recipe::Format;
@@ -62,7 +60,7 @@ pub struct CompressRecord {
 ///
 /// Streams: memory does not grow with the model. The output lies beside its target until every packed tensor has been
 /// read back and found to be what was decided; then it is renamed. A record goes with it: `bitmill.json` in a folder,
-/// `NAME.bitmill.json` beside a GGUF file.
+/// `OUT.bitmill.json` beside a GGUF file.
 ///
 /// # Errors
 /// If the target exists and `overwrite` refuses, a weight is not finite, or the disk fails; nothing is left behind.
@@ -74,6 +72,7 @@ pub fn compress(
     progress: &dyn Progress,
 ) -> Result<CompressRecord, Error> {
     let began = Instant::now();
+    refuse_collisions(checkpoint, plan, path, overwrite)?;
     let target = Target { path: path.into(), overwrite };
     let output = plan.layout.create(&target)?;
     let isa = Isa::best();
@@ -91,11 +90,7 @@ pub fn compress(
         records.push(run.into_record());
         tensor.release();
     }
-    let other_files = match plan.recipe.format {
-        Format::Gguf => Vec::new(),
-        Format::CompressedTensors => checkpoint.other_files(),
-    };
-    output.copy_files(&other_files)?;
+    output.copy_files(checkpoint)?;
     let document = document(plan, &records);
     let text = format!("{document:#}\n");
     output.add_record(text.as_bytes())?;
@@ -111,14 +106,42 @@ pub fn compress(
     Ok(CompressRecord { written, document, seconds: began.elapsed().as_secs_f64() })
 }
 
-/// Where the record of a GGUF file lies: `model.gguf` → `model.bitmill.json`.
+/// Where the record of a GGUF file lies: `model.gguf` → `model.gguf.bitmill.json`.
 pub(crate) fn record_path(path: &Path) -> PathBuf {
-    path.with_extension(RECORD)
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(RECORD);
+    PathBuf::from(name)
+}
+
+/// Refuses a run whose record would have to replace something, or whose output is its own source.
+fn refuse_collisions(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    path: &Path,
+    overwrite: Overwrite,
+) -> Result<(), Error> {
+    let same = |source: &Path| matches!((source.canonicalize(), path.canonicalize()), (Ok(source), Ok(target)) if source == target);
+    if checkpoint.path().is_some_and(same) {
+        return Err(Error::OutputIsSource { path: path.into() });
+    }
+    let record = record_path(path);
+    if plan.recipe.format == Format::Gguf
+        && (record.is_dir() || (overwrite == Overwrite::Refuse && record.exists()))
+    {
+        return Err(Error::RecordExists { path: record });
+    }
+    Ok(())
 }
 
 fn document(plan: &Plan, records: &[TensorRecord]) -> serde_json::Value {
     let mut document = plan.to_json();
     document["schema"] = "bitmill.compress/1".into();
+    // What was measured is called `peak_bytes` everywhere; this is the plan's guess.
+    document["planned_peak_bytes"] = plan.peak_bytes.into();
+    if let Some(fields) = document.as_object_mut() {
+        fields.remove("peak_bytes");
+    }
     // Records hold strings and finite numbers: they always have a JSON form.
     document["tensors"] = serde_json::to_value(records).unwrap_or_default();
     document
@@ -471,13 +494,7 @@ fn read_back(
 
 /// Bytes of everything that makes up a checkpoint on disk: weights, index, config, tokenizer and what else lies there.
 pub fn size_on_disk(checkpoint: &Checkpoint) -> u64 {
-    let others: u64 = checkpoint
-        .other_files()
-        .iter()
-        .filter(|(name, _)| name != RECORD)
-        .map(|(_, bytes): &(String, Region)| bytes.len() as u64)
-        .sum();
-    checkpoint.stored_bytes() + others
+    checkpoint.stored_bytes() + carried_files(checkpoint).map(|(_, bytes)| bytes.len() as u64).sum::<u64>()
 }
 
 /// Weights of a model: every element of every tensor, a tied head counted once.

@@ -90,6 +90,26 @@ pub enum Error {
         /// Why.
         source: bitmill_quant::Error,
     },
+    /// The output would replace what it is made from.
+    #[error("{} is the model that is being compressed", path.display())]
+    OutputIsSource {
+        /// The output.
+        path: PathBuf,
+    },
+    /// Something lies where the record of a GGUF file goes.
+    #[error("{} is there already, and the record of the output goes there", path.display())]
+    RecordExists {
+        /// The record's path.
+        path: PathBuf,
+    },
+    /// The recipe leaves every tensor as it is.
+    #[error("recipe `{recipe}` quantizes no tensor of {model}")]
+    NothingToDo {
+        /// The recipe's name.
+        recipe: String,
+        /// The model.
+        model: String,
+    },
     /// What was read back from the output is not what was decided.
     #[error("{}: `{tensor}` reads back otherwise than it was written", path.display())]
     Verify {
@@ -160,6 +180,10 @@ impl Error {
             Self::MalformedRecipe { .. } => {
                 Some("`bitmill recipes NAME` prints a preset as a file to start from".into())
             }
+            Self::PatternMatchesNothing { pattern, .. } if pattern.contains("lm_head") => Some(
+                "a model with a tied head has no `lm_head.weight`: it is `model.embed_tokens.weight` again"
+                    .into(),
+            ),
             Self::PatternMatchesNothing { .. } => Some(
                 "`bitmill inspect MODEL --tensors` lists the names; `*` stands for any characters".into(),
             ),
@@ -174,6 +198,11 @@ impl Error {
                 Some("compress the model's Hugging Face folder, or choose a GGUF preset".into())
             }
             Self::Quantize { source, .. } => source.hint(),
+            Self::OutputIsSource { .. } => {
+                Some("write beside it; the original may be removed once the output is there".into())
+            }
+            Self::RecordExists { .. } => Some("replace both with --force, or write elsewhere".into()),
+            Self::NothingToDo { .. } => Some("`skip` takes out all that `targets` names".into()),
             Self::Verify { .. } => {
                 Some("the disk or memory is faulty, or this is a bug: run it again".into())
             }

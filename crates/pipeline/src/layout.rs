@@ -17,8 +17,18 @@ pub(crate) const RECORD: &str = "bitmill.json";
 /// Headers, sizes and small files of an output.
 #[derive(Debug)]
 pub(crate) enum Layout {
-    Gguf { metadata: Vec<(String, GgufValue)>, specs: Vec<GgufTensorSpec>, rope_factors: Option<Vec<f32>> },
-    Folder { specs: Vec<StTensorSpec>, config: Vec<u8>, shard_bytes: u64, parts: Vec<Vec<usize>> },
+    Gguf {
+        metadata: Vec<(String, GgufValue)>,
+        specs: Vec<GgufTensorSpec>,
+        rope_factors: Option<Vec<f32>>,
+    },
+    Folder {
+        specs: Vec<StTensorSpec>,
+        config: Vec<u8>,
+        carried_bytes: u64,
+        shard_bytes: u64,
+        parts: Vec<Vec<usize>>,
+    },
 }
 
 /// Decides the layout for `tensors`, which are in writing order.
@@ -64,7 +74,7 @@ fn gguf(checkpoint: &Checkpoint, recipe: &Recipe, tensors: &[PlannedTensor]) -> 
 /// `general.file_type`: the mix's own, else that of the type that holds most weights.
 fn file_type(recipe: &Recipe, tensors: &[PlannedTensor]) -> u32 {
     if let Some(mix) =
-        recipe.steps.iter().find_map(|step| if let Step::Mix { mix } = step { Some(mix) } else { None })
+        recipe.steps.iter().rev().find_map(|step| if let Step::Mix { mix } = step { Some(mix) } else { None })
     {
         return mix.0.file_type();
     }
@@ -130,7 +140,8 @@ fn folder(checkpoint: &Checkpoint, tensors: &[PlannedTensor], shard_bytes: u64) 
     })?;
     config["quantization_config"] = bitmill_checkpoint::packed_config(&groups, &ignore);
     let config = format!("{config:#}\n").into_bytes();
-    Ok(Layout::Folder { specs, config, shard_bytes, parts })
+    let carried_bytes = carried_files(checkpoint).map(|(_, bytes)| bytes.len() as u64).sum();
+    Ok(Layout::Folder { specs, config, carried_bytes, shard_bytes, parts })
 }
 
 /// One scale a row is one scheme, however wide the rows are.
@@ -144,12 +155,12 @@ fn scheme(grouped: &Grouped, in_features: usize) -> PackedScheme {
 }
 
 impl Layout {
-    /// Exact bytes of the output's weight files.
+    /// Exact bytes of the output, all but its record.
     pub(crate) fn total_bytes(&self) -> u64 {
         match self {
             Self::Gguf { metadata, specs, .. } => bitmill_checkpoint::gguf_bytes(metadata, specs),
-            Self::Folder { specs, shard_bytes, config, .. } => {
-                bitmill_checkpoint::folder_bytes(specs, *shard_bytes) + config.len() as u64
+            Self::Folder { specs, shard_bytes, config, carried_bytes, .. } => {
+                bitmill_checkpoint::folder_bytes(specs, *shard_bytes) + config.len() as u64 + carried_bytes
             }
         }
     }
@@ -165,13 +176,18 @@ impl Layout {
                 }
                 Output::Gguf(writer)
             }
-            Self::Folder { specs, shard_bytes, parts, config } => {
+            Self::Folder { specs, shard_bytes, parts, config, .. } => {
                 let writer = FolderWriter::create(target, specs, *shard_bytes)?;
                 writer.add_file("config.json", config)?;
                 Output::Folder(writer, parts)
             }
         })
     }
+}
+
+/// The files beside weights and config that make up a checkpoint; an earlier run's record is none of them.
+pub(crate) fn carried_files(checkpoint: &Checkpoint) -> impl Iterator<Item = (String, Region)> {
+    checkpoint.other_files().into_iter().filter(|(name, _)| name != RECORD)
 }
 
 /// An output under way.
@@ -198,10 +214,10 @@ impl Output<'_> {
     }
 
     /// Copies the source's other files into a folder; a GGUF file has them in its metadata.
-    pub(crate) fn copy_files(&self, files: &[(String, Region)]) -> Result<(), Error> {
+    pub(crate) fn copy_files(&self, checkpoint: &Checkpoint) -> Result<(), Error> {
         if let Self::Folder(writer, _) = self {
-            for (name, bytes) in files.iter().filter(|(name, _)| name != RECORD) {
-                writer.add_file(name, bytes)?;
+            for (name, bytes) in carried_files(checkpoint) {
+                writer.add_file(&name, &bytes)?;
             }
         }
         Ok(())

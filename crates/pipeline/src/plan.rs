@@ -74,7 +74,7 @@ pub struct Plan {
     pub tensors: Vec<PlannedTensor>,
     /// Bytes of the source, every file counted.
     pub source_bytes: u64,
-    /// Bytes of the output's weight files, headers and metadata counted; exact.
+    /// Bytes of the output, every file counted but its record; exact.
     pub output_bytes: u64,
     /// Weights of the model.
     pub weights: u64,
@@ -108,6 +108,9 @@ impl Plan {
         let mut tensors = Vec::with_capacity(sources.len());
         for info in sources {
             tensors.push(plan_tensor(checkpoint, recipe, &steps, info)?);
+        }
+        if !tensors.iter().any(|tensor| tensor.to.is_quantized()) {
+            return Err(Error::NothingToDo { recipe: recipe.name.clone(), model: checkpoint.name() });
         }
         if recipe.format == Format::CompressedTensors {
             refuse_split_fusion(&tensors)?;

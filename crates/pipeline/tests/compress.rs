@@ -73,7 +73,7 @@ fn the_plan_predicts_every_byte_of_a_gguf_file() {
         assert_eq!(std::fs::metadata(&target).unwrap().len(), plan.output_bytes, "{name}");
         assert_eq!(record.written.bytes, plan.output_bytes);
         assert_eq!(record.document["schema"], "bitmill.compress/1");
-        assert!(out.path().join(format!("{name}.bitmill.json")).is_file());
+        assert!(out.path().join(format!("{name}.gguf.bitmill.json")).is_file());
     }
 }
 
@@ -310,4 +310,50 @@ fn groups_of_two_sizes_read_back_by_the_modules_they_name() {
     assert_eq!(encoding("model.layers.0.mlp.down_proj.weight"), "4-bit g160");
     assert_eq!(encoding("model.layers.1.mlp.down_proj.weight"), "4-bit g32");
     assert_eq!(encoding("model.layers.1.self_attn.o_proj.weight"), "4-bit g64");
+}
+
+#[test]
+fn a_folder_of_links_is_a_checkpoint_and_plan_counts_every_file() {
+    let source = tiny(Variant::Qwen2);
+    let links = tempfile::tempdir().unwrap();
+    for name in names(source.path()) {
+        std::os::unix::fs::symlink(source.path().join(&name), links.path().join(&name)).unwrap();
+    }
+    let out = tempfile::tempdir().unwrap();
+    for (name, target) in [("w4a16_g32", "folder"), ("q8_0", "m.gguf")] {
+        let target = out.path().join(target);
+        let checkpoint = Checkpoint::open(links.path()).unwrap();
+        let plan = plan(&checkpoint, &preset(name).unwrap()).unwrap();
+        compress(&checkpoint, &plan, &target, Overwrite::Refuse, &Silent).unwrap();
+        let written = Checkpoint::open(&target).unwrap();
+        assert_eq!(plan.output_bytes, bitmill_pipeline::size_on_disk(&written), "{name}");
+    }
+    assert!(out.path().join("folder/tokenizer.json").is_file());
+}
+
+#[test]
+fn never_replaces_its_own_source_or_somebody_elses_record() {
+    let source = tiny(Variant::Qwen2);
+    let checkpoint = Checkpoint::open(source.path()).unwrap();
+    let before = std::fs::read(source.path().join("model.safetensors")).unwrap();
+    let into_itself = plan(&checkpoint, &preset("w8a16").unwrap()).unwrap();
+    let error = compress(&checkpoint, &into_itself, source.path(), Overwrite::Force, &Silent).unwrap_err();
+    assert!(matches!(error, Error::OutputIsSource { .. }), "{error}");
+    assert_eq!(std::fs::read(source.path().join("model.safetensors")).unwrap(), before);
+
+    let out = tempfile::tempdir().unwrap();
+    std::fs::write(out.path().join("m.gguf.bitmill.json"), "precious").unwrap();
+    let error = run(source.path(), &preset("q8_0").unwrap(), &out.path().join("m.gguf")).unwrap_err();
+    assert!(matches!(error, Error::RecordExists { .. }), "{error}");
+    assert_eq!(names(out.path()), ["m.gguf.bitmill.json"]);
+}
+
+#[test]
+fn refuses_a_recipe_that_quantizes_nothing() {
+    let source = tiny(Variant::Qwen2);
+    let checkpoint = Checkpoint::open(source.path()).unwrap();
+    let recipe = recipe(
+        "format = \"compressed-tensors\"\n[[step]]\nkind = \"rtn\"\nskip = [\"*\"]\nbits = 4\ngranularity = \"channel\"\n",
+    );
+    assert!(matches!(plan(&checkpoint, &recipe).unwrap_err(), Error::NothingToDo { .. }));
 }

@@ -150,8 +150,11 @@ fn fit(columns: &[Column], width: Option<usize>) -> String {
     let mut kept: Vec<&Column> = columns.iter().collect();
     let mut dropped: Vec<&Column> = Vec::new();
     loop {
-        let table = draw(&kept);
-        let widest = table.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+        let mut table = draw(&kept, Spacing::Wide);
+        if width.is_some_and(|width| widest_line(&table) > width) {
+            table = draw(&kept, Spacing::Narrow);
+        }
+        let widest = widest_line(&table);
         let next = kept.iter().enumerate().max_by_key(|(_, column)| column.expendable);
         let too_wide = width.is_some_and(|width| widest > width);
         match next {
@@ -173,7 +176,18 @@ pub(crate) fn heading(column: &Column) -> String {
     column.title.replace("/\n", "/").replace('\n', " ")
 }
 
-fn draw(columns: &[&Column]) -> String {
+/// Blanks between columns.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spacing {
+    Wide,
+    Narrow,
+}
+
+fn widest_line(table: &str) -> usize {
+    table.lines().map(|line| line.chars().count()).max().unwrap_or(0)
+}
+
+fn draw(columns: &[&Column], spacing: Spacing) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_style(TableComponent::HeaderLines, '─');
@@ -185,7 +199,7 @@ fn draw(columns: &[&Column]) -> String {
     }
     for (i, column) in table.column_iter_mut().enumerate() {
         // One more blank stands where a vertical line would.
-        column.set_padding((0, 1));
+        column.set_padding((0, u16::from(spacing == Spacing::Wide)));
         column.set_cell_alignment(if i == 0 { CellAlignment::Left } else { CellAlignment::Right });
     }
     let mut out = String::new();

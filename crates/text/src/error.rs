@@ -50,7 +50,7 @@ impl Error {
                 "give the Hugging Face folder instead: its tokenizer.json says how to split"
             }
             Self::NoGgufForm { .. } => {
-                "write a Hugging Face folder instead, which ships the original tokenizer.json (`--to compressed-tensors`)"
+                "write a Hugging Face folder instead, which ships the original tokenizer.json: choose a compressed-tensors preset"
             }
             Self::TokensBeyondRows { .. } => "this tokenizer.json belongs to another model",
             Self::TaskLine { .. } => {

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use bitmill_checkpoint::Checkpoint;
 use bitmill_pipeline::{
-    CompareOptions, Error, PlanOptions, Progress as _, Recipe, default_recipes, embedded, write_file,
+    CompareOptions, Error, Plan, PlanOptions, Progress as _, Recipe, default_recipes, embedded, write_file,
 };
 use bitmill_report::{BenchReport, CompareReport, Speed, compare_html, compare_table, from_json, to_json};
 
@@ -20,6 +21,7 @@ pub fn compare(args: &Compare, global: &Global) -> Result<Outcome, Failure> {
         [] => default_recipes(&checkpoint),
         named => named.iter().map(|name| Ok(Recipe::read(name)?)).collect::<Result<_, Failure>>()?,
     };
+    refuse_early(&checkpoint, &recipes, args)?;
     create(&args.output)?;
     // Compressed models lie in the output's file system, where the caller has room for them.
     let temporary = tempfile::Builder::new()
@@ -53,6 +55,25 @@ pub fn compare(args: &Compare, global: &Global) -> Result<Outcome, Failure> {
     }
     eprintln!("\nwritten: {} and {}", json_path.display(), html_path.display());
     outcome(args, &report)
+}
+
+/// What can be known before anything is measured: that a recipe asked for by name cannot be run, or none can.
+fn refuse_early(checkpoint: &Checkpoint, recipes: &[Recipe], args: &Compare) -> Result<(), Failure> {
+    for (index, recipe) in recipes.iter().enumerate() {
+        if recipes[..index].iter().any(|earlier| earlier.name == recipe.name) {
+            return Err(Failure::new(
+                format!("two recipes are called `{}`", recipe.name),
+                "give one another `name`: rows are told apart by it",
+            ));
+        }
+    }
+    let options = PlanOptions { allow_requantize: args.allow_requantize, ..PlanOptions::default() };
+    let plans = recipes.iter().map(|recipe| Plan::new(checkpoint, recipe, &options));
+    let mut failed: Vec<Error> = plans.filter_map(Result::err).collect();
+    if !failed.is_empty() && (!args.recipes.is_empty() || failed.len() == recipes.len()) {
+        return Err(failed.swap_remove(0).into());
+    }
+    Ok(())
 }
 
 /// A strategy that was asked for by name and failed is a failed run; the table above has shown it with its reason.

@@ -77,7 +77,9 @@ fn recovery(quality: &Quality, dense: Option<&Quality>) -> Option<f64> {
 
 fn gate(min_recovery: Option<f64>, recovery: Option<f64>) -> Result<Outcome, Failure> {
     match (min_recovery, recovery) {
-        (Some(_), None) => Err(Failure::new("--min-recovery: no task was measured", "leave out --no-tasks")),
+        (Some(_), None) => Err(Failure::plain(
+            "--min-recovery: the dense model got no answer right, so there is nothing to recover",
+        )),
         (Some(least), Some(found)) if found < least => {
             Ok(Outcome::Missed(format!("recovery {found:.4}, and at least {least} was asked for")))
         }
