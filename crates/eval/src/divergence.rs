@@ -5,12 +5,12 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use bitmill_kernels::{Compute, Isa, Path};
 use bitmill_model::Model;
-use bitmill_report::Divergence;
+use bitmill_report::{Divergence, quantile};
 use bitmill_tensor::Matrix;
 use bitmill_text::Windows;
 
 use crate::perplexity::{PerplexityScore, Steps, check_finite, score};
-use crate::statistics::{clustered_mean, mean, quantile};
+use crate::statistics::{clustered_mean, mean};
 use crate::walk::{Rows, walk};
 use crate::{Error, Progress};
 

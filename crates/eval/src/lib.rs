@@ -23,7 +23,7 @@ pub use divergence::{DenseReference, against_dense, fast_path_kl};
 pub use error::Error;
 pub use perplexity::{NllScore, PerplexityScore, perplexity};
 pub use quality::{Budget, quality};
-pub use statistics::{mcnemar_p, mean, quantile, standard_error};
+pub use statistics::{mcnemar_p, mean, standard_error};
 pub use tasks::{Answer, TaskAnswers, tasks};
 
 /// Told how much is done, of how much: windows or items.

@@ -20,24 +20,6 @@ pub fn standard_error(values: &[f64]) -> f64 {
     (squares / (n - 1.0) / n).sqrt()
 }
 
-/// The value below which a fraction `q` of `sorted` lies, between two values on the straight line through them
-/// (numpy's default); NaN of nothing.
-///
-/// ```
-/// assert_eq!(bitmill_eval::quantile(&[1.0, 2.0, 4.0, 8.0], 0.5), 3.0);
-/// ```
-///
-/// # Panics
-/// If `q` is not within 0..=1.
-pub fn quantile(sorted: &[f64], q: f64) -> f64 {
-    assert!((0.0..=1.0).contains(&q), "a fraction");
-    let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
-    let at = q * last as f64;
-    let (low, part) = (at.floor() as usize, at.fract());
-    let high = (low + 1).min(last);
-    sorted[low] + (sorted[high] - sorted[low]) * part
-}
-
 /// McNemar's exact two-sided p: how likely it is that fair coins, one for each of the `gained + lost` flips, fall at
 /// least as unevenly. 1 where nothing flipped.
 ///
@@ -73,6 +55,7 @@ pub(crate) fn clustered_mean(values: &[f64], per_cluster: usize) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bitmill_report::quantile;
 
     #[track_caller]
     fn close(found: f64, expected: f64) {

@@ -45,11 +45,6 @@ impl Compute {
         self.path
     }
 
-    /// The same on another path.
-    pub fn with_path(self, path: Path) -> Self {
-        Self { path, ..self }
-    }
-
     /// `y[t, o] = Σ_i x[t, i] · weight[o, i]`.
     ///
     /// # Shapes

@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bitmill_checkpoint::{Checkpoint, Overwrite};
 use bitmill_kernels::Isa;
-use bitmill_report::{
-    CompareReport, CompareSchema, Failure, Machine, Quality, Row, Settings, Speed, timestamp,
-};
+use bitmill_report::{CompareReport, CompareSchema, Failure, Machine, Row, Settings, Speed, timestamp};
 use bitmill_text::Windows;
 
 use crate::compress::record_path;
@@ -72,7 +70,6 @@ pub fn compare(
     let speed = (options.stopwatch)(None)?;
     let dense = Dense::measure(&subject, &material, isa, progress)?;
     let quality = dense.quality()?;
-    let dense_accuracy = quality.accuracy;
     let mut rows = vec![Row {
         strategy: "none".into(),
         format: format_of(checkpoint).into(),
@@ -80,7 +77,7 @@ pub fn compare(
         ratio: 1.0,
         bits_per_weight: bits_per_weight(dense_bytes, weights),
         speed,
-        recovery: recovery(&quality, dense_accuracy),
+        recovery: quality.recovery(&quality),
         quality,
         kl_fast_path: None,
         compress_seconds: None,
@@ -94,7 +91,7 @@ pub fn compare(
             Ok(mut row) => {
                 row.ratio = dense_bytes as f64 / row.bytes.max(1) as f64;
                 row.bits_per_weight = bits_per_weight(row.bytes, weights);
-                row.recovery = recovery(&row.quality, dense_accuracy);
+                row.recovery = row.quality.recovery(&rows[0].quality);
                 rows.push(row);
             }
             Err(error) => failed.push(Failure {
@@ -196,11 +193,6 @@ fn format_of(checkpoint: &Checkpoint) -> &'static str {
 
 fn bits_per_weight(bytes: u64, weights: u64) -> f64 {
     bytes as f64 * 8.0 / weights.max(1) as f64
-}
-
-fn recovery(quality: &Quality, dense_accuracy: Option<f64>) -> Option<f64> {
-    let (accuracy, dense) = (quality.accuracy?, dense_accuracy?);
-    (dense > 0.0).then(|| accuracy / dense)
 }
 
 /// A name that any file system takes, told apart by the strategy's place.

@@ -59,6 +59,14 @@ pub struct Quality {
     pub accuracy: Option<f64>,
 }
 
+impl Quality {
+    /// Accuracy over the dense model's: none without tasks, or where dense answers nothing right.
+    pub fn recovery(&self, dense: &Self) -> Option<f64> {
+        let (accuracy, dense) = (self.accuracy?, dense.accuracy?);
+        (dense > 0.0).then(|| accuracy / dense)
+    }
+}
+
 /// What a figure of peak memory covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -4,7 +4,7 @@ use bitmill_kernels::Isa;
 use bitmill_pipeline::{
     Dense, Material, Progress as _, Request, Subject, TaskChoice, measure_quality, n_weights, size_on_disk,
 };
-use bitmill_report::{EvalReport, EvalSchema, Machine, Quality, eval_text, timestamp, to_json};
+use bitmill_report::{EvalReport, EvalSchema, Machine, eval_text, timestamp, to_json};
 
 use crate::args::{Eval, Global, On};
 use crate::failure::Failure;
@@ -43,7 +43,7 @@ pub fn eval(args: &Eval, global: &Global) -> Result<Outcome, Failure> {
         bytes,
         ratio: dense.as_ref().map(|dense| size_on_disk(dense) as f64 / bytes.max(1) as f64),
         bits_per_weight: bytes as f64 * 8.0 / n_weights(&checkpoint).max(1) as f64,
-        recovery: recovery(&quality, dense_quality.as_ref()),
+        recovery: dense_quality.and_then(|dense| quality.recovery(&dense)),
         quality,
         kl_fast_path,
         machine: Machine::read(isa.name(), rayon::current_num_threads()),
@@ -68,11 +68,6 @@ pub fn request(on: &On, windows: Option<u32>, items: Option<u32>) -> Request {
         tasks,
         items: items.map(|items| items as usize),
     }
-}
-
-fn recovery(quality: &Quality, dense: Option<&Quality>) -> Option<f64> {
-    let (accuracy, dense) = (quality.accuracy?, dense?.accuracy?);
-    (dense > 0.0).then(|| accuracy / dense)
 }
 
 fn gate(min_recovery: Option<f64>, recovery: Option<f64>) -> Result<Outcome, Failure> {
