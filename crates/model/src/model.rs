@@ -164,6 +164,32 @@ impl Model {
         Ok(())
     }
 
+    /// Runs the new tokens of several sequences as [`forward`](Self::forward) does, but for the logits: `observe` gets
+    /// the number of each layer with the states that enter it and those that leave it, residual stream included.
+    ///
+    /// # Shapes
+    /// States: `[tokens of all sequences, hidden_size]`, sequence after sequence.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn observe_layers(
+        &self,
+        compute: &Compute,
+        batch: &mut [Sequence<'_>],
+        mut observe: impl FnMut(usize, &Matrix, &Matrix),
+    ) -> Result<(), Error> {
+        self.check(batch)?;
+        let (mut scratch, mut entering) = (Scratch::default(), Matrix::default());
+        self.begin(compute, batch, &mut scratch);
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            entering.clone_from(&scratch.hidden);
+            self.attend(compute, index, layer, batch, &mut scratch);
+            self.feed_forward(compute, layer, &mut scratch);
+            observe(index, &entering, &scratch.hidden);
+        }
+        Ok(())
+    }
+
     /// The tokens that follow `prompt` when the likeliest is taken each time: `max_new` of them, fewer if one ends
     /// the text (that one is the last) or the context is full.
     ///
@@ -217,9 +243,7 @@ impl Model {
     }
 
     fn run(&self, compute: &Compute, batch: &mut [Sequence<'_>], scratch: &mut Scratch, logits: &mut Matrix) {
-        scratch.lay_out(batch);
-        compute.rotations(&self.rope, &scratch.positions, &mut scratch.rotations);
-        compute.embed(&self.weights.embedding.view(), &scratch.tokens, &mut scratch.hidden);
+        self.begin(compute, batch, scratch);
         for (index, layer) in self.weights.layers.iter().enumerate() {
             self.attend(compute, index, layer, batch, scratch);
             if index + 1 == self.weights.layers.len() {
@@ -235,6 +259,13 @@ impl Model {
             Some(head) => head.run(compute, &scratch.normed, logits),
             None => compute.matmul(&self.weights.embedding.view(), &scratch.normed, logits),
         }
+    }
+
+    /// Lists the rows of `batch` and looks up their embeddings.
+    fn begin(&self, compute: &Compute, batch: &[Sequence<'_>], scratch: &mut Scratch) {
+        scratch.lay_out(batch);
+        compute.rotations(&self.rope, &scratch.positions, &mut scratch.rotations);
+        compute.embed(&self.weights.embedding.view(), &scratch.tokens, &mut scratch.hidden);
     }
 
     /// The attention block up to its last product, into `update`; the new keys and values into the caches.
