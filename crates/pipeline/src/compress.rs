@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::error::Error;
 use crate::layout::{Output, RECORD, carried_files};
-use crate::plan::{Plan, PlannedTensor, rows_and_columns};
+use crate::plan::{Plan, PlannedTensor, Treatment, rows_and_columns};
 use crate::progress::Progress;
 use crate::recipe::Format;
 
@@ -298,14 +298,55 @@ impl<'a> TensorRun<'a> {
         }
     }
 
+    /// A weight that the new type does not reach: infinity would be stored in its place.
+    fn refuse_overflow(
+        &self,
+        float: FloatType,
+        first: usize,
+        weight: &[f32],
+        decided: &[f32],
+    ) -> Result<(), Error> {
+        let cols = self.planned.in_features();
+        match decided.par_iter().position_first(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(at) => Err(Error::FloatOverflow {
+                tensor: self.planned.name.clone(),
+                row: self.source_row(first + at / cols),
+                col: at % cols,
+                value: weight[at],
+                float,
+            }),
+        }
+    }
+
+    /// The stored bytes of rows `first..first + rows` of the output, in the output's order. Blocks end with their rows.
+    fn copy_rows(&self, first: usize, rows: usize) -> Vec<u8> {
+        let view = self.tensor.view();
+        let WeightData::Block { block, bytes } = view.data() else {
+            unreachable!("only blocks are copied");
+        };
+        let row_bytes = view.in_features() / block.weights() * block.bytes();
+        let stored =
+            (first..first + rows).map(|row| self.tensor.stored_row(self.source_row(row)) * row_bytes);
+        stored.flat_map(|at| &bytes[at..at + row_bytes]).copied().collect()
+    }
+
     fn failed(&self, source: bitmill_quant::Error) -> Error {
         Error::Quantize { tensor: self.planned.name.clone(), source }
     }
 
     fn encode(&self, first: usize, weight: &[f32], decided: &mut [f32]) -> Result<Parts, Error> {
         let cols = self.planned.in_features();
+        if self.planned.treatment == Treatment::Copied {
+            decided.copy_from_slice(weight);
+            return Ok(Parts { codes: self.copy_rows(first, weight.len() / cols), ..Parts::default() });
+        }
         let parts = match self.planned.to {
-            Encoding::Float(float) => Ok(encode_floats(float, weight, decided)),
+            Encoding::Float(float) => {
+                let parts = encode_floats(float, weight, decided);
+                self.refuse_overflow(float, first, weight, decided)?;
+                Ok(parts)
+            }
             Encoding::Block(block) => encode_blocks(self.isa, block, cols, weight, decided),
             Encoding::Grouped(grouped) => encode_groups(&grouped, cols, weight, decided),
         };

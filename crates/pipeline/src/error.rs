@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use bitmill_tensor::FloatType;
+
 /// Errors of this crate; those of the crates below pass through unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -90,6 +92,20 @@ pub enum Error {
         /// Why.
         source: bitmill_quant::Error,
     },
+    /// A weight lies beyond the float type that it is to be stored in.
+    #[error("`{tensor}`: row {row}, column {col}: {value:e} is beyond {float}")]
+    FloatOverflow {
+        /// The tensor.
+        tensor: String,
+        /// Row of the weight.
+        row: usize,
+        /// Column of the weight.
+        col: usize,
+        /// The weight.
+        value: f32,
+        /// The type asked for.
+        float: FloatType,
+    },
     /// The output would replace what it is made from.
     #[error("{} is the model that is being compressed", path.display())]
     OutputIsSource {
@@ -102,8 +118,8 @@ pub enum Error {
         /// The record's path.
         path: PathBuf,
     },
-    /// The recipe leaves every tensor as it is.
-    #[error("recipe `{recipe}` quantizes no tensor of {model}")]
+    /// compressed-tensors without a compressed tensor.
+    #[error("recipe `{recipe}` quantizes no tensor of {model}, and compressed-tensors is for those that are")]
     NothingToDo {
         /// The recipe's name.
         recipe: String,
@@ -202,7 +218,13 @@ impl Error {
                 Some("write beside it; the original may be removed once the output is there".into())
             }
             Self::RecordExists { .. } => Some("replace both with --force, or write elsewhere".into()),
-            Self::NothingToDo { .. } => Some("`skip` takes out all that `targets` names".into()),
+            Self::FloatOverflow { float: FloatType::F16, .. } => {
+                Some("bf16 spans every f32: choose that, or keep this tensor in its own type".into())
+            }
+            Self::FloatOverflow { .. } => Some("keep this tensor in f32".into()),
+            Self::NothingToDo { .. } => {
+                Some("see what `targets` and `skip` leave; plain floats are written as `hugging-face`".into())
+            }
             Self::Verify { .. } => {
                 Some("the disk or memory is faulty, or this is a bug: run it again".into())
             }

@@ -40,7 +40,7 @@ pub(crate) fn layout(
 ) -> Result<Layout, Error> {
     match recipe.format {
         Format::Gguf => gguf(checkpoint, recipe, tensors),
-        Format::CompressedTensors => folder(checkpoint, tensors, shard_bytes),
+        Format::CompressedTensors | Format::HuggingFace => folder(checkpoint, recipe, tensors, shard_bytes),
     }
 }
 
@@ -78,14 +78,7 @@ fn file_type(recipe: &Recipe, tensors: &[PlannedTensor]) -> u32 {
     {
         return mix.0.file_type();
     }
-    let mut weights: Vec<(Encoding, u64)> = Vec::new();
-    for tensor in tensors {
-        match weights.iter_mut().find(|(encoding, _)| *encoding == tensor.to) {
-            Some((_, sum)) => *sum += tensor.weights(),
-            None => weights.push((tensor.to, tensor.weights())),
-        }
-    }
-    match weights.iter().max_by_key(|(_, sum)| *sum).map(|(encoding, _)| *encoding) {
+    match most_weights(tensors) {
         Some(Encoding::Block(BlockType::Q4_0)) => 2,
         Some(Encoding::Block(BlockType::Q5_0)) => 8,
         Some(Encoding::Block(BlockType::Q8_0)) => 7,
@@ -97,7 +90,24 @@ fn file_type(recipe: &Recipe, tensors: &[PlannedTensor]) -> u32 {
     }
 }
 
-fn folder(checkpoint: &Checkpoint, tensors: &[PlannedTensor], shard_bytes: u64) -> Result<Layout, Error> {
+/// The encoding that holds most weights.
+fn most_weights(tensors: &[PlannedTensor]) -> Option<Encoding> {
+    let mut weights: Vec<(Encoding, u64)> = Vec::new();
+    for tensor in tensors {
+        match weights.iter_mut().find(|(encoding, _)| *encoding == tensor.to) {
+            Some((_, sum)) => *sum += tensor.weights(),
+            None => weights.push((tensor.to, tensor.weights())),
+        }
+    }
+    weights.iter().max_by_key(|(_, sum)| *sum).map(|(encoding, _)| *encoding)
+}
+
+fn folder(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    tensors: &[PlannedTensor],
+    shard_bytes: u64,
+) -> Result<Layout, Error> {
     let mut specs = Vec::new();
     // The indexes in `specs` of each planned tensor's parts.
     let mut parts = Vec::with_capacity(tensors.len());
@@ -134,14 +144,35 @@ fn folder(checkpoint: &Checkpoint, tensors: &[PlannedTensor], shard_bytes: u64) 
         // The head is a Linear module all the same, and loaders look for it here.
         ignore.push("lm_head".into());
     }
-    let mut config = checkpoint.config_json().cloned().ok_or_else(|| Error::NeedsFolder {
-        model: checkpoint.name(),
-        format: Format::CompressedTensors.name(),
-    })?;
-    config["quantization_config"] = bitmill_checkpoint::packed_config(&groups, &ignore);
+    let mut config = checkpoint
+        .config_json()
+        .cloned()
+        .ok_or_else(|| Error::NeedsFolder { model: checkpoint.name(), format: recipe.format.name() })?;
+    if recipe.format == Format::CompressedTensors {
+        config["quantization_config"] = bitmill_checkpoint::packed_config(&groups, &ignore);
+    } else {
+        declare_floats(&mut config, tensors);
+    }
     let config = format!("{config:#}\n").into_bytes();
     let carried_bytes = carried_files(checkpoint).map(|(_, bytes)| bytes.len() as u64).sum();
     Ok(Layout::Folder { specs, config, carried_bytes, shard_bytes, parts })
+}
+
+/// Makes `config` say that the weights are plain floats, of the dtype that holds most of them: what loaders take for
+/// the whole model where nobody tells them another.
+fn declare_floats(config: &mut serde_json::Value, tensors: &[PlannedTensor]) {
+    let Some(fields) = config.as_object_mut() else { return };
+    fields.shift_remove("quantization_config");
+    if let Some(Encoding::Float(float)) = most_weights(tensors) {
+        // transformers 5 writes `dtype` and reads both.
+        let key = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        let long = match float {
+            FloatType::F32 => "float32",
+            FloatType::F16 => "float16",
+            FloatType::BF16 => "bfloat16",
+        };
+        fields.insert(key.into(), long.into());
+    }
 }
 
 /// One scale a row is one scheme, however wide the rows are.

@@ -27,9 +27,10 @@ pub use compress::{CompressRecord, TensorRecord, compress, n_weights, size_on_di
 pub use error::Error;
 pub use files::write_file;
 pub use measure::{Dense, Material, Request, Subject, TaskChoice, measure_quality};
-pub use plan::{Plan, PlanOptions, PlannedTensor};
+pub use plan::{Plan, PlanOptions, PlannedTensor, Treatment};
 pub use presets::{PRESETS, Preset, preset};
 pub use progress::{Progress, Silent};
 pub use recipe::{
-    BitsNumber, BlockName, Format, GranularityName, MixName, Recipe, ScaleName, Step, ZeroPointName,
+    BitsNumber, BlockName, FloatName, Format, GranularityName, MixName, Recipe, ScaleName, Step,
+    ZeroPointName,
 };

@@ -42,8 +42,19 @@ pub struct PlannedTensor {
     pub bytes_before: u64,
     /// Bytes after, alignment not counted.
     pub bytes_after: u64,
+    /// How the bytes after come from the bytes before.
+    pub treatment: Treatment,
     /// Why this encoding, where the recipe alone does not say: a fallback, a `skip`.
     pub reason: String,
+}
+
+/// How a tensor's new bytes come from its old ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Treatment {
+    /// Values are widened and rounded to the new encoding; without loss where it holds them all.
+    Rounded,
+    /// Codes are taken over as they are.
+    Copied,
 }
 
 impl PlannedTensor {
@@ -60,6 +71,16 @@ impl PlannedTensor {
     /// Rows; 1 for a vector.
     pub fn out_features(&self) -> usize {
         if self.shape.len() == 2 { self.shape[0] } else { 1 }
+    }
+
+    /// Whether codes are rounded to other codes: a loss on top of the source's own.
+    fn is_quantized_again(&self) -> bool {
+        self.from.is_quantized() && self.to.is_quantized() && self.treatment == Treatment::Rounded
+    }
+
+    /// Whether nothing happens to it.
+    fn is_kept(&self) -> bool {
+        self.from == self.to && !self.is_quantized_again()
     }
 }
 
@@ -95,24 +116,25 @@ impl Plan {
         let mut sources: Vec<&TensorInfo> =
             checkpoint.tensors().iter().filter(|info| is_written(checkpoint, info)).collect();
         sources.sort_by_key(|info| reading_order(&info.role));
-        if let Some(info) = sources.iter().find(|info| info.encoding.is_quantized())
-            && !options.allow_requantize
-        {
-            return Err(Error::AlreadyQuantized {
-                model: checkpoint.name(),
-                tensor: info.name.clone(),
-                encoding: info.encoding.to_string(),
-            });
-        }
         let steps = resolve_steps(checkpoint, recipe, &sources)?;
         let mut tensors = Vec::with_capacity(sources.len());
         for info in sources {
             tensors.push(plan_tensor(checkpoint, recipe, &steps, info)?);
         }
-        if !tensors.iter().any(|tensor| tensor.to.is_quantized()) {
-            return Err(Error::NothingToDo { recipe: recipe.name.clone(), model: checkpoint.name() });
+        if let Some(twice) = tensors.iter().find(|tensor| tensor.is_quantized_again())
+            && !options.allow_requantize
+        {
+            return Err(Error::AlreadyQuantized {
+                model: checkpoint.name(),
+                tensor: twice.name.clone(),
+                encoding: twice.from.to_string(),
+            });
         }
         if recipe.format == Format::CompressedTensors {
+            // Its config would list no scheme, and its readers then find nothing that they know.
+            if !tensors.iter().any(|tensor| tensor.to.is_quantized()) {
+                return Err(Error::NothingToDo { recipe: recipe.name.clone(), model: checkpoint.name() });
+            }
             refuse_split_fusion(&tensors)?;
         }
         let layout = layout::layout(checkpoint, recipe, &tensors, options.shard_bytes)?;
@@ -196,8 +218,7 @@ impl Plan {
         let width = folded.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
         let mut text = String::new();
         for (name, tensor, count, before, after) in &folded {
-            let what =
-                if tensor.to.is_quantized() { tensor.to.to_string() } else { format!("kept {}", tensor.to) };
+            let what = if tensor.is_kept() { format!("kept {}", tensor.to) } else { tensor.to.to_string() };
             let shape = tensor.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
             // A String takes every write.
             let _ = write!(
@@ -270,20 +291,15 @@ fn resolve_steps<'a>(
     recipe: &'a Recipe,
     sources: &[&TensorInfo],
 ) -> Result<Vec<Resolved<'a>>, Error> {
-    let compile = |texts: &[String], quantizes: bool| -> Result<Vec<Pattern>, Error> {
-        texts.iter().map(|text| live_pattern(checkpoint, recipe, sources, text, quantizes)).collect()
+    let compile = |texts: &[String], for_step: Option<&Step>| -> Result<Vec<Pattern>, Error> {
+        texts.iter().map(|text| live_pattern(checkpoint, recipe, sources, text, for_step)).collect()
     };
     recipe
         .steps
         .iter()
         .map(|step| {
-            let (targets, skip) = match step {
-                Step::Mix { .. } => (None, Vec::new()),
-                Step::Block { targets, skip, .. } | Step::Rtn { targets, skip, .. } => {
-                    (targets.as_deref().map(|texts| compile(texts, true)).transpose()?, compile(skip, false)?)
-                }
-            };
-            Ok(Resolved { step, targets, skip })
+            let targets = step.targets().map(|texts| compile(texts, Some(step))).transpose()?;
+            Ok(Resolved { step, targets, skip: compile(step.skip(), None)? })
         })
         .collect()
 }
@@ -293,7 +309,7 @@ fn live_pattern(
     recipe: &Recipe,
     sources: &[&TensorInfo],
     text: &str,
-    quantizes: bool,
+    for_step: Option<&Step>,
 ) -> Result<Pattern, Error> {
     let pattern = Pattern::new(text);
     let matched: Vec<_> = sources.iter().filter(|info| pattern.matches(&info.name)).collect();
@@ -304,7 +320,9 @@ fn live_pattern(
             model: checkpoint.name(),
         });
     };
-    if quantizes && !matched.iter().any(|info| is_quantizable(recipe.format, info)) {
+    if let Some(step) = for_step
+        && !matched.iter().any(|info| can_change(recipe.format, step, info))
+    {
         return Err(Error::PatternMatchesNoMatrix {
             recipe: recipe.name.clone(),
             pattern: pattern.text().into(),
@@ -315,10 +333,16 @@ fn live_pattern(
     Ok(pattern)
 }
 
-/// compressed-tensors quantizes `Linear` modules; the embedding is none.
-fn is_quantizable(format: Format, info: &TensorInfo) -> bool {
-    info.role.kind.is_matrix()
-        && !(format == Format::CompressedTensors && info.role.kind == RoleKind::TokenEmbedding)
+/// Whether `format` lets a step decide how a tensor is stored. Codes are for matrices, in compressed-tensors for
+/// `Linear` modules, of which the embedding is none; floats are for whatever the format does not fix.
+fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
+    match step {
+        Step::Float { .. } | Step::Keep { .. } => !(format == Format::Gguf && info.shape.len() < 2),
+        Step::Mix { .. } | Step::Block { .. } | Step::Rtn { .. } => {
+            info.role.kind.is_matrix()
+                && !(format == Format::CompressedTensors && info.role.kind == RoleKind::TokenEmbedding)
+        }
+    }
 }
 
 fn plan_tensor(
@@ -327,21 +351,16 @@ fn plan_tensor(
     steps: &[Resolved<'_>],
     info: &TensorInfo,
 ) -> Result<PlannedTensor, Error> {
-    let claim = if is_quantizable(recipe.format, info) {
-        steps.iter().rev().find(|step| step.claims(info))
-    } else {
-        None
-    };
-    let (to, reason) = match claim {
-        Some(claim) => encoding_of(checkpoint, claim.step, info)?,
-        None => {
-            let skipped = is_quantizable(recipe.format, info) && steps.iter().any(|step| step.skips(info));
-            (
-                kept_as(checkpoint, recipe.format, info),
-                if skipped { "matched `skip`".into() } else { String::new() },
-            )
-        }
-    };
+    let may_decide = |step: &&Resolved<'_>| can_change(recipe.format, step.step, info);
+    let Decision { to, treatment, reason } =
+        match steps.iter().rev().filter(may_decide).find(|step| step.claims(info)) {
+            Some(claim) => decide(checkpoint, recipe.format, claim.step, info)?,
+            None => {
+                let skipped = steps.iter().filter(may_decide).any(|step| step.skips(info));
+                let kept = as_floats(checkpoint, recipe.format, info);
+                if skipped { Decision { reason: "matched `skip`".into(), ..kept } } else { kept }
+            }
+        };
     let (rows, cols) = rows_and_columns(&info.shape);
     Ok(PlannedTensor {
         name: info.name.clone(),
@@ -351,6 +370,7 @@ fn plan_tensor(
         to,
         bytes_before: info.stored_bytes,
         bytes_after: to.matrix_bytes(rows, cols) as u64,
+        treatment,
         reason,
     })
 }
@@ -363,8 +383,26 @@ pub(crate) fn rows_and_columns(shape: &[usize]) -> (usize, usize) {
     }
 }
 
-/// What a step makes of a matrix, and why where that is not plain.
-fn encoding_of(checkpoint: &Checkpoint, step: &Step, info: &TensorInfo) -> Result<(Encoding, String), Error> {
+/// What becomes of a tensor, and why where that is not plain.
+struct Decision {
+    to: Encoding,
+    treatment: Treatment,
+    reason: String,
+}
+
+impl Decision {
+    fn rounded(to: Encoding) -> Self {
+        Self { to, treatment: Treatment::Rounded, reason: String::new() }
+    }
+}
+
+/// What a step makes of a tensor.
+fn decide(
+    checkpoint: &Checkpoint,
+    format: Format,
+    step: &Step,
+    info: &TensorInfo,
+) -> Result<Decision, Error> {
     let (out_features, in_features) = rows_and_columns(&info.shape);
     let refused = |source| Error::Quantize { tensor: info.name.clone(), source };
     match step {
@@ -386,14 +424,14 @@ fn encoding_of(checkpoint: &Checkpoint, step: &Step, info: &TensorInfo) -> Resul
                     has_output: !config.tied,
                 },
             );
-            Ok((choice.encoding, choice.reason))
+            Ok(Decision { reason: choice.reason, ..Decision::rounded(choice.encoding) })
         }
         Step::Block { block, .. } => {
             let group_size = block.0.weights();
             if !in_features.is_multiple_of(group_size) {
                 return Err(refused(bitmill_quant::Error::UnevenGroups { in_features, group_size }));
             }
-            Ok((Encoding::Block(block.0), String::new()))
+            Ok(Decision::rounded(Encoding::Block(block.0)))
         }
         Step::Rtn { bits, granularity, zero_point, scale, .. } => {
             let scale = scale.map_or_else(|| scale_dtype(info.encoding), |name| name.0);
@@ -404,8 +442,15 @@ fn encoding_of(checkpoint: &Checkpoint, step: &Step, info: &TensorInfo) -> Resul
                 scale,
             };
             let layout = grid.layout(in_features).map_err(refused)?;
-            Ok((Encoding::Grouped(layout), String::new()))
+            Ok(Decision::rounded(Encoding::Grouped(layout)))
         }
+        Step::Float { float, .. } => Ok(Decision::rounded(Encoding::Float(float.0))),
+        Step::Keep { .. } => Ok(match info.encoding {
+            Encoding::Block(_) if format == Format::Gguf => {
+                Decision { treatment: Treatment::Copied, ..Decision::rounded(info.encoding) }
+            }
+            _ => as_floats(checkpoint, format, info),
+        }),
     }
 }
 
@@ -417,15 +462,15 @@ fn scale_dtype(source: Encoding) -> FloatType {
     }
 }
 
-/// What a tensor is stored as that no step quantizes.
-fn kept_as(checkpoint: &Checkpoint, format: Format, info: &TensorInfo) -> Encoding {
-    let own = match info.encoding {
-        Encoding::Float(float) => float,
-        // A requantized source: codes that no step claims are widened to the dtype that the model was made in.
-        _ => checkpoint.config().dtype,
+/// A tensor that no step changes: its own floats, and codes in the dtype that the model was made in.
+fn as_floats(checkpoint: &Checkpoint, format: Format, info: &TensorInfo) -> Decision {
+    let (own, reason) = match info.encoding {
+        Encoding::Float(float) => (float, String::new()),
+        codes => (checkpoint.config().dtype, format!("unpacked from {codes}")),
     };
     // llama.cpp reads vectors (norms, biases) as f32 only.
-    Encoding::Float(if format == Format::Gguf && info.shape.len() < 2 { FloatType::F32 } else { own })
+    let float = if format == Format::Gguf && info.shape.len() < 2 { FloatType::F32 } else { own };
+    Decision { reason, ..Decision::rounded(Encoding::Float(float)) }
 }
 
 /// vLLM and SGLang load q/k/v and gate/up as one matrix each.

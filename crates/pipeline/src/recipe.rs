@@ -36,6 +36,8 @@ pub enum Format {
     Gguf,
     /// A Hugging Face folder in compressed-tensors' `pack-quantized` form, for transformers, vLLM and SGLang.
     CompressedTensors,
+    /// A Hugging Face folder of plain floats, for everything that reads safetensors.
+    HuggingFace,
 }
 
 impl Format {
@@ -44,6 +46,17 @@ impl Format {
         match self {
             Self::Gguf => "gguf",
             Self::CompressedTensors => "compressed-tensors",
+            Self::HuggingFace => "hugging-face",
+        }
+    }
+
+    /// Whether a step can be written in it.
+    fn takes(self, step: &Step) -> bool {
+        match step {
+            Step::Float { .. } => true,
+            Step::Mix { .. } | Step::Block { .. } => self == Self::Gguf,
+            Step::Rtn { .. } => self == Self::CompressedTensors,
+            Step::Keep { .. } => self != Self::CompressedTensors,
         }
     }
 }
@@ -102,6 +115,28 @@ pub enum Step {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         scale: Option<ScaleName>,
     },
+    /// Plain floats. GGUF stores vectors (norms, biases) in f32 whatever is asked.
+    Float {
+        /// Patterns of canonical tensor names; absent: every matrix of the decoder layers.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        targets: Option<Vec<String>>,
+        /// Patterns taken out again.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        skip: Vec<String>,
+        /// `"f32"`, `"f16"` or `"bf16"`.
+        #[serde(rename = "type")]
+        float: FloatName,
+    },
+    /// As the source stores it, byte for byte, where the format has such a form; else in the dtype that the model was
+    /// made in.
+    Keep {
+        /// Patterns of canonical tensor names; absent: every matrix of the decoder layers.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        targets: Option<Vec<String>>,
+        /// Patterns taken out again.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        skip: Vec<String>,
+    },
 }
 
 impl Step {
@@ -111,6 +146,30 @@ impl Step {
             Self::Mix { .. } => "mix",
             Self::Block { .. } => "block",
             Self::Rtn { .. } => "rtn",
+            Self::Float { .. } => "float",
+            Self::Keep { .. } => "keep",
+        }
+    }
+
+    /// The patterns of what it is for; `None`: every matrix of the decoder layers, or (a mix) everything.
+    pub(crate) fn targets(&self) -> Option<&[String]> {
+        match self {
+            Self::Mix { .. } => None,
+            Self::Block { targets, .. }
+            | Self::Rtn { targets, .. }
+            | Self::Float { targets, .. }
+            | Self::Keep { targets, .. } => targets.as_deref(),
+        }
+    }
+
+    /// The patterns of what it leaves alone.
+    pub(crate) fn skip(&self) -> &[String] {
+        match self {
+            Self::Mix { .. } => &[],
+            Self::Block { skip, .. }
+            | Self::Rtn { skip, .. }
+            | Self::Float { skip, .. }
+            | Self::Keep { skip, .. } => skip,
         }
     }
 }
@@ -148,11 +207,7 @@ impl Recipe {
             return Err(malformed("no [[step]]: a recipe has at least one".into()));
         }
         for step in &recipe.steps {
-            let fits = match recipe.format {
-                Format::Gguf => matches!(step, Step::Mix { .. } | Step::Block { .. }),
-                Format::CompressedTensors => matches!(step, Step::Rtn { .. }),
-            };
-            if !fits {
+            if !recipe.format.takes(step) {
                 let (kind, format) = (step.kind(), recipe.format.name());
                 return Err(malformed(format!("a step of kind `{kind}` cannot be written as {format}")));
             }
@@ -186,6 +241,11 @@ pub struct BitsNumber(pub Bits);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ScaleName(pub FloatType);
+
+/// A [`FloatType`] by its name in a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct FloatName(pub FloatType);
 
 /// A [`Granularity`] as a recipe writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,6 +336,20 @@ impl From<ScaleName> for String {
     }
 }
 
+impl TryFrom<String> for FloatName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        FloatType::parse(&name).map(Self).ok_or_else(|| format!("`{name}` is no float type: f32, f16, bf16"))
+    }
+}
+
+impl From<FloatName> for String {
+    fn from(float: FloatName) -> Self {
+        float.0.name().into()
+    }
+}
+
 impl From<GranularityName> for Granularity {
     fn from(name: GranularityName) -> Self {
         match name {
@@ -322,6 +396,21 @@ mod tests {
             let recipe = presets::preset(name).unwrap();
             assert_eq!(parse(&recipe.to_toml()).unwrap(), recipe, "{}", recipe.to_toml());
         }
+        let floats = "name = \"mine\"\nformat = \"hugging-face\"\n\n[[step]]\nkind = \"keep\"\ntargets = [\"*\"]\n\n\
+                      [[step]]\nkind = \"float\"\nskip = [\"*.down_proj.weight\"]\ntype = \"bf16\"\n";
+        assert_eq!(parse(floats).unwrap().to_toml(), floats);
+    }
+
+    #[test]
+    fn floats_are_for_every_format_and_keeping_is_for_those_that_store_what_was_read() {
+        for format in ["gguf", "compressed-tensors", "hugging-face"] {
+            for float in ["f32", "f16", "bf16"] {
+                let text = format!("format = \"{format}\"\n[[step]]\nkind = \"float\"\ntype = \"{float}\"");
+                assert!(parse(&text).is_ok(), "{text}");
+            }
+            let kept = parse(&format!("format = \"{format}\"\n[[step]]\nkind = \"keep\""));
+            assert_eq!(kept.is_ok(), format != "compressed-tensors");
+        }
     }
 
     #[test]
@@ -345,6 +434,8 @@ mod tests {
                 "format = \"compressed-tensors\"\n[[step]]\nkind = \"rtn\"\nbits = 4\ngranularity = { group = { size = 0 } }",
                 "zero",
             ),
+            ("format = \"hugging-face\"\n[[step]]\nkind = \"mix\"\nmix = \"q8_0\"", "cannot be written"),
+            ("format = \"gguf\"\n[[step]]\nkind = \"float\"\ntype = \"f64\"", "f64"),
             ("format = ", ""),
         ] {
             let error = parse(text).unwrap_err();

@@ -1,46 +1,12 @@
 //! Whole runs on tiny models: what is written, what it reads back as, and what is refused.
 
-use std::path::Path;
+mod common;
 
 use bitmill_checkpoint::{Checkpoint, Overwrite};
-use bitmill_kernels::{Compute, Isa, Path as ComputePath};
-use bitmill_model::{Model, Sequence, Want};
-use bitmill_pipeline::{Error, Plan, PlanOptions, Recipe, Silent, compress, preset};
-use bitmill_tensor::Matrix;
+use bitmill_pipeline::{Error, Plan, PlanOptions, Silent, compress, preset};
 use bitmill_testkit::{Tiny, Variant, max_abs, max_abs_diff, millet, tiny};
 
-fn recipe(text: &str) -> Recipe {
-    Recipe::parse(text, Path::new("test.toml")).unwrap()
-}
-
-fn plan(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
-    Plan::new(checkpoint, recipe, &PlanOptions::default())
-}
-
-fn run(source: &Path, recipe: &Recipe, target: &Path) -> Result<(), Error> {
-    let checkpoint = Checkpoint::open(source)?;
-    let plan = plan(&checkpoint, recipe)?;
-    compress(&checkpoint, &plan, target, Overwrite::Refuse, &Silent).map(|_| ())
-}
-
-fn logits(path: &Path) -> Vec<f32> {
-    let model = Model::load(&Checkpoint::open(path).unwrap()).unwrap();
-    let compute = Compute::new(Isa::best(), ComputePath::Exact);
-    let tokens: Vec<u32> = (0..40).map(|i| 3 + i * 71 % 280).collect();
-    let (mut cache, mut out) = (model.new_cache(), Matrix::default());
-    let mut batch = [Sequence { tokens: &tokens, cache: &mut cache, want: Want::All }];
-    model.forward(&compute, &mut batch, &mut out).unwrap();
-    out.as_slice().to_vec()
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
-}
+use common::{logits, names, plan, recipe, run};
 
 #[test]
 fn eight_bits_change_little_in_either_format_and_family() {

@@ -1,0 +1,61 @@
+//! What the tests of whole runs share.
+
+#![allow(dead_code, reason = "each test binary uses some of it")]
+
+use std::path::Path;
+
+use bitmill_checkpoint::{Checkpoint, Overwrite};
+use bitmill_kernels::{Compute, Isa, Path as ComputePath};
+use bitmill_model::{Model, Sequence, Want};
+use bitmill_pipeline::{Error, Plan, PlanOptions, Recipe, Silent, compress};
+use bitmill_tensor::Matrix;
+
+pub fn recipe(text: &str) -> Recipe {
+    Recipe::parse(text, Path::new("test.toml")).unwrap()
+}
+
+pub fn plan(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
+    Plan::new(checkpoint, recipe, &PlanOptions::default())
+}
+
+pub fn run(source: &Path, recipe: &Recipe, target: &Path) -> Result<(), Error> {
+    let checkpoint = Checkpoint::open(source)?;
+    let plan = plan(&checkpoint, recipe)?;
+    compress(&checkpoint, &plan, target, Overwrite::Refuse, &Silent).map(|_| ())
+}
+
+pub fn logits(path: &Path) -> Vec<f32> {
+    let model = Model::load(&Checkpoint::open(path).unwrap()).unwrap();
+    let compute = Compute::new(Isa::best(), ComputePath::Exact);
+    let tokens: Vec<u32> = (0..40).map(|i| 3 + i * 71 % 280).collect();
+    let (mut cache, mut out) = (model.new_cache(), Matrix::default());
+    let mut batch = [Sequence { tokens: &tokens, cache: &mut cache, want: Want::All }];
+    model.forward(&compute, &mut batch, &mut out).unwrap();
+    out.as_slice().to_vec()
+}
+
+pub fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Every value of a tensor, widened, in canonical order.
+pub fn values(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
+    let tensor = checkpoint.tensor(name).unwrap();
+    let view = tensor.view();
+    let cols = view.in_features();
+    if tensor.info.shape.len() < 2 {
+        let mut stored = vec![0.0; cols];
+        bitmill_kernels::dequantize_rows(Isa::scalar(), &view, 0, &mut stored);
+        return (0..cols).map(|at| stored[tensor.stored_row(at)]).collect();
+    }
+    let mut values = vec![0.0; view.out_features() * cols];
+    for (row, out) in values.chunks_exact_mut(cols).enumerate() {
+        bitmill_kernels::dequantize_rows(Isa::scalar(), &view, tensor.stored_row(row), out);
+    }
+    values
+}
