@@ -18,17 +18,21 @@ from gguf import GGMLQuantizationType, quants
 from safetensors.numpy import save_file
 
 SEED = 20
-BLOCKS = {"q4_0": 24, "q5_0": 24, "q8_0": 24, "q4_k": 12, "q6_k": 12}
-SCALES = {"q4_0": [0], "q5_0": [0], "q8_0": [0], "q4_k": [0, 2], "q6_k": [208]}
+# Where the f16 scales of each type lie.
+SCALES = {
+    "q4_0": [0], "q4_1": [0, 2], "q5_0": [0], "q5_1": [0, 2], "q8_0": [0],
+    "q2_k": [80, 82], "q3_k": [108], "q4_k": [0, 2], "q5_k": [0, 2], "q6_k": [208], "iq4_nl": [0], "iq4_xs": [0],
+}
 OUT = Path("crates/kernels/tests/golden")
 
 
 def main():
     random = np.random.default_rng(SEED)
     tensors = {}
-    for name, count in BLOCKS.items():
+    for name in SCALES:
         kind = GGMLQuantizationType[name.upper()]
         size = quants.GGML_QUANT_SIZES[kind][1]
+        count = 24 if quants.GGML_QUANT_SIZES[kind][0] == 32 else 6
         blocks = random.integers(0, 256, (count, size), dtype=np.uint8)
         for at in SCALES[name]:
             scales = (random.normal(0, 0.05, count)).astype(np.float16)

@@ -166,7 +166,7 @@ impl Error {
             }
             Self::GgufVersion { .. } => "convert the file with a current llama.cpp",
             Self::GgufTensorType { .. } => {
-                "types that are read: F32, F16, BF16, Q4_0, Q5_0, Q8_0, Q4_K, Q6_K; requantize the file to one of them"
+                "types that are read: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS; requantize the file to one of them"
             }
             Self::UnsupportedQuantization { .. } => {
                 "what is read: format pack-quantized, 4 or 8 bits, group or channel, no activation quantization"

@@ -263,22 +263,15 @@ pub(crate) fn encoding_id(encoding: Encoding) -> Option<u32> {
 
 /// ggml's names of tensor types, so that an error can say which one it met.
 fn tensor_type_name(id: u32) -> Option<&'static str> {
-    const NAMES: [(u32, &str); 27] = [
-        (3, "Q4_1"),
-        (7, "Q5_1"),
+    const NAMES: [(u32, &str); 20] = [
         (9, "Q8_1"),
-        (10, "Q2_K"),
-        (11, "Q3_K"),
-        (13, "Q5_K"),
         (15, "Q8_K"),
         (16, "IQ2_XXS"),
         (17, "IQ2_XS"),
         (18, "IQ3_XXS"),
         (19, "IQ1_S"),
-        (20, "IQ4_NL"),
         (21, "IQ3_S"),
         (22, "IQ2_S"),
-        (23, "IQ4_XS"),
         (24, "I8"),
         (25, "I16"),
         (26, "I32"),

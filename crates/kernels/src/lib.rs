@@ -5,6 +5,7 @@ mod activations;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod blocks;
 mod compute;
 mod dense_panel;
 mod dequant;

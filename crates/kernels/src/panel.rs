@@ -12,9 +12,10 @@
 
 use std::ops::Range;
 
-use bitmill_tensor::{BlockType, Encoding, WeightView, ZeroPoint};
+use bitmill_tensor::{Encoding, WeightView, ZeroPoint};
 
 use crate::activations::{BLOCK, CHUNK, CHUNK_BLOCKS, Token};
+use crate::blocks;
 use crate::isa::{Isa, Kind};
 use crate::row::Row;
 use crate::scalar::{Chunk, has_halves, is_signed};
@@ -44,8 +45,10 @@ impl Shape {
         let signed = is_signed(&row);
         let (nibbles, offsets) = match weight.encoding() {
             Encoding::Float(_) => (false, false),
-            Encoding::Block(block) => (matches!(block, BlockType::Q4_0 | BlockType::Q4_K), !signed),
-            Encoding::Grouped(layout) => (!signed, !signed || layout.zero_point == ZeroPoint::Asymmetric),
+            Encoding::Block(block) => (blocks::is_nibbles(block), !signed),
+            Encoding::Grouped(layout) => {
+                (layout.bits.get() <= 4, !signed || layout.zero_point == ZeroPoint::Asymmetric)
+            }
         };
         Self { signed, nibbles, halves: has_halves(&row), offsets }
     }

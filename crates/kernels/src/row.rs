@@ -78,19 +78,36 @@ impl GroupedRow<'_> {
         }
     }
 
+    /// What the fast path takes from codes of six bits and more: they become signed, which leaves its sums the room
+    /// that they need, and zero points move along. 0 for shorter codes, which stay unsigned.
+    #[inline(always)]
+    pub fn shift(&self) -> i32 {
+        let bits = self.layout.bits.get();
+        if bits >= 6 { 1 << (bits - 1) } else { 0 }
+    }
+
     /// The scale of group `group`.
     #[inline(always)]
     pub fn scale(&self, group: usize) -> f32 {
         self.layout.scale.read(self.scales, group)
     }
 
-    /// Where the zero points of 4- or 8-bit codes begin: one 32-bit word a group, this row's code shifted up in each.
-    /// Empty when symmetric.
+    /// Where the zero points of this row begin: one 32-bit word a group, this row's code shifted up in each. A code
+    /// that does not fit there goes on in the next words, as many bytes further as [`word_row_bytes`] says. Empty when
+    /// symmetric.
+    ///
+    /// [`word_row_bytes`]: Self::word_row_bytes
     #[inline(always)]
     pub fn zero_words(&self) -> (&[u8], usize) {
         let bits = usize::from(self.layout.bits.get());
-        let at = 4 * (self.row * bits / 32) * self.groups;
+        let at = self.row * bits / 32 * self.word_row_bytes();
         (self.zero_points.get(at..).unwrap_or(&[]), self.row * bits % 32)
+    }
+
+    /// Bytes of one word of zero points for each group.
+    #[inline(always)]
+    pub fn word_row_bytes(&self) -> usize {
+        4 * self.groups
     }
 
     /// The unsigned zero point of group `group`: the code that stands for zero.
@@ -116,46 +133,3 @@ impl GroupedRow<'_> {
         ((pair >> shift) & ((1 << bits) - 1)) as u8
     }
 }
-
-/// Little-endian f16 at `at`, widened.
-#[inline(always)]
-pub(crate) fn f16_at(bytes: &[u8], at: usize) -> f32 {
-    half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
-}
-
-/// Scale and minimum of sub-block `index` of a Q4_K block, from its 12 bytes of 6-bit numbers.
-///
-/// Sub-blocks 0..4 keep theirs in the low six bits of bytes 0..4 and 4..8; the others split them between the
-/// nibbles of bytes 8..12 and the two bits left in the bytes before.
-#[inline(always)]
-pub(crate) fn q4_k_scale_min(scales: &[u8], index: usize) -> (u8, u8) {
-    if index < 4 {
-        (scales[index] & 63, scales[index + 4] & 63)
-    } else {
-        (
-            (scales[index + 4] & 15) | ((scales[index - 4] >> 6) << 4),
-            (scales[index + 4] >> 4) | ((scales[index] >> 6) << 4),
-        )
-    }
-}
-
-/// Bytes of a Q4_K block: f16 d, f16 dmin, 12 bytes of scales, 128 bytes of nibbles.
-pub(crate) mod q4_k {
-    pub const BYTES: usize = 144;
-    pub const D: usize = 0;
-    pub const DMIN: usize = 2;
-    pub const SCALES: usize = 4;
-    pub const CODES: usize = 16;
-}
-
-/// Bytes of a Q6_K block: 128 low nibbles, 64 pairs of high bits, 16 int8 scales, f16 d.
-pub(crate) mod q6_k {
-    pub const BYTES: usize = 210;
-    pub const LOW: usize = 0;
-    pub const HIGH: usize = 128;
-    pub const SCALES: usize = 192;
-    pub const D: usize = 208;
-}
-
-const _: () = assert!(q4_k::BYTES == BlockType::Q4_K.bytes() && q4_k::CODES + 128 == q4_k::BYTES);
-const _: () = assert!(q6_k::BYTES == BlockType::Q6_K.bytes() && q6_k::D + 2 == q6_k::BYTES);

@@ -6,7 +6,8 @@
 use bitmill_tensor::BlockType;
 
 use crate::activations::Token;
-use crate::row::{GroupedRow, Row, f16_at, q4_k, q4_k_scale_min, q6_k};
+use crate::blocks::{self, Zero};
+use crate::row::{GroupedRow, Row};
 
 /// Unpacks columns `[first, first + out.len())` of `row` to f32.
 ///
@@ -46,67 +47,16 @@ pub(crate) fn unpack_grouped(row: &GroupedRow<'_>, first: usize, out: &mut [f32]
 }
 
 fn unpack_block(block: BlockType, bytes: &[u8], out: &mut [f32]) {
-    match block {
-        BlockType::Q8_0 => {
-            let d = f16_at(bytes, 0);
-            for (value, &code) in out.iter_mut().zip(&bytes[2..34]) {
-                *value = f32::from(code as i8) * d;
-            }
-        }
-        BlockType::Q4_0 => {
-            let d = f16_at(bytes, 0);
-            for (i, value) in out.iter_mut().enumerate() {
-                *value = (q4_0_code(bytes, i) - 8) as f32 * d;
-            }
-        }
-        BlockType::Q5_0 => {
-            let d = f16_at(bytes, 0);
-            for (i, value) in out.iter_mut().enumerate() {
-                *value = (q5_0_code(bytes, i) - 16) as f32 * d;
-            }
-        }
-        BlockType::Q4_K => {
-            let (d, dmin) = (f16_at(bytes, q4_k::D), f16_at(bytes, q4_k::DMIN));
-            for (j, out) in out.chunks_exact_mut(32).enumerate() {
-                let (scale, min) = q4_k_scale_min(&bytes[q4_k::SCALES..q4_k::CODES], j);
-                let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
-                for (i, value) in out.iter_mut().enumerate() {
-                    *value = scale * q4_k_code(bytes, 32 * j + i) as f32 - min;
-                }
-            }
-        }
-        BlockType::Q6_K => {
-            let d = f16_at(bytes, q6_k::D);
-            for (i, value) in out.iter_mut().enumerate() {
-                let scale = d * f32::from(bytes[q6_k::SCALES + i / 16] as i8);
-                *value = scale * (q6_k_code(bytes, i) - 32) as f32;
-            }
+    for (half, out) in out.chunks_exact_mut(16).enumerate() {
+        let (scale, zero) = blocks::scale_zero(block, bytes, half);
+        for (i, value) in out.iter_mut().enumerate() {
+            let code = blocks::code(block, bytes, 16 * half + i);
+            *value = match zero {
+                Zero::Code(zero) => scale * (code - zero) as f32,
+                Zero::Minimum(min) => scale * code as f32 - min,
+            };
         }
     }
-}
-
-/// Low nibbles hold the first 16 codes, high nibbles the others.
-fn q4_0_code(bytes: &[u8], i: usize) -> i32 {
-    i32::from((bytes[2 + i % 16] >> (4 * (i / 16))) & 15)
-}
-
-/// As Q4_0 after four bytes of fifth bits.
-fn q5_0_code(bytes: &[u8], i: usize) -> i32 {
-    let fifth = (bytes[2 + i / 8] >> (i % 8)) & 1;
-    i32::from((bytes[6 + i % 16] >> (4 * (i / 16))) & 15 | fifth << 4)
-}
-
-/// Each 32 bytes hold 64 codes: low nibbles the first 32, high nibbles the others.
-fn q4_k_code(bytes: &[u8], i: usize) -> i32 {
-    i32::from((bytes[q4_k::CODES + 32 * (i / 64) + i % 32] >> (4 * (i / 32 % 2))) & 15)
-}
-
-/// Each half of 128 codes: 64 bytes of nibbles (low ones first), 32 bytes of two high bits.
-fn q6_k_code(bytes: &[u8], i: usize) -> i32 {
-    let (half, i) = (i / 128, i % 128);
-    let low = (bytes[q6_k::LOW + 64 * half + i % 64] >> (4 * (i / 64))) & 15;
-    let high = (bytes[q6_k::HIGH + 32 * half + i % 32] >> (2 * (i / 32))) & 3;
-    i32::from(low | high << 4)
 }
 
 /// Σ x·w in f32: column `i` belongs to lane `i % 32`, a lane is a chain of fused multiply-adds, and the lanes are
@@ -146,30 +96,30 @@ pub(crate) struct Chunk {
     pub codes: [i16; 256],
     /// The scale of each half block.
     pub scales: [f32; 16],
-    /// `scale * code that stands for zero` (Q4_K: the minimum) of each half block.
+    /// `scale * code that stands for zero` (or the minimum) of each half block.
     pub offsets: [f32; 16],
 }
 
 /// Whether a block's halves have scales of their own.
 pub(crate) fn has_halves(row: &Row<'_>) -> bool {
-    matches!(row, Row::Block { block: BlockType::Q6_K, .. })
+    matches!(row, Row::Block { block, .. } if blocks::has_halves(*block))
 }
 
 /// Whether codes of this row use all eight bits, signed; else they are unsigned and below 64.
 pub(crate) fn is_signed(row: &Row<'_>) -> bool {
     match row {
-        Row::Block { block, .. } => *block == BlockType::Q8_0,
-        Row::Grouped(row) => row.layout.bits.get() == 8,
+        Row::Block { block, .. } => blocks::is_signed(*block),
+        Row::Grouped(row) => row.shift() > 0,
         Row::Float { .. } => false,
     }
 }
 
-/// Whether [`fast_dot`] can be asked for this row: blocks, and 4- or 8-bit codes in groups of whole blocks.
+/// Whether [`fast_dot`] can be asked for this row: blocks, and codes of 2 to 8 bits in groups of whole blocks.
 pub(crate) fn has_fast_path(row: &Row<'_>) -> bool {
     match row {
         Row::Float { .. } => false,
         Row::Block { .. } => true,
-        Row::Grouped(row) => matches!(row.layout.bits.get(), 4 | 8) && row.blocks_have_one_group(),
+        Row::Grouped(row) => row.layout.bits.get() >= 2 && row.blocks_have_one_group(),
     }
 }
 
@@ -185,35 +135,19 @@ impl Chunk {
                 Row::Block { block, bytes } => {
                     let at = (first + i) / block.weights() * block.bytes();
                     let (bytes, i) = (&bytes[at..at + block.bytes()], (first + i) % block.weights());
-                    match block {
-                        BlockType::Q8_0 => (i32::from(bytes[2 + i] as i8), f16_at(bytes, 0), 0.0),
-                        BlockType::Q4_0 => {
-                            let scale = f16_at(bytes, 0);
-                            (q4_0_code(bytes, i), scale, scale * 8.0)
-                        }
-                        BlockType::Q5_0 => {
-                            let scale = f16_at(bytes, 0);
-                            (q5_0_code(bytes, i), scale, scale * 16.0)
-                        }
-                        BlockType::Q4_K => {
-                            let (d, dmin) = (f16_at(bytes, q4_k::D), f16_at(bytes, q4_k::DMIN));
-                            let (scale, min) = q4_k_scale_min(&bytes[q4_k::SCALES..q4_k::CODES], i / 32);
-                            (q4_k_code(bytes, i), d * f32::from(scale), dmin * f32::from(min))
-                        }
-                        BlockType::Q6_K => {
-                            let scale =
-                                f16_at(bytes, q6_k::D) * f32::from(bytes[q6_k::SCALES + i / 16] as i8);
-                            (q6_k_code(bytes, i), scale, scale * 32.0)
-                        }
-                    }
+                    let (scale, zero) = blocks::scale_zero(block, bytes, i / 16);
+                    let offset = match zero {
+                        Zero::Code(0) => 0.0,
+                        Zero::Code(zero) => scale * zero as f32,
+                        Zero::Minimum(min) => min,
+                    };
+                    (blocks::code(block, bytes, i), scale, offset)
                 }
                 Row::Grouped(row) => {
                     let group = (first + i) / row.layout.group_size.get();
                     let scale = row.scale(group);
-                    // Eight-bit codes become signed, and their zero point moves along.
-                    let shift = if row.layout.bits.get() == 8 { 128 } else { 0 };
-                    let zero = i32::from(row.zero(group)) - shift;
-                    (i32::from(row.code(first + i)) - shift, scale, scale * zero as f32)
+                    let zero = i32::from(row.zero(group)) - row.shift();
+                    (i32::from(row.code(first + i)) - row.shift(), scale, scale * zero as f32)
                 }
             };
             chunk.codes[i] = code as i16;

@@ -108,6 +108,17 @@ impl std::ops::Deref for Guarded {
     }
 }
 
+/// Where the f16 scales of a block lie.
+fn float_places(block: BlockType) -> &'static [usize] {
+    match block {
+        BlockType::Q8_0 | BlockType::Q4_0 | BlockType::Q5_0 | BlockType::IQ4_NL | BlockType::IQ4_XS => &[0],
+        BlockType::Q4_1 | BlockType::Q5_1 | BlockType::Q4_K | BlockType::Q5_K => &[0, 2],
+        BlockType::Q2_K => &[80, 82],
+        BlockType::Q3_K => &[108],
+        BlockType::Q6_K => &[208],
+    }
+}
+
 /// A random matrix of some encoding. Codes take every value; scales are of a size that weights have.
 struct Sample {
     encoding: Encoding,
@@ -135,12 +146,7 @@ impl Sample {
             Encoding::Block(block) => {
                 let mut bytes = random.bytes(encoding.matrix_bytes(out_features, in_features));
                 for bytes in bytes.chunks_exact_mut(block.bytes()) {
-                    let places: &[usize] = match block {
-                        BlockType::Q8_0 | BlockType::Q4_0 | BlockType::Q5_0 => &[0],
-                        BlockType::Q4_K => &[0, 2],
-                        BlockType::Q6_K => &[208],
-                    };
-                    for &at in places {
+                    for &at in float_places(block) {
                         bytes[at..at + 2].copy_from_slice(&scale_bits(&mut random));
                     }
                 }
@@ -200,13 +206,10 @@ fn samples() -> Vec<Sample> {
             samples.push(Sample::new(Encoding::Float(float), 5, in_features));
         }
     }
-    for block in [BlockType::Q8_0, BlockType::Q4_0, BlockType::Q5_0] {
-        for in_features in [32, 64, 96, 224, 256, 288, 896] {
-            samples.push(Sample::new(Encoding::Block(block), 19, in_features));
-        }
-    }
-    for block in [BlockType::Q4_K, BlockType::Q6_K] {
-        for in_features in [256, 512, 1280] {
+    for block in BlockType::ALL {
+        let widths: &[usize] =
+            if block.weights() == 32 { &[32, 64, 96, 224, 256, 288, 896] } else { &[256, 512, 1280] };
+        for &in_features in widths {
             samples.push(Sample::new(Encoding::Block(block), 19, in_features));
         }
     }
@@ -233,6 +236,16 @@ fn samples() -> Vec<Sample> {
             ] {
                 let scale = [FloatType::BF16, FloatType::F16, FloatType::F32][in_features % 3];
                 samples.push(Sample::new(grouped(bits, group_size, zero_point, scale), 19, in_features));
+            }
+        }
+    }
+    for bits in [2, 3, 5, 6, 7] {
+        for zero_point in [ZeroPoint::Symmetric, ZeroPoint::Asymmetric] {
+            for (in_features, group_size) in
+                [(256, 32), (384, 64), (896, 128), (288, 96), (1024, 512), (77, 77), (300, 300), (64, 16)]
+            {
+                let scale = [FloatType::BF16, FloatType::F16, FloatType::F32][in_features % 3];
+                samples.push(Sample::new(grouped(bits, group_size, zero_point, scale), 37, in_features));
             }
         }
     }
@@ -410,12 +423,7 @@ fn the_largest_products_do_not_overflow() {
         let mut bytes = vec![byte; block.bytes() * (512 / block.weights())];
         for bytes in bytes.chunks_exact_mut(block.bytes()) {
             let one = half::f16::from_f32(1.0).to_le_bytes();
-            let places: &[usize] = match block {
-                BlockType::Q6_K => &[208],
-                BlockType::Q4_K => &[0, 2],
-                _ => &[0],
-            };
-            places.iter().for_each(|&at| bytes[at..at + 2].copy_from_slice(&one));
+            float_places(block).iter().for_each(|&at| bytes[at..at + 2].copy_from_slice(&one));
         }
         bytes
     };
@@ -609,6 +617,8 @@ fn threads_change_no_bit() {
         Encoding::Float(FloatType::BF16),
         Encoding::Block(BlockType::Q4_K),
         Encoding::Block(BlockType::Q6_K),
+        Encoding::Block(BlockType::IQ4_XS),
+        grouped(3, 64, ZeroPoint::Asymmetric, FloatType::BF16),
         grouped(4, 128, ZeroPoint::Asymmetric, FloatType::BF16),
     ] {
         let sample = Sample::new(encoding, 531, 768);

@@ -71,6 +71,24 @@ fn gguf(checkpoint: &Checkpoint, recipe: &Recipe, tensors: &[PlannedTensor]) -> 
     Ok(Layout::Gguf { metadata, specs, rope_factors })
 }
 
+/// `general.file_type` of a file in which most weights are of this type: that of llama.cpp's usual mix around it.
+fn file_type_of(block: BlockType) -> u32 {
+    match block {
+        BlockType::Q4_0 => 2,
+        BlockType::Q4_1 => 3,
+        BlockType::Q8_0 => 7,
+        BlockType::Q5_0 => 8,
+        BlockType::Q5_1 => 9,
+        BlockType::Q2_K => 10,
+        BlockType::Q3_K => 12,
+        BlockType::Q4_K => 15,
+        BlockType::Q5_K => 17,
+        BlockType::Q6_K => 18,
+        BlockType::IQ4_NL => 25,
+        BlockType::IQ4_XS => 30,
+    }
+}
+
 /// `general.file_type`: the mix's own, else that of the type that holds most weights.
 fn file_type(recipe: &Recipe, tensors: &[PlannedTensor]) -> u32 {
     if let Some(mix) =
@@ -79,11 +97,7 @@ fn file_type(recipe: &Recipe, tensors: &[PlannedTensor]) -> u32 {
         return mix.0.file_type();
     }
     match most_weights(tensors) {
-        Some(Encoding::Block(BlockType::Q4_0)) => 2,
-        Some(Encoding::Block(BlockType::Q5_0)) => 8,
-        Some(Encoding::Block(BlockType::Q8_0)) => 7,
-        Some(Encoding::Block(BlockType::Q4_K)) => 15,
-        Some(Encoding::Block(BlockType::Q6_K)) => 18,
+        Some(Encoding::Block(block)) => file_type_of(block),
         Some(Encoding::Float(FloatType::F16)) => 1,
         Some(Encoding::Float(FloatType::BF16)) => 32,
         _ => 0,

@@ -6,10 +6,13 @@
 //! each intrinsic in it becomes a call, fifty times slower. `nm -C` on a release binary shows none of
 //! `core_arch::x86::avx`.
 
+pub(crate) mod blocks;
 mod dense;
 pub(crate) mod exact;
 pub(crate) mod fast;
+pub(crate) mod groups;
 mod round;
+pub(crate) mod super_blocks;
 mod tile;
 pub(crate) mod unpack;
 

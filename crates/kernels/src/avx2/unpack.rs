@@ -2,9 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use bitmill_tensor::BlockType;
-
-use crate::row::{GroupedRow, Row, q4_k, q4_k_scale_min, q6_k};
+use crate::row::Row;
 use crate::scalar;
 
 /// A row whose weights come 32 at a time.
@@ -19,7 +17,9 @@ pub(crate) trait Unpack: Copy {
 /// Runs an expression with the row as its own [`Unpack`] type.
 macro_rules! with_unpack {
     ($row:expr, $weights:ident => $body:expr) => {{
-        use bitmill_tensor::{BlockType, FloatType};
+        use bitmill_tensor::FloatType;
+        use $crate::avx2::blocks::with_block;
+        use $crate::avx2::groups::with_group;
         use $crate::avx2::unpack::*;
         match *$row {
             Row::Float { float: FloatType::F32, bytes } => {
@@ -34,48 +34,8 @@ macro_rules! with_unpack {
                 let $weights = Bf16(bytes.as_ptr());
                 $body
             }
-            Row::Block { block: BlockType::Q8_0, bytes } => {
-                let $weights = Q8_0(bytes.as_ptr());
-                $body
-            }
-            Row::Block { block: BlockType::Q4_0, bytes } => {
-                let $weights = Q4_0(bytes.as_ptr());
-                $body
-            }
-            Row::Block { block: BlockType::Q5_0, bytes } => {
-                let $weights = Q5_0(bytes.as_ptr());
-                $body
-            }
-            Row::Block { block: BlockType::Q4_K, bytes } => {
-                let $weights = Q4K(bytes.as_ptr());
-                $body
-            }
-            Row::Block { block: BlockType::Q6_K, bytes } => {
-                let $weights = Q6K(bytes.as_ptr());
-                $body
-            }
-            Row::Grouped(row) => match (row.layout.bits.get(), row.blocks_have_one_group()) {
-                (4, true) => {
-                    let $weights = Grouped::<4>::new(&row);
-                    $body
-                }
-                (8, true) => {
-                    let $weights = Grouped::<8>::new(&row);
-                    $body
-                }
-                (4, false) if row.layout.group_size.get() >= 8 => {
-                    let $weights = Uneven::<4>(&row);
-                    $body
-                }
-                (8, false) if row.layout.group_size.get() >= 8 => {
-                    let $weights = Uneven::<8>(&row);
-                    $body
-                }
-                _ => {
-                    let $weights = AnyGrouped(&row);
-                    $body
-                }
-            },
+            Row::Block { block, bytes } => with_block!(block, bytes, $weights => $body),
+            Row::Grouped(row) => with_group!(row, $weights => $body),
         }
     }};
 }
@@ -174,23 +134,71 @@ impl Unpack for Bf16 {
     }
 }
 
-/// `(code − zero) * scale` of 32 unsigned codes.
+/// `(code − zero) * scale` of 32 unsigned codes, a scale for each half of them.
+///
+/// # Safety
+/// The caller has AVX2.
 #[inline(always)]
-unsafe fn scaled(codes: __m256i, zero: i32, scale: f32) -> [__m256; 4] {
+pub(super) unsafe fn scaled(codes: __m256i, zero: i32, scales: [f32; 2]) -> [__m256; 4] {
     // SAFETY: no memory is touched; the features are the caller's.
     unsafe {
-        let (zero, scale) = (_mm256_set1_epi32(zero), _mm256_set1_ps(scale));
+        let zero = _mm256_set1_epi32(zero);
         let mut out = [_mm256_setzero_ps(); 4];
-        for (out, code) in out.iter_mut().zip(widen_codes(codes)) {
-            *out = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero)), scale);
+        for (i, code) in widen_codes(codes).into_iter().enumerate() {
+            let scale = _mm256_set1_ps(scales[i / 2]);
+            out[i] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero)), scale);
+        }
+        out
+    }
+}
+
+/// `code * scale` of 32 signed codes.
+///
+/// # Safety
+/// The caller has AVX2.
+#[inline(always)]
+pub(super) unsafe fn scaled_signed(codes: __m256i, scale: f32) -> [__m256; 4] {
+    // SAFETY: no memory is touched; the features are the caller's.
+    unsafe {
+        let scale = _mm256_set1_ps(scale);
+        let (low, high) = (_mm256_castsi256_si128(codes), _mm256_extracti128_si256::<1>(codes));
+        let wide = [
+            _mm256_cvtepi8_epi32(low),
+            _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(low)),
+            _mm256_cvtepi8_epi32(high),
+            _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(high)),
+        ];
+        let mut out = [_mm256_setzero_ps(); 4];
+        for (out, code) in out.iter_mut().zip(wide) {
+            *out = _mm256_mul_ps(_mm256_cvtepi32_ps(code), scale);
+        }
+        out
+    }
+}
+
+/// `scale * code − minimum` of 32 unsigned codes, a scale and a minimum for each half of them.
+///
+/// # Safety
+/// The caller has AVX2.
+#[inline(always)]
+pub(super) unsafe fn above(codes: __m256i, scales: [f32; 2], mins: [f32; 2]) -> [__m256; 4] {
+    // SAFETY: no memory is touched; the features are the caller's.
+    unsafe {
+        let mut out = [_mm256_setzero_ps(); 4];
+        for (i, code) in widen_codes(codes).into_iter().enumerate() {
+            let (scale, min) = (_mm256_set1_ps(scales[i / 2]), _mm256_set1_ps(mins[i / 2]));
+            out[i] = _mm256_sub_ps(_mm256_mul_ps(scale, _mm256_cvtepi32_ps(code)), min);
         }
         out
     }
 }
 
 /// 32 bytes as four vectors of i32, zero-extended.
+///
+/// # Safety
+/// The caller has AVX2.
 #[inline(always)]
-unsafe fn widen_codes(codes: __m256i) -> [__m256i; 4] {
+pub(super) unsafe fn widen_codes(codes: __m256i) -> [__m256i; 4] {
     // SAFETY: no memory is touched; the features are the caller's.
     unsafe {
         let (low, high) = (_mm256_castsi256_si128(codes), _mm256_extracti128_si256::<1>(codes));
@@ -259,265 +267,5 @@ pub(crate) unsafe fn fifth_bits(at: *const u8) -> __m256i {
         let bit_of = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
         let set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit_of), bit_of);
         _mm256_and_si256(set, _mm256_set1_epi8(16))
-    }
-}
-
-/// See [`BlockType::Q8_0`].
-#[derive(Clone, Copy)]
-pub(crate) struct Q8_0(pub *const u8);
-impl Unpack for Q8_0 {
-    #[inline(always)]
-    unsafe fn unpack32(self, block: usize) -> [__m256; 4] {
-        // SAFETY: one block of the row.
-        unsafe {
-            let at = self.0.add(BlockType::Q8_0.bytes() * block);
-            let scale = _mm256_set1_ps(f16_at(at));
-            let part = |i: usize| {
-                let codes = _mm256_cvtepi8_epi32(_mm_loadl_epi64(at.add(2 + 8 * i).cast()));
-                _mm256_mul_ps(_mm256_cvtepi32_ps(codes), scale)
-            };
-            [part(0), part(1), part(2), part(3)]
-        }
-    }
-}
-
-/// See [`BlockType::Q4_0`].
-#[derive(Clone, Copy)]
-pub(crate) struct Q4_0(pub *const u8);
-impl Unpack for Q4_0 {
-    #[inline(always)]
-    unsafe fn unpack32(self, block: usize) -> [__m256; 4] {
-        // SAFETY: one block of the row.
-        unsafe {
-            let at = self.0.add(BlockType::Q4_0.bytes() * block);
-            scaled(halves_of_nibbles(at.add(2)), 8, f16_at(at))
-        }
-    }
-}
-
-/// See [`BlockType::Q5_0`].
-#[derive(Clone, Copy)]
-pub(crate) struct Q5_0(pub *const u8);
-impl Unpack for Q5_0 {
-    #[inline(always)]
-    unsafe fn unpack32(self, block: usize) -> [__m256; 4] {
-        // SAFETY: one block of the row.
-        unsafe {
-            let at = self.0.add(BlockType::Q5_0.bytes() * block);
-            let codes = _mm256_or_si256(halves_of_nibbles(at.add(6)), fifth_bits(at.add(2)));
-            scaled(codes, 16, f16_at(at))
-        }
-    }
-}
-
-/// See [`BlockType::Q4_K`].
-#[derive(Clone, Copy)]
-pub(crate) struct Q4K(pub *const u8);
-impl Q4K {
-    /// Codes of sub-block `block`, counted over the row.
-    #[inline(always)]
-    pub unsafe fn codes32(self, block: usize) -> __m256i {
-        // SAFETY: one block of the row.
-        unsafe {
-            let at = self.0.add(q4_k::BYTES * (block / 8) + q4_k::CODES + 32 * (block % 8 / 2));
-            let both = _mm256_loadu_si256(at.cast());
-            let own = if block.is_multiple_of(2) { both } else { _mm256_srli_epi16::<4>(both) };
-            _mm256_and_si256(own, _mm256_set1_epi8(15))
-        }
-    }
-}
-impl Unpack for Q4K {
-    #[inline(always)]
-    unsafe fn unpack32(self, block: usize) -> [__m256; 4] {
-        // SAFETY: one block of the row.
-        unsafe {
-            let at = self.0.add(q4_k::BYTES * (block / 8));
-            let scales = std::slice::from_raw_parts(at.add(q4_k::SCALES), 12);
-            let (scale, min) = q4_k_scale_min(scales, block % 8);
-            let scale = _mm256_set1_ps(f16_at(at.add(q4_k::D)) * f32::from(scale));
-            let min = _mm256_set1_ps(f16_at(at.add(q4_k::DMIN)) * f32::from(min));
-            let mut out = [_mm256_setzero_ps(); 4];
-            for (out, code) in out.iter_mut().zip(widen_codes(self.codes32(block))) {
-                *out = _mm256_sub_ps(_mm256_mul_ps(scale, _mm256_cvtepi32_ps(code)), min);
-            }
-            out
-        }
-    }
-}
-
-/// See [`BlockType::Q6_K`].
-#[derive(Clone, Copy)]
-pub(crate) struct Q6K(pub *const u8);
-impl Q6K {
-    /// Unsigned codes of the 32 weights `block`, counted over the row.
-    #[inline(always)]
-    pub unsafe fn codes32(self, block: usize) -> __m256i {
-        // SAFETY: one block of the row.
-        unsafe {
-            let at = self.0.add(q6_k::BYTES * (block / 8));
-            let (half, quarter) = (block % 8 / 4, block % 4);
-            let low = _mm256_loadu_si256(at.add(q6_k::LOW + 64 * half + 32 * (quarter % 2)).cast());
-            let low = if quarter < 2 { low } else { _mm256_srli_epi16::<4>(low) };
-            let low = _mm256_and_si256(low, _mm256_set1_epi8(15));
-            let high = _mm256_loadu_si256(at.add(q6_k::HIGH + 32 * half).cast());
-            // The pair of bits moves to bits 4 and 5 of its byte.
-            let high = match quarter {
-                0 => _mm256_slli_epi16::<4>(high),
-                1 => _mm256_slli_epi16::<2>(high),
-                2 => high,
-                _ => _mm256_srli_epi16::<2>(high),
-            };
-            _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x30)))
-        }
-    }
-}
-impl Unpack for Q6K {
-    #[inline(always)]
-    unsafe fn unpack32(self, block: usize) -> [__m256; 4] {
-        // SAFETY: one block of the row.
-        unsafe {
-            let at = self.0.add(q6_k::BYTES * (block / 8));
-            let d = f16_at(at.add(q6_k::D));
-            let scale = |i: usize| {
-                let scale = at.add(q6_k::SCALES + 2 * (block % 8) + i).cast::<i8>().read();
-                _mm256_set1_ps(d * f32::from(scale))
-            };
-            let scales = [scale(0), scale(1)];
-            let zero = _mm256_set1_epi32(32);
-            let mut out = [_mm256_setzero_ps(); 4];
-            for (i, code) in widen_codes(self.codes32(block)).into_iter().enumerate() {
-                out[i] = _mm256_mul_ps(scales[i / 2], _mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero)));
-            }
-            out
-        }
-    }
-}
-
-/// Codes of `BITS` (4 or 8), every 32 of one group.
-#[derive(Clone, Copy)]
-pub(crate) struct Grouped<'a, const BITS: usize> {
-    row: &'a GroupedRow<'a>,
-    /// Blocks in a group, and their logarithm where they are a power of two: a division costs as much as a block.
-    blocks: usize,
-    shift: Option<u32>,
-}
-
-impl<'a, const BITS: usize> Grouped<'a, BITS> {
-    #[inline(always)]
-    pub fn new(row: &'a GroupedRow<'a>) -> Self {
-        // One group spans the row where it is not a multiple of 32.
-        let size = row.layout.group_size.get();
-        let blocks = if size.is_multiple_of(32) { size / 32 } else { usize::MAX };
-        let shift = blocks.is_power_of_two().then(|| blocks.trailing_zeros());
-        Self { row, blocks, shift }
-    }
-
-    /// Codes, zero point and scale of block `block`.
-    ///
-    /// # Safety
-    /// As [`Unpack::unpack32`].
-    #[inline(always)]
-    pub unsafe fn parts(self, block: usize) -> (__m256i, i32, f32) {
-        let group = match self.shift {
-            Some(shift) => block >> shift,
-            None => block / self.blocks,
-        };
-        // SAFETY: the block's bytes lie within the row.
-        let codes = unsafe { any_codes::<BITS>(self.row.packed.as_ptr(), block) };
-        (codes, i32::from(self.row.zero(group)), self.row.scale(group))
-    }
-}
-
-impl<const BITS: usize> Unpack for Grouped<'_, BITS> {
-    #[inline(always)]
-    unsafe fn unpack32(self, block: usize) -> [__m256; 4] {
-        // SAFETY: as this function's.
-        unsafe {
-            let (codes, zero, scale) = self.parts(block);
-            scaled(codes, zero, scale)
-        }
-    }
-}
-
-/// 32 unsigned codes of `BITS` (4 or 8) in order.
-#[inline(always)]
-unsafe fn any_codes<const BITS: usize>(packed: *const u8, block: usize) -> __m256i {
-    // SAFETY: the caller's: the block's bytes lie within the row.
-    unsafe {
-        let at = packed.add(4 * BITS * block);
-        if BITS == 8 { _mm256_loadu_si256(at.cast()) } else { nibbles_in_order(at) }
-    }
-}
-
-/// Codes of `BITS` (4 or 8) in groups of at least eight that do not tile blocks of 32.
-#[derive(Clone, Copy)]
-pub(crate) struct Uneven<'a, const BITS: usize>(pub &'a GroupedRow<'a>);
-
-impl<const BITS: usize> Uneven<'_, BITS> {
-    /// Scale and zero point of each of 32 weights.
-    ///
-    /// # Safety
-    /// As [`Unpack::unpack32`].
-    #[inline(always)]
-    pub unsafe fn scales(self, block: usize) -> ([f32; 64], [f32; 64]) {
-        let size = self.0.layout.group_size.get();
-        let (mut scales, mut zeros) = ([0f32; 64], [0f32; 64]);
-        let (mut group, mut at) = (32 * block / size, 0);
-        let mut end = (group + 1) * size - 32 * block;
-        while at < 32 {
-            // SAFETY: `at` stays below 32 and 32 lanes are written; what spills over a group's end is overwritten.
-            unsafe {
-                let scale = _mm256_set1_ps(self.0.scale(group));
-                let zero = _mm256_set1_ps(f32::from(self.0.zero(group)));
-                for i in (at..end.min(32)).step_by(8) {
-                    _mm256_storeu_ps(scales.as_mut_ptr().add(i), scale);
-                    _mm256_storeu_ps(zeros.as_mut_ptr().add(i), zero);
-                }
-            }
-            at = end;
-            end += size;
-            group += 1;
-        }
-        (scales, zeros)
-    }
-
-    /// Codes of block `block`.
-    ///
-    /// # Safety
-    /// As [`Unpack::unpack32`].
-    #[inline(always)]
-    pub unsafe fn codes(self, block: usize) -> __m256i {
-        // SAFETY: as this function's.
-        unsafe { any_codes::<BITS>(self.0.packed.as_ptr(), block) }
-    }
-}
-
-impl<const BITS: usize> Unpack for Uneven<'_, BITS> {
-    #[inline(always)]
-    unsafe fn unpack32(self, block: usize) -> [__m256; 4] {
-        // SAFETY: as this function's; differences of codes are exact as floats too.
-        unsafe {
-            let (scales, zeros) = self.scales(block);
-            let mut out = [_mm256_setzero_ps(); 4];
-            for (j, code) in widen_codes(self.codes(block)).into_iter().enumerate() {
-                let zero = _mm256_loadu_ps(zeros.as_ptr().add(8 * j));
-                let scale = _mm256_loadu_ps(scales.as_ptr().add(8 * j));
-                out[j] = _mm256_mul_ps(_mm256_sub_ps(_mm256_cvtepi32_ps(code), zero), scale);
-            }
-            out
-        }
-    }
-}
-
-/// Any other width, and groups of less than eight: plain code, compiled for these instructions.
-#[derive(Clone, Copy)]
-pub(crate) struct AnyGrouped<'a>(pub &'a GroupedRow<'a>);
-impl Unpack for AnyGrouped<'_> {
-    #[inline(always)]
-    unsafe fn unpack32(self, block: usize) -> [__m256; 4] {
-        let mut values = [0f32; 32];
-        scalar::unpack_grouped(self.0, 32 * block, &mut values);
-        // SAFETY: the array holds 32.
-        unsafe { F32(values.as_ptr().cast()).unpack32(0) }
     }
 }

@@ -3,9 +3,9 @@
 
 use std::arch::x86_64::*;
 
-use super::unpack::{Unpack, with_unpack};
+use super::unpack::Unpack;
 use crate::avx2::exact::sum8;
-use crate::avx2::unpack::tail;
+use crate::avx2::unpack::{tail, with_unpack};
 use crate::row::Row;
 
 /// See [`scalar::exact_dot`](crate::scalar::exact_dot): the two accumulators are its 32 lanes.

@@ -23,6 +23,10 @@ use bitmill_tensor::{BlockType, FloatType};
 use self::lanes::F8;
 use crate::{Error, error::first_non_finite};
 
+/// The types that [`quantize_blocks`] writes; the others are read.
+pub const ENCODED: [BlockType; 5] =
+    [BlockType::Q4_0, BlockType::Q5_0, BlockType::Q8_0, BlockType::Q4_K, BlockType::Q6_K];
+
 /// Encodes `weight`, whole blocks of consecutive weights, into `out`.
 ///
 /// Runs in the calling thread and allocates nothing; rows are independent, so callers split them. Positions in errors
@@ -31,7 +35,7 @@ use crate::{Error, error::first_non_finite};
 /// # Errors
 /// [`UnevenGroups`](Error::UnevenGroups) if `weight` is not whole blocks, [`NonFinite`](Error::NonFinite) for NaN and
 /// infinity, [`ScaleOverflow`](Error::ScaleOverflow) if a block's scale is beyond f16 (llama-quantize refuses both
-/// too); `out` is then unspecified.
+/// too), [`NotEncoded`](Error::NotEncoded) for a type outside of [`ENCODED`]; `out` is then unspecified.
 ///
 /// # Panics
 /// If `out` has another length than those blocks.
@@ -49,6 +53,13 @@ pub fn quantize_blocks(block: BlockType, weight: &[f32], out: &mut [u8]) -> Resu
         BlockType::Q8_0 => each_block::<q8_0::Q8_0, _, _>(weight, out),
         BlockType::Q4_K => each_block::<q4_k::Q4_K, _, _>(weight, out),
         BlockType::Q6_K => each_block::<q6_k::Q6_K, _, _>(weight, out),
+        BlockType::Q4_1
+        | BlockType::Q5_1
+        | BlockType::Q2_K
+        | BlockType::Q3_K
+        | BlockType::Q5_K
+        | BlockType::IQ4_NL
+        | BlockType::IQ4_XS => return Err(Error::NotEncoded { block }),
     };
     encoded.map_err(|(index, scale)| Error::ScaleOverflow {
         row: 0,
