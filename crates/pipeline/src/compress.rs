@@ -1,10 +1,12 @@
 //! Runs a plan: tensor by tensor, rows at a time, written as they are made, read back before the output is put in place.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bitmill_checkpoint::{Checkpoint, Overwrite, Pairing, RoleKind, Target, Tensor, Written, halves_row};
 use bitmill_kernels::{Isa, dequantize_rows};
+use bitmill_prune::{Sparsity, Threshold, mask_bytes};
 use bitmill_quant::{pack_zero_points, quantize_blocks, quantize_rows};
 use bitmill_tensor::{BlockType, Encoding, FloatType, Grouped, WeightData, WeightView};
 use rayon::prelude::*;
@@ -15,6 +17,8 @@ use crate::error::Error;
 use crate::layout::{Output, RECORD, carried_files};
 use crate::plan::{Plan, PlannedTensor, Treatment, rows_and_columns};
 use crate::progress::Progress;
+use crate::pruned::Mask;
+use crate::pruning::Removal;
 use crate::recipe::Format;
 
 /// Weights that are widened to f32 at once: two such buffers and their codes are all that a run holds.
@@ -36,6 +40,12 @@ pub struct TensorRecord {
     pub bytes: u64,
     /// `‖w − ŵ‖ / ‖w‖`; 0 where nothing was rounded.
     pub relative_error: f64,
+    /// Name in the source, where layers before it were removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Values that are zero as stored, where weights were removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zeros: Option<u64>,
     /// xxh3 of the source's values, widened to f32.
     pub source_hash: String,
     /// xxh3 of the values that the stored codes stand for; checked against the output.
@@ -76,12 +86,12 @@ pub fn compress(
     let target = Target { path: path.into(), overwrite };
     let output = plan.layout.create(&target)?;
     let isa = Isa::best();
-    let total = plan.weights;
+    let total = plan.tensors.iter().map(PlannedTensor::weights).sum();
     let mut done = 0;
     let mut records = Vec::with_capacity(plan.tensors.len());
     progress.begin(&format!("{}: compressing", plan.recipe.name));
     for (index, planned) in plan.tensors.iter().enumerate() {
-        let tensor = checkpoint.tensor(&planned.name)?;
+        let tensor = checkpoint.tensor(&planned.source)?;
         let mut run = TensorRun::new(checkpoint, plan.recipe.format, planned, &tensor, isa);
         run.stream(&output, index, |weights| {
             done += weights;
@@ -161,7 +171,10 @@ pub(crate) fn peak_bytes(tensors: &[PlannedTensor]) -> u64 {
             Encoding::Grouped(grouped) => rows * grouped.groups_per_row(cols),
             _ => 0,
         };
-        8 * weights + (bytes + held) as u64
+        // The source's values, those decided, and, where weights are removed, what is left with its mask.
+        let copies = if tensor.removal.is_some() { 3 } else { 2 };
+        let mask = if tensor.removal.is_some() { chunk_rows * mask_bytes(cols) } else { 0 };
+        copies * 4 * weights + (bytes + held + mask) as u64
     };
     PROGRAM + tensors.iter().map(chunk).max().unwrap_or(0)
 }
@@ -186,6 +199,7 @@ struct TensorRun<'a> {
     decided: RowHashes,
     squared_error: f64,
     squared_norm: f64,
+    zeros: u64,
 }
 
 impl<'a> TensorRun<'a> {
@@ -211,6 +225,7 @@ impl<'a> TensorRun<'a> {
             decided: RowHashes::default(),
             squared_error: 0.0,
             squared_norm: 0.0,
+            zeros: 0,
         }
     }
 
@@ -223,7 +238,9 @@ impl<'a> TensorRun<'a> {
     ) -> Result<(), Error> {
         let (rows, cols) = (self.planned.out_features(), self.planned.in_features());
         let mut weight = Vec::new();
+        let mut pruned = Vec::new();
         let mut decided = Vec::new();
+        let mask = self.planned.removal.map(|removal| self.mask(removal));
         let mut zero_codes = Vec::new();
         let mut offsets = [0u64; 2];
         for first in (0..rows).step_by(rows_per_chunk(cols)) {
@@ -232,7 +249,16 @@ impl<'a> TensorRun<'a> {
             decided.resize(chunk * cols, 0.0);
             self.read_rows(first, &mut weight);
             self.refuse_non_finite(first, &weight)?;
-            let parts = self.encode(first, &weight, &mut decided)?;
+            let left = match &mask {
+                None => &weight,
+                Some(mask) => {
+                    pruned.clone_from(&weight);
+                    mask.apply(&mut pruned, cols, rows_per_task(cols), |row| self.source_row(first + row))
+                        .map_err(|source| Error::Prune { tensor: self.planned.name.clone(), source })?;
+                    &pruned
+                }
+            };
+            let parts = self.encode(first, left, &mut decided)?;
             for (part, bytes) in [parts.codes, parts.scales].iter().enumerate() {
                 if !bytes.is_empty() {
                     output.write_at(index, part, offsets[part], bytes)?;
@@ -255,8 +281,37 @@ impl<'a> TensorRun<'a> {
         Ok(())
     }
 
+    /// What decides which weights go: for a line through the whole tensor, after passes over it.
+    fn mask(&self, removal: Removal) -> Mask {
+        match removal {
+            Removal::Rows(rule) => Mask::Rows(rule),
+            Removal::Tensor(sparsity) => Mask::Tensor(self.threshold(sparsity)),
+        }
+    }
+
+    fn threshold(&self, sparsity: Sparsity) -> Threshold {
+        let (rows, cols) = (self.planned.out_features(), self.planned.in_features());
+        let mut weight = Vec::new();
+        let selected = Threshold::select(sparsity.removed(self.planned.weights()), |take| {
+            for first in (0..rows).step_by(rows_per_chunk(cols)) {
+                weight.resize(rows_per_chunk(cols).min(rows - first) * cols, 0.0);
+                self.read_rows_of(|row| first + row, &mut weight);
+                take(&weight);
+                self.tensor.release();
+            }
+            Ok::<(), Infallible>(())
+        });
+        let Ok(threshold) = selected;
+        threshold
+    }
+
     /// Rows `first..` of the output, widened, in the output's order.
     fn read_rows(&self, first: usize, out: &mut [f32]) {
+        self.read_rows_of(|row| self.source_row(first + row), out);
+    }
+
+    /// Rows of the checkpoint, widened; `source_row` gives the place of each in canonical order.
+    fn read_rows_of(&self, source_row: impl Fn(usize) -> usize + Sync, out: &mut [f32]) {
         let view = self.tensor.view();
         let (isa, cols) = (self.isa, view.in_features());
         if self.planned.shape.len() < 2 {
@@ -264,14 +319,14 @@ impl<'a> TensorRun<'a> {
             let mut stored = vec![0.0; cols];
             dequantize_rows(isa, &view, 0, &mut stored);
             for (at, value) in out.iter_mut().enumerate() {
-                *value = stored[self.tensor.stored_row(self.source_row(at))];
+                *value = stored[self.tensor.stored_row(source_row(at))];
             }
             return;
         }
         let tasks = rows_per_task(cols);
         out.par_chunks_mut(tasks * cols).enumerate().for_each(|(task, out)| {
             for (row, out) in out.chunks_exact_mut(cols).enumerate() {
-                let source = self.source_row(first + task * tasks + row);
+                let source = source_row(task * tasks + row);
                 dequantize_rows(isa, &view, self.tensor.stored_row(source), out);
             }
         });
@@ -357,19 +412,20 @@ impl<'a> TensorRun<'a> {
         let cols = self.planned.in_features();
         self.source.add(weight, cols);
         self.decided.add(decided, cols);
-        let sums: Vec<(f64, f64)> = weight
+        let sums: Vec<(f64, f64, u64)> = weight
             .par_chunks(cols)
             .zip(decided.par_chunks(cols))
             .map(|(weight, decided)| {
-                weight.iter().zip(decided).fold((0.0, 0.0), |(error, norm), (&w, &d)| {
+                weight.iter().zip(decided).fold((0.0, 0.0, 0), |(error, norm, zeros), (&w, &d)| {
                     let (w, d) = (f64::from(w), f64::from(d));
-                    (error + (w - d) * (w - d), norm + w * w)
+                    (error + (w - d) * (w - d), norm + w * w, zeros + u64::from(d == 0.0))
                 })
             })
             .collect();
-        for (error, norm) in sums {
+        for (error, norm, zeros) in sums {
             self.squared_error += error;
             self.squared_norm += norm;
+            self.zeros += zeros;
         }
     }
 
@@ -382,6 +438,8 @@ impl<'a> TensorRun<'a> {
             to: self.planned.to.to_string(),
             bytes: self.planned.bytes_after,
             relative_error,
+            source: (self.planned.source != self.planned.name).then(|| self.planned.source.clone()),
+            zeros: self.planned.removal.map(|_| self.zeros),
             source_hash: self.source.finish(),
             decided_hash: self.decided.finish(),
             reason: self.planned.reason.clone(),
@@ -503,6 +561,7 @@ fn read_back(
     progress: &dyn Progress,
 ) -> Result<(), Error> {
     let written = Checkpoint::open(staged)?;
+    let total = plan.tensors.iter().map(PlannedTensor::weights).sum();
     let mut done = 0;
     let mut values = Vec::new();
     for (planned, record) in plan.tensors.iter().zip(records) {
@@ -524,7 +583,7 @@ fn read_back(
             hashes.add(&values, cols);
             tensor.release();
             done += (chunk * cols) as u64;
-            progress.at(done, plan.weights);
+            progress.at(done, total);
         }
         if hashes.finish() != record.decided_hash {
             return Err(mismatch());

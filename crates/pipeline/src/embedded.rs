@@ -1,7 +1,7 @@
 //! `millet`, the model inside the binary, with its text and tasks: what every command uses when none is named.
 
 use bitmill_checkpoint::{Checkpoint, ModelConfig, Region};
-use bitmill_text::Task;
+use bitmill_text::{Task, Tokenizer};
 
 use crate::Error;
 
@@ -33,6 +33,21 @@ const TASKS: &[(&str, &str)] = &[
 
 /// The built-in evaluation text: short documents in English and Chinese, divided by `<|endoftext|>`.
 pub(crate) const TEXT: &str = include_str!("../../../assets/millet/text/eval.txt");
+
+/// The built-in calibration text: of the same kind, and no part of the other.
+pub(crate) const CALIBRATION: &str = include_str!("../../../assets/millet/text/calib.txt");
+
+/// The token between documents of the built-in texts.
+const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// A built-in text as a model with this tokenizer gets it: documents are divided by a blank line where it knows no
+/// other sign.
+pub(crate) fn divided(text: &str, tokenizer: &Tokenizer) -> String {
+    match tokenizer.id_of(END_OF_TEXT) {
+        Some(_) => text.into(),
+        None => text.replace(END_OF_TEXT, "\n\n"),
+    }
+}
 
 /// Opens the embedded model.
 ///

@@ -92,6 +92,34 @@ pub enum Error {
         /// Why.
         source: bitmill_quant::Error,
     },
+    /// A pruning pattern does not fit one tensor.
+    #[error("`{tensor}`: {source}")]
+    Prune {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        source: bitmill_prune::Error,
+    },
+    /// So small or large a part of the layers that none, or all, would go.
+    #[error("recipe `{recipe}` would remove {removed} of {n_layers} layers")]
+    DepthRemoves {
+        /// The recipe's name.
+        recipe: String,
+        /// Layers that would go.
+        removed: usize,
+        /// Layers of the model.
+        n_layers: usize,
+    },
+    /// The recipe names a layer that the model has not.
+    #[error("recipe `{recipe}` removes layer {layer} of a model with layers 0 to {}", n_layers - 1)]
+    NoSuchLayer {
+        /// The recipe's name.
+        recipe: String,
+        /// The layer.
+        layer: usize,
+        /// Layers of the model.
+        n_layers: usize,
+    },
     /// A weight lies beyond the float type that it is to be stored in.
     #[error("`{tensor}`: row {row}, column {col}: {value:e} is beyond {float}")]
     FloatOverflow {
@@ -214,6 +242,11 @@ impl Error {
                 Some("compress the model's Hugging Face folder, or choose a GGUF preset".into())
             }
             Self::Quantize { source, .. } => source.hint(),
+            Self::Prune { source, .. } => source.hint(),
+            Self::DepthRemoves { n_layers, .. } => Some(format!(
+                "one layer at least goes and one stays: a fraction of 1/{n_layers} is one layer"
+            )),
+            Self::NoSuchLayer { .. } => Some("layers are counted from 0".into()),
             Self::OutputIsSource { .. } => {
                 Some("write beside it; the original may be removed once the output is there".into())
             }

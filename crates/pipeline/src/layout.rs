@@ -7,6 +7,7 @@ use bitmill_checkpoint::{
 use bitmill_tensor::{BlockType, Encoding, FloatType, Granularity, Grouped};
 use bitmill_text::Tokenizer;
 
+use crate::depth::Cut;
 use crate::error::Error;
 use crate::plan::{PlannedTensor, rows_and_columns};
 use crate::recipe::{Format, Recipe, Step};
@@ -35,17 +36,25 @@ pub(crate) enum Layout {
 pub(crate) fn layout(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
+    cut: &Cut,
     tensors: &[PlannedTensor],
     shard_bytes: u64,
 ) -> Result<Layout, Error> {
     match recipe.format {
-        Format::Gguf => gguf(checkpoint, recipe, tensors),
-        Format::CompressedTensors | Format::HuggingFace => folder(checkpoint, recipe, tensors, shard_bytes),
+        Format::Gguf => gguf(checkpoint, recipe, cut, tensors),
+        Format::CompressedTensors | Format::HuggingFace => {
+            folder(checkpoint, recipe, cut, tensors, shard_bytes)
+        }
     }
 }
 
-fn gguf(checkpoint: &Checkpoint, recipe: &Recipe, tensors: &[PlannedTensor]) -> Result<Layout, Error> {
-    let config = checkpoint.config();
+fn gguf(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    cut: &Cut,
+    tensors: &[PlannedTensor],
+) -> Result<Layout, Error> {
+    let config = &cut.config;
     let mut metadata =
         bitmill_checkpoint::gguf_metadata(config, &checkpoint.name(), file_type(recipe, tensors));
     let tokenizer = Tokenizer::from_checkpoint(checkpoint)?.to_gguf(config.vocab_size, checkpoint)?;
@@ -119,6 +128,7 @@ fn most_weights(tensors: &[PlannedTensor]) -> Option<Encoding> {
 fn folder(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
+    cut: &Cut,
     tensors: &[PlannedTensor],
     shard_bytes: u64,
 ) -> Result<Layout, Error> {
@@ -162,6 +172,7 @@ fn folder(
         .config_json()
         .cloned()
         .ok_or_else(|| Error::NeedsFolder { model: checkpoint.name(), format: recipe.format.name() })?;
+    cut.rewrite(&mut config);
     if recipe.format == Format::CompressedTensors {
         config["quantization_config"] = bitmill_checkpoint::packed_config(&groups, &ignore);
     } else {

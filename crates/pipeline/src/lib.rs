@@ -11,6 +11,7 @@
 
 mod compare;
 mod compress;
+mod depth;
 pub mod embedded;
 mod error;
 mod files;
@@ -20,16 +21,20 @@ mod pattern;
 mod plan;
 mod presets;
 mod progress;
+mod pruned;
+mod pruning;
 mod recipe;
 
 pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};
 pub use compress::{CompressRecord, TensorRecord, compress, n_weights, size_on_disk};
+pub use depth::{Depth, Influence};
 pub use error::Error;
 pub use files::write_file;
 pub use measure::{Dense, Material, Request, Subject, TaskChoice, measure_quality};
 pub use plan::{Plan, PlanOptions, PlannedTensor, Treatment};
 pub use presets::{PRESETS, Preset, preset};
 pub use progress::{Progress, Silent};
+pub use pruning::{DepthStep, MagnitudeStep, Removal};
 pub use recipe::{
     BitsNumber, BlockName, FloatName, Format, GranularityName, MixName, Recipe, ScaleName, Step,
     ZeroPointName,

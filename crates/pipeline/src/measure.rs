@@ -14,9 +14,6 @@ use crate::{Error, Progress, embedded};
 /// Dense log-probabilities that are kept on disk at most; beyond it the dense model runs again beside each other one.
 const SPOOL_BYTES: u64 = 2 << 30;
 
-/// The token between documents of the built-in text.
-const END_OF_TEXT: &str = "<|endoftext|>";
-
 /// What to measure quality on, as asked for.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
@@ -70,15 +67,7 @@ impl Material {
                     .map_err(|source| Error::ReadFile { path: path.clone(), source })?;
                 (path.display().to_string(), text)
             }
-            None => {
-                let knows_divider = subject.tokenizer.id_of(END_OF_TEXT).is_some();
-                let text = if knows_divider {
-                    embedded::TEXT.into()
-                } else {
-                    embedded::TEXT.replace(END_OF_TEXT, "\n\n")
-                };
-                ("built-in text".into(), text)
-            }
+            None => ("built-in text".into(), embedded::divided(embedded::TEXT, &subject.tokenizer)),
         };
         let window = request.window.unwrap_or(if is_millet { 256 } else { 512 });
         let windows = Windows::of_text(&subject.tokenizer, &text, window, request.windows)?;

@@ -5,9 +5,11 @@ use bitmill_quant::{MixTensor, RtnGrid, choose};
 use bitmill_tensor::{Encoding, FloatType};
 use serde::Serialize;
 
+use crate::depth::{Cut, Depth};
 use crate::error::Error;
 use crate::layout::{self, Layout};
 use crate::pattern::Pattern;
+use crate::pruning::Removal;
 use crate::recipe::{Format, Recipe, Step};
 
 /// Choices of a run that are no part of the recipe.
@@ -30,7 +32,9 @@ impl Default for PlanOptions {
 pub struct PlannedTensor {
     /// Canonical (Hugging Face) name.
     pub name: String,
-    /// What it is in the model.
+    /// The same tensor's name in the source: another where layers before it are removed.
+    pub source: String,
+    /// What it is in the output.
     pub role: Role,
     /// `[out_features, in_features]`, or `[len]`.
     pub shape: Vec<usize>,
@@ -42,6 +46,8 @@ pub struct PlannedTensor {
     pub bytes_before: u64,
     /// Bytes after, alignment not counted.
     pub bytes_after: u64,
+    /// Which weights become zero before anything else happens to them.
+    pub removal: Option<Removal>,
     /// How the bytes after come from the bytes before.
     pub treatment: Treatment,
     /// Why this encoding, where the recipe alone does not say: a fallback, a `skip`.
@@ -80,7 +86,27 @@ impl PlannedTensor {
 
     /// Whether nothing happens to it.
     fn is_kept(&self) -> bool {
-        self.from == self.to && !self.is_quantized_again()
+        self.from == self.to && self.removal.is_none() && !self.is_quantized_again()
+    }
+
+    /// Weights that become zero, by number; exact.
+    pub fn zeros(&self) -> u64 {
+        let (rows, cols) = rows_and_columns(&self.shape);
+        // The plan was made with it, so it fits.
+        let kept = self.removal.and_then(|removal| removal.kept(rows, cols).ok());
+        kept.map_or(0, |kept| (rows * cols - kept) as u64)
+    }
+
+    /// What it is stored as and how much of it is zero: `bf16, 50 % zeros`.
+    fn what(&self) -> String {
+        let stored = if self.is_kept() { format!("kept {}", self.to) } else { self.to.to_string() };
+        match self.removal {
+            None => stored,
+            Some(_) => {
+                let hundredths = self.zeros() as f64 * 10_000.0 / self.weights().max(1) as f64;
+                format!("{stored}, {} % zeros", hundredths.round() / 100.0)
+            }
+        }
     }
 }
 
@@ -97,7 +123,9 @@ pub struct Plan {
     pub source_bytes: u64,
     /// Bytes of the output, every file counted but its record; exact.
     pub output_bytes: u64,
-    /// Weights of the model.
+    /// Layers that go.
+    pub depth: Option<Depth>,
+    /// Weights of the source: what size is counted against, layers and weights that go included.
     pub weights: u64,
     /// `output_bytes · 8 / weights`.
     pub bits_per_weight: f64,
@@ -107,7 +135,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Decides for each tensor of `checkpoint` what `recipe` makes of it. Reads headers, no weights.
+    /// Decides for each tensor of `checkpoint` what `recipe` makes of it. Reads headers, no weights, unless layers of
+    /// least influence go: then the model runs over calibration tokens.
     ///
     /// # Errors
     /// If the source is quantized already, a pattern matches nothing, a group size does not divide a row, or members
@@ -116,10 +145,20 @@ impl Plan {
         let mut sources: Vec<&TensorInfo> =
             checkpoint.tensors().iter().filter(|info| is_written(checkpoint, info)).collect();
         sources.sort_by_key(|info| reading_order(&info.role));
+        let weights = sources.iter().map(|info| info.shape.iter().map(|&n| n as u64).product::<u64>()).sum();
+        let depth = recipe.steps.iter().find_map(|step| match step {
+            Step::Depth(step) => Some(Depth::resolve(checkpoint, &recipe.name, step)),
+            _ => None,
+        });
+        let depth = depth.transpose()?;
+        let cut = Cut::new(checkpoint.config(), depth.as_ref());
+        sources.retain(|info| cut.role(info.role).is_some());
         let steps = resolve_steps(checkpoint, recipe, &sources)?;
         let mut tensors = Vec::with_capacity(sources.len());
         for info in sources {
-            tensors.push(plan_tensor(checkpoint, recipe, &steps, info)?);
+            if let Some(role) = cut.role(info.role) {
+                tensors.push(plan_tensor(checkpoint, recipe, &cut, &steps, info, role)?);
+            }
         }
         if let Some(twice) = tensors.iter().find(|tensor| tensor.is_quantized_again())
             && !options.allow_requantize
@@ -137,9 +176,9 @@ impl Plan {
             }
             refuse_split_fusion(&tensors)?;
         }
-        let layout = layout::layout(checkpoint, recipe, &tensors, options.shard_bytes)?;
-        let weights: u64 = tensors.iter().map(PlannedTensor::weights).sum();
+        let layout = layout::layout(checkpoint, recipe, &cut, &tensors, options.shard_bytes)?;
         let output_bytes = layout.total_bytes();
+        let measuring = depth.as_ref().map_or(0, |depth| depth.peak_bytes(checkpoint.config()));
         Ok(Self {
             model: checkpoint.name(),
             recipe: recipe.clone(),
@@ -147,8 +186,9 @@ impl Plan {
             output_bytes,
             weights,
             bits_per_weight: output_bytes as f64 * 8.0 / weights.max(1) as f64,
-            peak_bytes: crate::compress::peak_bytes(&tensors),
+            peak_bytes: crate::compress::peak_bytes(&tensors).max(measuring),
             tensors,
+            depth,
             layout,
         })
     }
@@ -163,6 +203,8 @@ impl Plan {
             to: String,
             bytes_before: u64,
             bytes_after: u64,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            zeros: Option<u64>,
             #[serde(skip_serializing_if = "str::is_empty")]
             reason: &'a str,
         }
@@ -176,10 +218,11 @@ impl Plan {
                 to: t.to.to_string(),
                 bytes_before: t.bytes_before,
                 bytes_after: t.bytes_after,
+                zeros: t.removal.map(|_| t.zeros()),
                 reason: &t.reason,
             })
             .collect();
-        serde_json::json!({
+        let mut document = serde_json::json!({
             "schema": "bitmill.plan/1",
             "version": env!("CARGO_PKG_VERSION"),
             "model": self.model,
@@ -193,7 +236,12 @@ impl Plan {
             "bits_per_weight": self.bits_per_weight,
             "peak_bytes": self.peak_bytes,
             "tensors": tensors,
-        })
+        });
+        if let Some(depth) = &self.depth {
+            // Numbers and strings always have a JSON form.
+            document["depth"] = serde_json::to_value(depth).unwrap_or_default();
+        }
+        document
     }
 
     /// The plan as a table for people: a line for each kind of tensor and encoding, layers folded together.
@@ -206,7 +254,8 @@ impl Plan {
                 Some(layer) => tensor.name.replacen(&format!(".{layer}."), ".*.", 1),
                 None => tensor.name.clone(),
             };
-            match folded.iter_mut().find(|(seen, first, ..)| *seen == name && first.to == tensor.to) {
+            let alike = |first: &PlannedTensor| (first.to, first.removal) == (tensor.to, tensor.removal);
+            match folded.iter_mut().find(|(seen, first, ..)| *seen == name && alike(first)) {
                 Some((_, _, count, before, after)) => {
                     *count += 1;
                     *before += tensor.bytes_before;
@@ -218,7 +267,7 @@ impl Plan {
         let width = folded.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
         let mut text = String::new();
         for (name, tensor, count, before, after) in &folded {
-            let what = if tensor.is_kept() { format!("kept {}", tensor.to) } else { tensor.to.to_string() };
+            let what = tensor.what();
             let shape = tensor.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
             // A String takes every write.
             let _ = write!(
@@ -231,6 +280,10 @@ impl Plan {
                 let _ = write!(text, "  {}", tensor.reason);
             }
             text.push('\n');
+        }
+        if let Some(depth) = &self.depth {
+            text.push('\n');
+            text.push_str(&depth.to_text());
         }
         let quantized = self.tensors.iter().filter(|tensor| tensor.to.is_quantized()).count();
         let _ = writeln!(
@@ -338,6 +391,9 @@ fn live_pattern(
 fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
     match step {
         Step::Float { .. } | Step::Keep { .. } => !(format == Format::Gguf && info.shape.len() < 2),
+        // Every tensor that stays is stored by another step, or kept.
+        Step::Depth(_) => false,
+        Step::Magnitude(_) => info.role.kind.is_matrix(),
         Step::Mix { .. } | Step::Block { .. } | Step::Rtn { .. } => {
             info.role.kind.is_matrix()
                 && !(format == Format::CompressedTensors && info.role.kind == RoleKind::TokenEmbedding)
@@ -348,28 +404,47 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
 fn plan_tensor(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
+    cut: &Cut,
     steps: &[Resolved<'_>],
     info: &TensorInfo,
+    role: Role,
 ) -> Result<PlannedTensor, Error> {
-    let may_decide = |step: &&Resolved<'_>| can_change(recipe.format, step.step, info);
-    let Decision { to, treatment, reason } =
-        match steps.iter().rev().filter(may_decide).find(|step| step.claims(info)) {
-            Some(claim) => decide(checkpoint, recipe.format, claim.step, info)?,
-            None => {
-                let skipped = steps.iter().filter(may_decide).any(|step| step.skips(info));
-                let kept = as_floats(checkpoint, recipe.format, info);
-                if skipped { Decision { reason: "matched `skip`".into(), ..kept } } else { kept }
-            }
-        };
     let (rows, cols) = rows_and_columns(&info.shape);
+    let last_claim = |prunes: bool| {
+        let may_decide = move |step: &&Resolved<'_>| {
+            step.step.prunes() == prunes && can_change(recipe.format, step.step, info)
+        };
+        (steps.iter().rev().filter(may_decide).find(|step| step.claims(info)), may_decide)
+    };
+    let removal = match last_claim(true).0.map(|claim| claim.step) {
+        Some(Step::Magnitude(step)) => Some(step.removal),
+        _ => None,
+    };
+    if let Some(removal) = removal {
+        let refused = |source| Error::Prune { tensor: info.name.clone(), source };
+        removal.kept(rows, cols).map_err(refused)?;
+    }
+    let (claim, may_decide) = last_claim(false);
+    let Decision { to, treatment, reason } = match claim {
+        Some(claim) => decide(checkpoint, recipe.format, cut, claim.step, info, role)?,
+        None => {
+            let skipped = steps.iter().filter(may_decide).any(|step| step.skips(info));
+            let kept = as_floats(checkpoint, recipe.format, info);
+            if skipped { Decision { reason: "matched `skip`".into(), ..kept } } else { kept }
+        }
+    };
+    // Copied codes know nothing of zeros.
+    let treatment = if removal.is_some() { Treatment::Rounded } else { treatment };
     Ok(PlannedTensor {
-        name: info.name.clone(),
-        role: info.role,
+        name: role.canonical_name().unwrap_or_else(|| info.name.clone()),
+        source: info.name.clone(),
+        role,
         shape: info.shape.clone(),
         from: info.encoding,
         to,
         bytes_before: info.stored_bytes,
         bytes_after: to.matrix_bytes(rows, cols) as u64,
+        removal,
         treatment,
         reason,
     })
@@ -400,20 +475,22 @@ impl Decision {
 fn decide(
     checkpoint: &Checkpoint,
     format: Format,
+    cut: &Cut,
     step: &Step,
     info: &TensorInfo,
+    role: Role,
 ) -> Result<Decision, Error> {
     let (out_features, in_features) = rows_and_columns(&info.shape);
     let refused = |source| Error::Quantize { tensor: info.name.clone(), source };
     match step {
         Step::Mix { mix } => {
-            let config = checkpoint.config();
-            let gguf_name = info.role.gguf_name().unwrap_or_else(|| info.name.clone());
+            let config = &cut.config;
+            let gguf_name = role.gguf_name().unwrap_or_else(|| info.name.clone());
             let choice = choose(
                 mix.0,
                 &MixTensor {
                     gguf_name: &gguf_name,
-                    layer: info.role.layer,
+                    layer: role.layer,
                     n_layers: config.n_layers,
                     in_features,
                     out_features,
@@ -444,6 +521,8 @@ fn decide(
             let layout = grid.layout(in_features).map_err(refused)?;
             Ok(Decision::rounded(Encoding::Grouped(layout)))
         }
+        // A step that prunes stores nothing: it decides as none would.
+        Step::Depth(_) | Step::Magnitude(_) => Ok(as_floats(checkpoint, format, info)),
         Step::Float { float, .. } => Ok(Decision::rounded(Encoding::Float(float.0))),
         Step::Keep { .. } => Ok(match info.encoding {
             Encoding::Block(_) if format == Format::Gguf => {

@@ -2,9 +2,11 @@
 
 use std::num::NonZeroUsize;
 
+use bitmill_prune::{NOfM, RowRule, Sparsity};
 use bitmill_quant::Mix;
 use bitmill_tensor::Bits;
 
+use crate::pruning::{DepthStep, MagnitudeStep, Removal};
 use crate::recipe::{BitsNumber, Format, GranularityName, MixName, Recipe, Step, ZeroPointName};
 
 /// A preset as `bitmill recipes` lists it.
@@ -24,6 +26,18 @@ pub const PRESETS: &[Preset] = &[
     Preset { name: "w8a16", about: "compressed-tensors, 8-bit codes, one scale a row" },
     Preset { name: "w4a16_g128", about: "compressed-tensors, 4-bit codes, one scale for 128 weights" },
     Preset { name: "w4a16_g64", about: "the same with 64 (any `_gN`), `_asym` for zero points" },
+    Preset {
+        name: "prune_50",
+        about: "plain floats, the smaller half of every row zero: same bytes, same time",
+    },
+    Preset {
+        name: "prune_2of4",
+        about: "plain floats, 2 kept of every 4 inputs (any `prune_N`, `prune_NofM`)",
+    },
+    Preset {
+        name: "depth_25",
+        about: "a quarter of the layers removed, those that change least (any `depth_N`)",
+    },
 ];
 
 /// The recipe of a preset's name; `None` if no preset is called that.
@@ -39,7 +53,35 @@ pub fn preset(name: &str) -> Option<Recipe> {
         let steps = vec![Step::Mix { mix: MixName(mix) }];
         return Some(Recipe { name: mix.name().into(), format: Format::Gguf, steps });
     }
-    weight_only(name)
+    weight_only(name).or_else(|| pruned(name)).or_else(|| shallower(name))
+}
+
+/// `prune_N` (percent of every row) and `prune_NofM`.
+fn pruned(name: &str) -> Option<Recipe> {
+    let what = name.strip_prefix("prune_")?;
+    let rule = match what.split_once("of") {
+        Some((kept, of)) => RowRule::NOfM(NOfM::new(plain_number(kept)?, plain_number(of)?)?),
+        None => RowRule::Sparsity(Sparsity::new(percent(what)?)?),
+    };
+    let step = MagnitudeStep { targets: None, skip: Vec::new(), removal: Removal::Rows(rule) };
+    Some(Recipe { name: name.into(), format: Format::HuggingFace, steps: vec![Step::Magnitude(step)] })
+}
+
+/// `depth_N`: percent of the layers.
+fn shallower(name: &str) -> Option<Recipe> {
+    let remove = percent(name.strip_prefix("depth_")?)?;
+    let step = Step::Depth(DepthStep::Least { remove, calibration: None });
+    Some(Recipe { name: name.into(), format: Format::HuggingFace, steps: vec![step] })
+}
+
+/// `1` to `99` as a fraction.
+fn percent(digits: &str) -> Option<f64> {
+    plain_number(digits).filter(|&number| number < 100).map(|number| number as f64 / 100.0)
+}
+
+/// A number from 1 in its one spelling: no sign, no leading zero.
+fn plain_number(digits: &str) -> Option<usize> {
+    digits.starts_with(|c: char| c.is_ascii_digit() && c != '0').then(|| digits.parse().ok())?
 }
 
 /// `w{4,8}a16[_gN][_asym]`.
@@ -57,12 +99,8 @@ fn weight_only(name: &str) -> Option<Recipe> {
     let granularity = match rest {
         "" => GranularityName::Channel,
         group => {
-            let digits = group.strip_prefix("_g")?;
-            // One spelling a recipe: no sign, no leading zero.
-            if !digits.starts_with(|c: char| c.is_ascii_digit() && c != '0') {
-                return None;
-            }
-            GranularityName::Group { size: digits.parse::<NonZeroUsize>().ok()? }
+            let size = plain_number(group.strip_prefix("_g")?)?;
+            GranularityName::Group { size: NonZeroUsize::new(size)? }
         }
     };
     let step = Step::Rtn {
@@ -100,6 +138,16 @@ mod tests {
             "w4a8",
             "w4a16_sym",
             "q4",
+            "prune_",
+            "prune_0",
+            "prune_100",
+            "prune_050",
+            "prune_5of4",
+            "prune_2of",
+            "prune_50%",
+            "depth_100",
+            "depth_-5",
+            "depth",
         ] {
             assert!(preset(name).is_none(), "{name}");
         }

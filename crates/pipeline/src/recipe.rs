@@ -16,7 +16,8 @@
 //! granularity = "channel"
 //! ```
 //!
-//! Steps are read in order and the last one that targets a tensor decides. A step without `targets` means every
+//! Steps are read in order and the last one that targets a tensor decides; those that prune come before those that
+//! store, and compose with them. A step without `targets` means every
 //! matrix of the decoder layers. A pattern that matches nothing is an error, and so is a key nobody knows.
 
 use std::num::NonZeroUsize;
@@ -26,6 +27,7 @@ use bitmill_quant::Mix;
 use bitmill_tensor::{Bits, BlockType, FloatType, Granularity, ZeroPoint};
 use serde::{Deserialize, Serialize};
 
+use crate::pruning::{DepthStep, MagnitudeStep};
 use crate::{Error, presets};
 
 /// What a run writes.
@@ -53,7 +55,7 @@ impl Format {
     /// Whether a step can be written in it.
     fn takes(self, step: &Step) -> bool {
         match step {
-            Step::Float { .. } => true,
+            Step::Depth(_) | Step::Magnitude(_) | Step::Float { .. } => true,
             Step::Mix { .. } | Step::Block { .. } => self == Self::Gguf,
             Step::Rtn { .. } => self == Self::CompressedTensors,
             Step::Keep { .. } => self != Self::CompressedTensors,
@@ -79,6 +81,10 @@ pub struct Recipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Step {
+    /// Whole layers taken away; stands before what stores weights.
+    Depth(DepthStep),
+    /// Weights of small magnitude set to zero; stands before what stores weights, and composes with it.
+    Magnitude(MagnitudeStep),
     /// llama.cpp's own choice of a type for each tensor.
     Mix {
         /// `q8_0`, `q4_0` or `q4_k_m`.
@@ -143,6 +149,8 @@ impl Step {
     /// `kind` as recipes write it.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
+            Self::Depth(_) => "depth",
+            Self::Magnitude(_) => "magnitude",
             Self::Mix { .. } => "mix",
             Self::Block { .. } => "block",
             Self::Rtn { .. } => "rtn",
@@ -151,10 +159,16 @@ impl Step {
         }
     }
 
+    /// Whether it takes away weights or layers, whatever stores the rest.
+    pub(crate) fn prunes(&self) -> bool {
+        matches!(self, Self::Depth(_) | Self::Magnitude(_))
+    }
+
     /// The patterns of what it is for; `None`: every matrix of the decoder layers, or (a mix) everything.
     pub(crate) fn targets(&self) -> Option<&[String]> {
         match self {
-            Self::Mix { .. } => None,
+            Self::Depth(_) | Self::Mix { .. } => None,
+            Self::Magnitude(step) => step.targets.as_deref(),
             Self::Block { targets, .. }
             | Self::Rtn { targets, .. }
             | Self::Float { targets, .. }
@@ -165,7 +179,8 @@ impl Step {
     /// The patterns of what it leaves alone.
     pub(crate) fn skip(&self) -> &[String] {
         match self {
-            Self::Mix { .. } => &[],
+            Self::Depth(_) | Self::Mix { .. } => &[],
+            Self::Magnitude(step) => &step.skip,
             Self::Block { skip, .. }
             | Self::Rtn { skip, .. }
             | Self::Float { skip, .. }
@@ -211,6 +226,15 @@ impl Recipe {
                 let (kind, format) = (step.kind(), recipe.format.name());
                 return Err(malformed(format!("a step of kind `{kind}` cannot be written as {format}")));
             }
+        }
+        for pair in recipe.steps.windows(2) {
+            if pair[1].prunes() && !pair[0].prunes() {
+                let (late, early) = (pair[1].kind(), pair[0].kind());
+                return Err(malformed(format!("`{late}` comes after `{early}`: pruning comes first")));
+            }
+        }
+        if recipe.steps.iter().filter(|step| matches!(step, Step::Depth(_))).count() > 1 {
+            return Err(malformed("two steps of kind `depth`".into()));
         }
         Ok(recipe)
     }
