@@ -7,7 +7,7 @@ use std::path::Path;
 use bitmill_tensor::{Encoding, Grouped, WeightData, WeightView};
 
 use crate::folder::{self, Files};
-use crate::{Error, GgufTokenizer, GgufValue, ModelConfig, Region, Role, gguf_in};
+use crate::{Error, GgufTokenizer, GgufValue, ModelConfig, Region, Role, config_out, gguf_in};
 
 /// The format of an opened checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -240,6 +240,22 @@ impl Checkpoint {
     /// config.json as it is, for a Hugging Face checkpoint.
     pub fn config_json(&self) -> Option<&serde_json::Value> {
         self.config_json.as_ref()
+    }
+
+    /// The config.json of this model as a Hugging Face folder: its own, or one written for a GGUF file.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming what config.json cannot say.
+    pub fn to_config_json(&self) -> Result<serde_json::Value, Error> {
+        match &self.config_json {
+            Some(json) => Ok(json.clone()),
+            None => config_out::write(&self.name, &self.config, &self.infos),
+        }
+    }
+
+    /// generation_config.json for a model that came without: the tokens that begin and end a text.
+    pub fn to_generation_config(&self) -> serde_json::Value {
+        config_out::write_generation(&self.config)
     }
 
     /// Every metadata key of a GGUF file, in file order; nothing for other formats.

@@ -36,6 +36,9 @@ const FAMILIES: [Row; 2] = [
 ];
 
 impl Family {
+    /// Every family.
+    pub const ALL: [Self; 2] = [Self::Qwen2, Self::Llama];
+
     fn row(self) -> &'static Row {
         match self {
             Self::Qwen2 => &FAMILIES[0],

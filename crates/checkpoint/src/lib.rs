@@ -31,6 +31,7 @@ mod checkpoint;
 mod compressed_tensors;
 mod config;
 mod config_json;
+mod config_out;
 mod error;
 mod family;
 mod folder;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Make large language models small, and prove what that cost.
 ///
@@ -39,6 +39,8 @@ pub enum Command {
     Plan(Plan),
     /// Compress a model by a recipe and write it in a format that runtimes load.
     Compress(Compress),
+    /// Write a model in another format, its numbers as they are or as other floats.
+    Convert(Convert),
     /// Measure perplexity, divergence from the dense model, and task accuracy.
     Eval(Eval),
     /// Measure prefill and decode latency and peak memory.
@@ -92,6 +94,42 @@ pub struct Compress {
     /// Replace OUT if it is there already, once the new one is complete.
     #[arg(long, short)]
     pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Convert {
+    /// A Hugging Face folder or a .gguf file; the embedded model if absent.
+    pub model: Option<String>,
+    /// The format to write: one .gguf file for llama.cpp, or a folder of safetensors for everything else.
+    #[arg(long, value_name = "FORMAT")]
+    pub to: ConvertTo,
+    /// Store weights as these floats. `keep`: as they are; GGUF blocks stay what they are in GGUF, and codes that the
+    /// format has no form for are unpacked to the dtype that the model was made in.
+    #[arg(long, value_name = "DTYPE", default_value = "keep")]
+    pub dtype: ConvertDtype,
+    /// Write safetensors shards of at most this size.
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
+    pub shard_size: u64,
+    /// The file (GGUF) or folder (hugging-face) to write.
+    #[arg(long, short, value_name = "OUT")]
+    pub output: PathBuf,
+    /// Replace OUT if it is there already, once the new one is complete.
+    #[arg(long, short)]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ConvertTo {
+    Gguf,
+    HuggingFace,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ConvertDtype {
+    Keep,
+    F32,
+    F16,
+    Bf16,
 }
 
 /// What to measure quality on.

@@ -54,6 +54,7 @@ fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Inspect(args) => commands::inspect(args, global),
         Command::Plan(args) => commands::plan(args, global),
         Command::Compress(args) => commands::compress(args, global),
+        Command::Convert(args) => commands::convert(args, global),
         Command::Eval(args) => commands::eval(args, global),
         Command::Bench(args) => commands::bench(args, global),
         Command::Compare(args) => commands::compare(args, global),

@@ -300,3 +300,31 @@ fn a_closed_pipe_is_no_error() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn converts_there_and_back_and_says_what_was_unpacked() {
+    let source = tiny(Variant::LlamaWide);
+    let out = tempfile::tempdir().unwrap();
+    let at = |name: &str| out.path().join(name);
+    let convert = |from: &Path, to: &str, name: &str| {
+        succeeds(&["convert", text(from), "--to", to, "-o", text(&at(name))])
+    };
+    convert(source.path(), "gguf", "m.gguf");
+    convert(&at("m.gguf"), "hugging-face", "back");
+    let evaluated = |model: &Path| {
+        let document = json(&["eval", text(model), "--no-tasks", "--window", "64", "--windows", "2"]);
+        document["perplexity"].as_f64().unwrap()
+    };
+    assert_eq!(evaluated(source.path()), evaluated(&at("back")));
+
+    succeeds(&["compress", text(source.path()), "--recipe", "q4_k_m", "-o", text(&at("q.gguf"))]);
+    let said = convert(&at("q.gguf"), "gguf", "copy.gguf");
+    assert!(said.contains("tensors of q4_k copied as they are"), "{said}");
+    let said = convert(&at("q.gguf"), "hugging-face", "plain");
+    assert!(said.contains("tensors of q4_k unpacked to f16"), "{said}");
+
+    let to_onnx = bitmill(&["convert", text(source.path()), "--to", "onnx", "-o", text(&at("x"))]);
+    assert_eq!(to_onnx.status.code(), Some(2));
+    let said = refused(&["convert", text(source.path()), "--to", "gguf", "-o", text(&at("m.gguf"))]);
+    assert!(said.contains("--force"), "{said}");
+}

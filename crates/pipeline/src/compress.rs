@@ -100,7 +100,6 @@ pub fn compress(
         records.push(run.into_record());
         tensor.release();
     }
-    output.copy_files(checkpoint)?;
     let document = document(plan, &records);
     let text = format!("{document:#}\n");
     output.add_record(text.as_bytes())?;

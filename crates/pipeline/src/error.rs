@@ -76,14 +76,6 @@ pub enum Error {
         /// Its encoding.
         encoding: String,
     },
-    /// The output needs files that only a Hugging Face folder has.
-    #[error("{model} is a GGUF file, and {format} needs the config and tokenizer of a Hugging Face folder")]
-    NeedsFolder {
-        /// The model.
-        model: String,
-        /// The format's name.
-        format: &'static str,
-    },
     /// A method failed on one tensor.
     #[error("`{tensor}`: {source}")]
     Quantize {
@@ -238,9 +230,6 @@ impl Error {
             Self::AlreadyQuantized { .. } => Some(
                 "start from the original weights, or accept a second loss with --allow-requantize".into(),
             ),
-            Self::NeedsFolder { .. } => {
-                Some("compress the model's Hugging Face folder, or choose a GGUF preset".into())
-            }
             Self::Quantize { source, .. } => source.hint(),
             Self::Prune { source, .. } => source.hint(),
             Self::DepthRemoves { n_layers, .. } => Some(format!(

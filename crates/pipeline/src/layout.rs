@@ -2,7 +2,7 @@
 
 use bitmill_checkpoint::{
     Checkpoint, FolderWriter, GgufTensorSpec, GgufValue, GgufWriter, PackedScheme, Region, RoleKind,
-    StTensorSpec, Target, Written,
+    StTensorSpec, Target, TokenizerSource, Written,
 };
 use bitmill_tensor::{BlockType, Encoding, FloatType, Granularity, Grouped};
 use bitmill_text::Tokenizer;
@@ -25,8 +25,7 @@ pub(crate) enum Layout {
     },
     Folder {
         specs: Vec<StTensorSpec>,
-        config: Vec<u8>,
-        carried_bytes: u64,
+        files: Vec<(String, Region)>,
         shard_bytes: u64,
         parts: Vec<Vec<usize>>,
     },
@@ -55,10 +54,17 @@ fn gguf(
     tensors: &[PlannedTensor],
 ) -> Result<Layout, Error> {
     let config = &cut.config;
+    bitmill_checkpoint::check_gguf(&checkpoint.name(), config)?;
     let mut metadata =
         bitmill_checkpoint::gguf_metadata(config, &checkpoint.name(), file_type(recipe, tensors));
-    let tokenizer = Tokenizer::from_checkpoint(checkpoint)?.to_gguf(config.vocab_size, checkpoint)?;
-    metadata.extend(tokenizer.to_metadata());
+    if checkpoint.format() == bitmill_checkpoint::Format::Gguf {
+        // As they are: keys that nothing here knows included.
+        let tokenizer = checkpoint.metadata().iter().filter(|(key, _)| key.starts_with("tokenizer."));
+        metadata.extend(tokenizer.cloned());
+    } else {
+        let tokenizer = Tokenizer::from_checkpoint(checkpoint)?.to_gguf(config.vocab_size, checkpoint)?;
+        metadata.extend(tokenizer.to_metadata());
+    }
     metadata.push(("bitmill.version".into(), GgufValue::String(env!("CARGO_PKG_VERSION").into())));
     metadata.push(("bitmill.recipe".into(), GgufValue::String(recipe.to_toml())));
     let mut specs: Vec<GgufTensorSpec> = tensors
@@ -168,19 +174,34 @@ fn folder(
         // The head is a Linear module all the same, and loaders look for it here.
         ignore.push("lm_head".into());
     }
-    let mut config = checkpoint
-        .config_json()
-        .cloned()
-        .ok_or_else(|| Error::NeedsFolder { model: checkpoint.name(), format: recipe.format.name() })?;
+    let mut config = checkpoint.to_config_json()?;
     cut.rewrite(&mut config);
     if recipe.format == Format::CompressedTensors {
         config["quantization_config"] = bitmill_checkpoint::packed_config(&groups, &ignore);
     } else {
         declare_floats(&mut config, tensors);
     }
-    let config = format!("{config:#}\n").into_bytes();
-    let carried_bytes = carried_files(checkpoint).map(|(_, bytes)| bytes.len() as u64).sum();
-    Ok(Layout::Folder { specs, config, carried_bytes, shard_bytes, parts })
+    let mut files = vec![("config.json".to_owned(), pretty(&config))];
+    files.extend(carried_files(checkpoint));
+    files.extend(rebuilt_files(checkpoint)?);
+    Ok(Layout::Folder { specs, files, shard_bytes, parts })
+}
+
+/// The files that a folder has and a GGUF file keeps in its metadata.
+fn rebuilt_files(checkpoint: &Checkpoint) -> Result<Vec<(String, Region)>, Error> {
+    let mut files = Vec::new();
+    if checkpoint.format() == bitmill_checkpoint::Format::Gguf {
+        files.push(("generation_config.json".to_owned(), pretty(&checkpoint.to_generation_config())));
+        if let TokenizerSource::Gguf(keys) = checkpoint.tokenizer_source() {
+            let rebuilt = Tokenizer::folder_files(&keys, checkpoint.config().max_positions)?;
+            files.extend(rebuilt.into_iter().map(|(name, bytes)| (name, Region::from_vec(bytes))));
+        }
+    }
+    Ok(files)
+}
+
+fn pretty(json: &serde_json::Value) -> Region {
+    Region::from_vec(format!("{json:#}\n").into_bytes())
 }
 
 /// Makes `config` say that the weights are plain floats, of the dtype that holds most of them: what loaders take for
@@ -191,12 +212,7 @@ fn declare_floats(config: &mut serde_json::Value, tensors: &[PlannedTensor]) {
     if let Some(Encoding::Float(float)) = most_weights(tensors) {
         // transformers 5 writes `dtype` and reads both.
         let key = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
-        let long = match float {
-            FloatType::F32 => "float32",
-            FloatType::F16 => "float16",
-            FloatType::BF16 => "bfloat16",
-        };
-        fields.insert(key.into(), long.into());
+        fields.insert(key.into(), float.long_name().into());
     }
 }
 
@@ -215,8 +231,9 @@ impl Layout {
     pub(crate) fn total_bytes(&self) -> u64 {
         match self {
             Self::Gguf { metadata, specs, .. } => bitmill_checkpoint::gguf_bytes(metadata, specs),
-            Self::Folder { specs, shard_bytes, config, carried_bytes, .. } => {
-                bitmill_checkpoint::folder_bytes(specs, *shard_bytes) + config.len() as u64 + carried_bytes
+            Self::Folder { specs, shard_bytes, files, .. } => {
+                let files: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+                bitmill_checkpoint::folder_bytes(specs, *shard_bytes) + files
             }
         }
     }
@@ -232,9 +249,11 @@ impl Layout {
                 }
                 Output::Gguf(writer)
             }
-            Self::Folder { specs, shard_bytes, parts, config, .. } => {
+            Self::Folder { specs, shard_bytes, parts, files } => {
                 let writer = FolderWriter::create(target, specs, *shard_bytes)?;
-                writer.add_file("config.json", config)?;
+                for (name, bytes) in files {
+                    writer.add_file(name, bytes)?;
+                }
                 Output::Folder(writer, parts)
             }
         })
@@ -265,16 +284,6 @@ impl Output<'_> {
         match self {
             Self::Gguf(writer) => writer.write_at(tensor, offset, bytes)?,
             Self::Folder(writer, parts) => writer.write_at(parts[tensor][part], offset, bytes)?,
-        }
-        Ok(())
-    }
-
-    /// Copies the source's other files into a folder; a GGUF file has them in its metadata.
-    pub(crate) fn copy_files(&self, checkpoint: &Checkpoint) -> Result<(), Error> {
-        if let Self::Folder(writer, _) = self {
-            for (name, bytes) in carried_files(checkpoint) {
-                writer.add_file(&name, &bytes)?;
-            }
         }
         Ok(())
     }

@@ -11,6 +11,7 @@
 
 mod compare;
 mod compress;
+mod conversion;
 mod depth;
 pub mod embedded;
 mod error;
@@ -27,6 +28,7 @@ mod recipe;
 
 pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};
 pub use compress::{CompressRecord, TensorRecord, compress, n_weights, size_on_disk};
+pub use conversion::conversion;
 pub use depth::{Depth, Influence};
 pub use error::Error;
 pub use files::write_file;

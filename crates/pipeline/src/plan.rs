@@ -1,8 +1,8 @@
-//! What will happen to each tensor, with sizes and reasons: made from a recipe and a checkpoint's headers alone.
+//! What will happen to each tensor, with sizes and reasons: made from a recipe and a checkpoint's headers.
 
 use bitmill_checkpoint::{Checkpoint, Role, RoleKind, TensorInfo};
 use bitmill_quant::{MixTensor, RtnGrid, choose};
-use bitmill_tensor::{Encoding, FloatType};
+use bitmill_tensor::{Encoding, FloatType, WeightData};
 use serde::Serialize;
 
 use crate::depth::{Cut, Depth};
@@ -135,8 +135,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Decides for each tensor of `checkpoint` what `recipe` makes of it. Reads headers, no weights, unless layers of
-    /// least influence go: then the model runs over calibration tokens.
+    /// Decides for each tensor of `checkpoint` what `recipe` makes of it. Reads headers, of a GGUF file its vectors, and no
+    /// other weights, unless layers of least influence go: then the model runs over calibration tokens.
     ///
     /// # Errors
     /// If the source is quantized already, a pattern matches nothing, a group size does not divide a row, or members
@@ -429,7 +429,7 @@ fn plan_tensor(
         Some(claim) => decide(checkpoint, recipe.format, cut, claim.step, info, role)?,
         None => {
             let skipped = steps.iter().filter(may_decide).any(|step| step.skips(info));
-            let kept = as_floats(checkpoint, recipe.format, info);
+            let kept = as_floats(checkpoint, recipe.format, info)?;
             if skipped { Decision { reason: "matched `skip`".into(), ..kept } } else { kept }
         }
     };
@@ -522,14 +522,14 @@ fn decide(
             Ok(Decision::rounded(Encoding::Grouped(layout)))
         }
         // A step that prunes stores nothing: it decides as none would.
-        Step::Depth(_) | Step::Magnitude(_) => Ok(as_floats(checkpoint, format, info)),
+        Step::Depth(_) | Step::Magnitude(_) => as_floats(checkpoint, format, info),
         Step::Float { float, .. } => Ok(Decision::rounded(Encoding::Float(float.0))),
-        Step::Keep { .. } => Ok(match info.encoding {
+        Step::Keep { .. } => match info.encoding {
             Encoding::Block(_) if format == Format::Gguf => {
-                Decision { treatment: Treatment::Copied, ..Decision::rounded(info.encoding) }
+                Ok(Decision { treatment: Treatment::Copied, ..Decision::rounded(info.encoding) })
             }
             _ => as_floats(checkpoint, format, info),
-        }),
+        },
     }
 }
 
@@ -542,14 +542,31 @@ fn scale_dtype(source: Encoding) -> FloatType {
 }
 
 /// A tensor that no step changes: its own floats, and codes in the dtype that the model was made in.
-fn as_floats(checkpoint: &Checkpoint, format: Format, info: &TensorInfo) -> Decision {
-    let (own, reason) = match info.encoding {
+fn as_floats(checkpoint: &Checkpoint, format: Format, info: &TensorInfo) -> Result<Decision, Error> {
+    let model = checkpoint.config().dtype;
+    let is_vector = info.shape.len() < 2;
+    let (float, reason) = match info.encoding {
+        // llama.cpp reads vectors (norms, biases) as f32 only.
+        _ if is_vector && format == Format::Gguf => (FloatType::F32, String::new()),
+        // They go back to the model's dtype where they came from it.
+        Encoding::Float(FloatType::F32)
+            if is_vector && checkpoint.format() == bitmill_checkpoint::Format::Gguf =>
+        {
+            (if holds(checkpoint, info, model)? { model } else { FloatType::F32 }, String::new())
+        }
         Encoding::Float(float) => (float, String::new()),
-        codes => (checkpoint.config().dtype, format!("unpacked from {codes}")),
+        codes => (model, format!("unpacked from {codes}")),
     };
-    // llama.cpp reads vectors (norms, biases) as f32 only.
-    let float = if format == Format::Gguf && info.shape.len() < 2 { FloatType::F32 } else { own };
-    Decision { reason, ..Decision::rounded(Encoding::Float(float)) }
+    Ok(Decision { reason, ..Decision::rounded(Encoding::Float(float)) })
+}
+
+/// Whether `float` has every value of an f32 vector.
+fn holds(checkpoint: &Checkpoint, info: &TensorInfo, float: FloatType) -> Result<bool, Error> {
+    let tensor = checkpoint.tensor(&info.name)?;
+    let view = tensor.view();
+    let WeightData::Float { float: stored, bytes } = view.data() else { return Ok(false) };
+    let mut values = (0..view.in_features()).map(|at| stored.read(bytes, at));
+    Ok(values.all(|value| float.round(value).to_bits() == value.to_bits()))
 }
 
 /// vLLM and SGLang load q/k/v and gate/up as one matrix each.

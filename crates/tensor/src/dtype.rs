@@ -91,6 +91,15 @@ impl FloatType {
         }
     }
 
+    /// The name in a config.json: `"bfloat16"`.
+    pub const fn long_name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::BF16 => "bfloat16",
+        }
+    }
+
     /// Element `index` of little-endian `bytes`, widened.
     ///
     /// ```

@@ -4,6 +4,7 @@
 //! the other; [`Windows`] cuts a token stream for perplexity; [`Task`] reads multiple-choice items.
 
 mod error;
+mod folder_files;
 mod gguf;
 mod special;
 mod split;

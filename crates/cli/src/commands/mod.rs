@@ -3,6 +3,7 @@
 mod bench;
 mod compare;
 mod compress;
+mod convert;
 mod eval;
 mod inspect;
 mod plan;
@@ -11,6 +12,7 @@ mod recipes;
 pub use bench::bench;
 pub use compare::compare;
 pub use compress::compress;
+pub use convert::convert;
 pub use eval::eval;
 pub use inspect::inspect;
 pub use plan::plan;

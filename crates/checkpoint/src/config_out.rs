@@ -1,0 +1,173 @@
+//! Writes a config.json for a model that has none: one that came as GGUF.
+//!
+//! Keys are in the spelling that every reader knows (`rope_theta`, `rope_scaling`, `torch_dtype`). What is written is read
+//! back and held against the model's own numbers, so that a family or a RoPE scaling without a form here is an error and
+//! never a model with other numbers.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::gguf_config::rope_freqs;
+use crate::{Error, Family, ModelConfig, Pairing, RoleKind, Rope, RopeScaling, TensorInfo, config_json};
+
+/// What a family's config.json says beside what all say.
+struct Row {
+    family: Family,
+    keys: fn(&ModelConfig, &[TensorInfo]) -> Value,
+}
+
+const FAMILIES: [Row; 2] = [
+    Row {
+        family: Family::Qwen2,
+        keys: |config, _| json!({"use_sliding_window": false, "sliding_window": null, "max_window_layers": config.n_layers}),
+    },
+    Row {
+        family: Family::Llama,
+        keys: |_, tensors| json!({"attention_bias": has(tensors, RoleKind::AttnQBias), "mlp_bias": false, "pretraining_tp": 1}),
+    },
+];
+
+/// The config.json of the model `name` with `config`, whose tensors are `tensors`.
+pub(crate) fn write(name: &str, config: &ModelConfig, tensors: &[TensorInfo]) -> Result<Value, Error> {
+    let unsupported = |what: String| Error::Unsupported { file: name.into(), what };
+    let row = FAMILIES
+        .iter()
+        .find(|row| row.family == config.family)
+        .ok_or_else(|| unsupported(format!("a config.json for the family {}", config.family)))?;
+    // transformers gives all four projections a bias or none.
+    if config.family == Family::Llama
+        && has(tensors, RoleKind::AttnQBias) != has(tensors, RoleKind::AttnOutputBias)
+    {
+        return Err(unsupported("a llama config.json with biases on some of q, k, v and o".to_owned()));
+    }
+    let scaling = rope_scaling(config).ok_or_else(|| {
+        unsupported("a config.json for `rope_freqs.weight` with factors that are not Llama 3's".to_owned())
+    })?;
+    let mut fields = Map::new();
+    let mut put = |key: &str, value: Value| fields.insert(key.to_owned(), value);
+    put("architectures", json!([config.family.class()]));
+    put("model_type", json!(config.family.name()));
+    put("vocab_size", json!(config.vocab_size));
+    put("hidden_size", json!(config.hidden_size));
+    put("intermediate_size", json!(config.intermediate_size));
+    put("num_hidden_layers", json!(config.n_layers));
+    put("num_attention_heads", json!(config.n_heads));
+    put("num_key_value_heads", json!(config.n_kv_heads));
+    put("head_dim", json!(config.head_dim));
+    put("hidden_act", json!("silu"));
+    put("max_position_embeddings", json!(config.max_positions));
+    put("rms_norm_eps", json!(shortest(config.rms_norm_eps)));
+    put("rope_theta", json!(theta(config)));
+    put("rope_scaling", scaling);
+    put("tie_word_embeddings", json!(config.tied));
+    put("attention_dropout", json!(0.0));
+    put("use_cache", json!(true));
+    put("torch_dtype", json!(config.dtype.long_name()));
+    if let Some(bos) = config.bos {
+        put("bos_token_id", json!(bos));
+    }
+    if let Some(eos) = end_tokens(config) {
+        put("eos_token_id", eos);
+    }
+    if let Value::Object(keys) = (row.keys)(config, tensors) {
+        fields.extend(keys);
+    }
+    let json = Value::Object(fields);
+    refuse_other_numbers(name, config, &json)?;
+    Ok(json)
+}
+
+/// generation_config.json: the tokens that begin and end a text.
+pub(crate) fn write_generation(config: &ModelConfig) -> Value {
+    let mut fields = Map::new();
+    if let Some(bos) = config.bos {
+        fields.insert("bos_token_id".to_owned(), json!(bos));
+    }
+    if let Some(eos) = end_tokens(config) {
+        fields.insert("eos_token_id".to_owned(), eos);
+    }
+    Value::Object(fields)
+}
+
+/// One id, or several as a list.
+fn end_tokens(config: &ModelConfig) -> Option<Value> {
+    match config.eos.as_slice() {
+        [] => None,
+        [only] => Some(json!(only)),
+        several => Some(json!(several)),
+    }
+}
+
+fn has(tensors: &[TensorInfo], kind: RoleKind) -> bool {
+    tensors.iter().any(|tensor| tensor.role.kind == kind)
+}
+
+/// The number that people wrote: `1e-6` and not `9.999999974752427e-7`.
+fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+/// GGUF has it as f32.
+fn theta(config: &ModelConfig) -> f64 {
+    let theta = config.rope.theta;
+    if f64::from(theta as f32) == theta { shortest(theta as f32) } else { theta }
+}
+
+/// `rope_scaling`; `None` where it has no form.
+fn rope_scaling(config: &ModelConfig) -> Option<Value> {
+    let llama3 = |factor: f64, low: f64, high: f64, original: usize| {
+        json!({
+            "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+            "original_max_position_embeddings": original,
+        })
+    };
+    match &config.rope.scaling {
+        RopeScaling::None => Some(Value::Null),
+        RopeScaling::Llama3 { factor, low, high, original } => Some(llama3(*factor, *low, *high, *original)),
+        RopeScaling::Factors(factors) => {
+            // The slowest turn is divided by the whole factor. The other three numbers are Meta's own, but for the
+            // context, of which there are few: those are right that make the same factors, bit for bit.
+            let factor = f64::from(*factors.last()?);
+            let original = (4..=24).map(|power| 1usize << power).find(|&original| {
+                let scaling = RopeScaling::Llama3 { factor, low: 1.0, high: 4.0, original };
+                let rope = Rope { scaling, ..config.rope.clone() };
+                rope_freqs(&ModelConfig { rope, ..config.clone() }).as_ref() == Some(factors)
+            })?;
+            Some(llama3(factor, 1.0, 4.0, original))
+        }
+    }
+}
+
+/// Reads `json` as any folder's and compares.
+fn refuse_other_numbers(name: &str, config: &ModelConfig, json: &Value) -> Result<(), Error> {
+    let read = config_json::read(Path::new(name), json, None)?.config;
+    // What a folder says elsewhere or says otherwise by its nature.
+    let rope = Rope { pairing: Pairing::Halves, scaling: read.rope.scaling.clone(), ..config.rope.clone() };
+    let wanted = ModelConfig { rope, add_bos: read.add_bos, dtype: read.dtype, ..config.clone() };
+    if read == wanted && rope_freqs(&read) == rope_freqs(config) {
+        return Ok(());
+    }
+    let what = format!("a config.json for this {} model (it would say {read:?})", config.family);
+    Err(Error::Unsupported { file: name.into(), what })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_as_people_write_them() {
+        assert_eq!(json!(shortest(1e-6)).to_string(), "1e-6");
+        assert_eq!(json!(shortest(1e-5)).to_string(), "0.00001");
+        assert_eq!(json!(shortest(1e6)).to_string(), "1000000.0");
+    }
+
+    #[test]
+    fn every_family_that_is_read_has_a_row() {
+        for row in &FAMILIES {
+            assert_eq!(Family::from_name(row.family.name()), Some(row.family));
+        }
+        assert_eq!(FAMILIES.len(), Family::ALL.len());
+    }
+}
