@@ -7,14 +7,14 @@ use std::path::Path;
 use bitmill_tensor::{Encoding, Grouped, WeightData, WeightView};
 
 use crate::folder::{self, Files};
-use crate::{Error, GgufTokenizer, GgufValue, ModelConfig, Region, Role, config_out, gguf_in};
+use crate::{Error, GgufTokenizer, GgufValue, ModelConfig, Region, Role, config_out, foreign, gguf_in};
 
 /// The format of an opened checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
     /// A folder with config.json and safetensors files, or such files in memory.
     HuggingFace,
-    /// One GGUF file.
+    /// One GGUF file, or the parts of one.
     Gguf,
 }
 
@@ -130,22 +130,26 @@ impl Checkpoint {
             return Ok(folder::open(&Files::Folder(path))?.at(path));
         }
         let region = Region::map(path)?;
-        if region.starts_with(b"GGUF") || path.extension().is_some_and(|extension| extension == "gguf") {
-            return Ok(gguf_in::open(path, &region)?.at(path));
+        if is_gguf(path, &region) {
+            let folder = Files::Folder(path.parent().unwrap_or(Path::new("")));
+            return Ok(gguf_in::open(path, &region, &|name| folder.open(name))?.at(path));
         }
-        let problem = match path.extension() {
-            Some(extension) if extension == "safetensors" => "a safetensors file alone has no config",
-            _ => "neither a folder nor a GGUF file",
-        };
-        Err(Error::NotACheckpoint { path: path.to_owned(), problem: problem.to_owned() })
+        Err(foreign::file(path, &region))
     }
 
-    /// Opens the files of a Hugging Face folder that lie in memory, by name: the embedded model.
+    /// Opens files that lie in memory, by name: those of a Hugging Face folder, such as the embedded model's, or a GGUF
+    /// file, which comes first, with its parts if it is split.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     pub fn from_files(name: &str, files: Vec<(String, Region)>) -> Result<Self, Error> {
-        folder::open(&Files::Memory { name, files: &files })
+        let memory = Files::Memory { name, files: &files };
+        match files.first() {
+            Some((first, region)) if region.starts_with(b"GGUF") => {
+                gguf_in::open(Path::new(first), region, &|name| memory.open(name))
+            }
+            _ => folder::open(&memory),
+        }
     }
 
     fn at(mut self, path: &Path) -> Self {
@@ -330,6 +334,13 @@ impl Parts {
             }
         }
     }
+}
+
+/// Whether a file is to be read as GGUF: it begins so, or is called so and is nothing else that is known.
+fn is_gguf(path: &Path, bytes: &[u8]) -> bool {
+    let is_called_so = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    bytes.starts_with(b"GGUF")
+        || (is_called_so && !bytes.starts_with(b"PK") && foreign::stand_in(path, bytes).is_none())
 }
 
 /// `[rows, cols]` of a tensor: a vector is one row, further dimensions are rows.

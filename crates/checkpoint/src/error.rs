@@ -15,6 +15,8 @@ pub enum Error {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("{}: {problem}", path.display())]
     NotACheckpoint { path: PathBuf, problem: String },
+    #[error("{}: {found}", path.display())]
+    Foreign { path: PathBuf, found: String, way_out: String },
 
     // safetensors
     #[error("{}: the header says it is {header_bytes} bytes long; at most {limit} are read", file.display())]
@@ -73,7 +75,7 @@ pub enum Error {
     // GGUF
     #[error("{}: not a GGUF file (it begins with {found})", file.display())]
     GgufMagic { file: PathBuf, found: String },
-    #[error("{}: GGUF version {version}; bitmill reads version 3", file.display())]
+    #[error("{}: GGUF version {version}; bitmill reads versions 2 and 3", file.display())]
     GgufVersion { file: PathBuf, version: u32 },
     #[error("{}: {what}: {found}, more than the {limit} possible here", file.display())]
     GgufLimit { file: PathBuf, what: String, found: u64, limit: u64 },
@@ -93,6 +95,11 @@ pub enum Error {
     GgufAlignment { file: PathBuf, alignment: u64, limit: u64 },
     #[error("{}: `{tensor}` begins at byte {offset} of the data, not a multiple of {alignment}", file.display())]
     GgufMisaligned { file: PathBuf, tensor: String, offset: u64, alignment: u64 },
+
+    #[error("{}: {problem}", file.display())]
+    GgufSplit { file: PathBuf, problem: String },
+    #[error("{}: its part {part} is not there", file.display())]
+    GgufPartMissing { file: PathBuf, part: String },
 
     // compressed-tensors
     #[error("{}: quantization_config: {what} is not supported", file.display())]
@@ -134,6 +141,11 @@ impl Error {
             Self::NotACheckpoint { .. } => {
                 "a model is a Hugging Face folder (config.json and *.safetensors) or a .gguf file"
             }
+            Self::Foreign { way_out, .. } => return Some(way_out.clone()),
+            Self::GgufSplit { .. } => {
+                "the parts of a split model lie in one folder, named as they were published: NAME-00001-of-0000N.gguf"
+            }
+            Self::GgufPartMissing { .. } => "fetch the missing part into the same folder",
             Self::Truncated { .. } | Self::OutOfBounds { .. } | Self::MissingFromShard { .. } => {
                 "the download or copy is probably incomplete: fetch the file again"
             }

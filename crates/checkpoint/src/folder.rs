@@ -25,7 +25,7 @@ use crate::checkpoint::{Format, Parts};
 use crate::safetensors_in::{self, StTensor};
 use crate::{
     Checkpoint, Error, Family, ModelConfig, Region, Role, RoleKind, TensorInfo, compressed_tensors,
-    config_json, shapes,
+    config_json, foreign, shapes,
 };
 
 const LONGEST_JSON: usize = 16_000_000;
@@ -70,7 +70,7 @@ impl Files<'_> {
     }
 
     /// The file, if it is there.
-    fn open(&self, name: &str) -> Result<Option<Region>, Error> {
+    pub(crate) fn open(&self, name: &str) -> Result<Option<Region>, Error> {
         match self {
             Self::Folder(folder) => {
                 let path = folder.join(name);
@@ -140,10 +140,9 @@ impl Files<'_> {
 
 /// Opens the checkpoint that `files` make up.
 pub(crate) fn open(files: &Files) -> Result<Checkpoint, Error> {
-    let not_one = |problem: &str| Error::NotACheckpoint { path: files.path(""), problem: problem.to_owned() };
     let name = files.checkpoint_name();
     let Some((config_path, json)) = files.json("config.json")? else {
-        return Err(not_one("there is no config.json"));
+        return Err(foreign::folder(&files.path(""), &files.names()?, "there is no config.json"));
     };
     let generation = files.json("generation_config.json")?;
     let generation = generation.as_ref().map(|(path, value)| (path.as_path(), value));
@@ -204,15 +203,15 @@ fn weights(files: &Files) -> Result<(Vec<StTensor>, u64), Error> {
     let names = files.names()?;
     let safetensors: Vec<&String> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
     let problem = match safetensors.as_slice() {
-        [only] => {
+        [only] if !only.starts_with("consolidated") => {
             let path = files.path(only);
             let region = files.open(only)?.unwrap_or(Region::from_static(&[]));
             return Ok((safetensors_in::read(&path, &region)?, region.len() as u64));
         }
-        [] => match names.iter().find(|name| is_weights(name)) {
-            Some(other) => format!("its weights are in {other}; bitmill reads safetensors"),
-            None => "there are no weights (*.safetensors)".to_owned(),
-        },
+        [] => return Err(foreign::folder(&files.path(""), &names, "there are no weights (*.safetensors)")),
+        several if several.iter().any(|name| name.starts_with("consolidated")) => {
+            return Err(foreign::folder(&files.path(""), &names, "there is no index of the weights"));
+        }
         several => format!("there are {} safetensors files and no {INDEX}", several.len()),
     };
     Err(Error::NotACheckpoint { path: files.path(""), problem })
@@ -475,6 +474,9 @@ pub(crate) fn own_name(path: &Path) -> String {
 }
 
 fn parse_json<T: for<'de> Deserialize<'de>>(path: &Path, bytes: &[u8], limit: usize) -> Result<T, Error> {
+    if let Some(error) = foreign::stand_in(path, bytes) {
+        return Err(error);
+    }
     let wrong = |problem: String| Error::Json { file: path.to_owned(), problem };
     if bytes.len() > limit {
         return Err(wrong(format!("{} bytes long; at most {limit} are read", bytes.len())));

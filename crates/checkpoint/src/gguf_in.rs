@@ -1,7 +1,7 @@
-//! Reads GGUF, version 3.
+//! Reads GGUF, versions 2 and 3, which differ in what big-endian machines write alone; `gguf_split` puts parts together.
 //!
 //! ```text
-//! 0     "GGUF", u32 version (3), u64 n_tensors, u64 n_keys; little-endian, as everything
+//! 0     "GGUF", u32 version, u64 n_tensors, u64 n_keys; little-endian, as everything
 //! 24    n_keys × { string key, u32 type, value }           string: u64 length, bytes
 //!                                                          array: u32 type, u64 count, values
 //!       n_tensors × { string name, u32 n_dims, u64 dims[n_dims] (fastest first), u32 type, u64 offset }
@@ -19,13 +19,15 @@ use std::path::Path;
 use bitmill_tensor::{BlockType, Encoding, FloatType};
 
 use crate::checkpoint::{Format, Parts, is_addressable, matrix_shape};
+use crate::gguf_split::{self, Whole};
 use crate::gguf_value::type_name;
 use crate::{
     Checkpoint, Error, GgufArray, GgufValue, Pairing, Region, Role, RoleKind, TensorInfo, folder,
     gguf_config, shapes,
 };
 
-const VERSION: u32 = 3;
+/// Version 1 had 32-bit counts.
+const VERSIONS: [u32; 2] = [2, 3];
 const DEFAULT_ALIGNMENT: u64 = 32;
 const LARGEST_ALIGNMENT: u64 = 1 << 20;
 const LONGEST_KEY: u64 = 65_535;
@@ -46,11 +48,16 @@ pub(crate) struct GgufTensor {
     pub bytes: Region,
 }
 
-/// Opens the checkpoint in the GGUF file `file`, whose bytes are `region`.
-pub(crate) fn open(file: &Path, region: &Region) -> Result<Checkpoint, Error> {
-    let (metadata, tensors) = read(file, region)?;
+/// Opens the checkpoint in the GGUF file `file`, whose bytes are `region`; `sibling` opens a file of its folder, if it is
+/// there, for models that are split.
+pub(crate) fn open(
+    file: &Path,
+    region: &Region,
+    sibling: &dyn Fn(&str) -> Result<Option<Region>, Error>,
+) -> Result<Checkpoint, Error> {
+    let Whole { metadata, tensors, bytes: stored_bytes, path } = gguf_split::read(file, region, sibling)?;
     let config = gguf_config::read(file, &metadata, &tensors)?;
-    let name = folder::own_name(file);
+    let name = folder::own_name(&path);
     let mut infos = Vec::with_capacity(tensors.len());
     let mut parts = Vec::with_capacity(tensors.len());
     for tensor in tensors {
@@ -75,11 +82,11 @@ pub(crate) fn open(file: &Path, region: &Region) -> Result<Checkpoint, Error> {
         });
     }
     shapes::check(&name, &config, &infos)?;
-    let stored_bytes = region.len() as u64;
     Ok(Checkpoint::new(name, Format::Gguf, config, infos, parts, stored_bytes).with_metadata(metadata))
 }
 
-type Contents = (Vec<(String, GgufValue)>, Vec<GgufTensor>);
+/// Metadata and tensors of one file.
+pub(crate) type Contents = (Vec<(String, GgufValue)>, Vec<GgufTensor>);
 
 /// The metadata and the tensors of a GGUF file, both in file order.
 pub(crate) fn read(file: &Path, region: &Region) -> Result<Contents, Error> {
@@ -90,10 +97,10 @@ pub(crate) fn read(file: &Path, region: &Region) -> Result<Contents, Error> {
         return Err(Error::GgufMagic { file: file.to_owned(), found });
     }
     let version = reader.u32("the version")?;
-    if version == VERSION.swap_bytes() {
+    if VERSIONS.contains(&version.swap_bytes()) {
         return Err(Error::Unsupported { file: file.to_owned(), what: "a big-endian GGUF".to_owned() });
     }
-    if version != VERSION {
+    if !VERSIONS.contains(&version) {
         return Err(Error::GgufVersion { file: file.to_owned(), version });
     }
     let n_tensors = reader.u64("the number of tensors")?;
@@ -101,14 +108,6 @@ pub(crate) fn read(file: &Path, region: &Region) -> Result<Contents, Error> {
     reader.count("number of keys", n_keys, SMALLEST_KEY)?;
     let metadata = read_metadata(&mut reader, n_keys)?;
     let alignment = alignment(file, &metadata)?;
-    if let Some((_, count)) = metadata.iter().find(|(key, _)| key == "split.count")
-        && count.as_u64() != Some(1)
-    {
-        return Err(Error::Unsupported {
-            file: file.to_owned(),
-            what: "a GGUF split into several files (merge it with llama-gguf-split)".to_owned(),
-        });
-    }
     reader.count("number of tensors", n_tensors, SMALLEST_TENSOR)?;
     let mut entries = Vec::new();
     for _ in 0..n_tensors {

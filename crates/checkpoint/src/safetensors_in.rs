@@ -22,7 +22,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::checkpoint::is_addressable;
-use crate::{Error, Region};
+use crate::{Error, Region, foreign};
 
 /// The format's own limit on the header's length.
 const LONGEST_HEADER: u64 = 100_000_000;
@@ -40,6 +40,9 @@ pub(crate) struct StTensor {
 
 /// The tensors of `file`, whose bytes are `region`, in the order of their data.
 pub(crate) fn read(file: &Path, region: &Region) -> Result<Vec<StTensor>, Error> {
+    if let Some(error) = foreign::stand_in(file, region) {
+        return Err(error);
+    }
     let file_bytes = region.len() as u64;
     let truncated = |what: &str, needed: u64, found: u64| Error::Truncated {
         file: file.to_owned(),
