@@ -470,6 +470,12 @@ pub(crate) fn chat_template(tokenizer_config: &Region) -> Option<String> {
 /// The last component of a path, also of `.` and of paths that end in `..`.
 pub(crate) fn own_name(path: &Path) -> String {
     let own = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    // In the hubs' caches, [models--]OWNER--NAME/snapshots/REVISION, the folder's own name says nothing.
+    let parent = path.parent().filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"));
+    let repository = parent.and_then(|parent| own(parent.parent()?));
+    if let Some((_, name)) = repository.as_deref().and_then(|repository| repository.rsplit_once("--")) {
+        return name.to_owned();
+    }
     own(path).or_else(|| own(&path.canonicalize().ok()?)).unwrap_or_else(|| "model".to_owned())
 }
 

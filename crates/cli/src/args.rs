@@ -6,7 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Make large language models small, and prove what that cost.
 ///
-/// MODEL is a Hugging Face folder, a .gguf file, or nothing at all: then the model inside the program, `millet`.
+/// MODEL is a Hugging Face folder, a .gguf file, hf:OWNER/NAME or ms:OWNER/NAME (see `bitmill pull`), or nothing at all:
+/// then the model inside the program, `millet`.
 /// Results go to stdout, all else to stderr. Exit code 0: done; 1: ran, but a bound that you set was missed; 2: could
 /// not run.
 #[derive(Debug, Parser)]
@@ -49,11 +50,13 @@ pub enum Command {
     Compare(Compare),
     /// List the presets, or print one as a recipe file.
     Recipes(Recipes),
+    /// Fetch a model from Hugging Face (hf:) or ModelScope (ms:) into the cache that Python uses too.
+    Pull(Pull),
 }
 
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// A Hugging Face folder or a .gguf file; the embedded model if absent.
+    /// A Hugging Face folder, a .gguf file, hf:OWNER/NAME or ms:OWNER/NAME; the embedded model if absent.
     pub model: Option<String>,
     /// List every tensor.
     #[arg(long)]
@@ -62,7 +65,7 @@ pub struct Inspect {
 
 #[derive(Debug, Args)]
 pub struct Plan {
-    /// A Hugging Face folder or a .gguf file; the embedded model if absent.
+    /// A Hugging Face folder, a .gguf file, hf:OWNER/NAME or ms:OWNER/NAME; the embedded model if absent.
     pub model: Option<String>,
     #[command(flatten)]
     pub how: How,
@@ -84,7 +87,7 @@ pub struct How {
 
 #[derive(Debug, Args)]
 pub struct Compress {
-    /// A Hugging Face folder or a .gguf file; the embedded model if absent.
+    /// A Hugging Face folder, a .gguf file, hf:OWNER/NAME or ms:OWNER/NAME; the embedded model if absent.
     pub model: Option<String>,
     #[command(flatten)]
     pub how: How,
@@ -98,7 +101,7 @@ pub struct Compress {
 
 #[derive(Debug, Args)]
 pub struct Convert {
-    /// A Hugging Face folder or a .gguf file; the embedded model if absent.
+    /// A Hugging Face folder, a .gguf file, hf:OWNER/NAME or ms:OWNER/NAME; the embedded model if absent.
     pub model: Option<String>,
     /// The format to write: one .gguf file for llama.cpp, or a folder of safetensors for everything else.
     #[arg(long, value_name = "FORMAT")]
@@ -152,7 +155,7 @@ pub struct On {
 
 #[derive(Debug, Args)]
 pub struct Eval {
-    /// A Hugging Face folder or a .gguf file; the embedded model if absent.
+    /// A Hugging Face folder, a .gguf file, hf:OWNER/NAME or ms:OWNER/NAME; the embedded model if absent.
     pub model: Option<String>,
     /// Compare with this dense model: divergence, top-1 agreement, answers that flipped.
     #[arg(long, value_name = "DENSE")]
@@ -175,7 +178,7 @@ pub struct Eval {
 
 #[derive(Debug, Args)]
 pub struct Bench {
-    /// A Hugging Face folder or a .gguf file; the embedded model if absent.
+    /// A Hugging Face folder, a .gguf file, hf:OWNER/NAME or ms:OWNER/NAME; the embedded model if absent.
     pub model: Option<String>,
     /// Time a prompt of this many tokens.
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
@@ -190,7 +193,7 @@ pub struct Bench {
 
 #[derive(Debug, Args)]
 pub struct Compare {
-    /// A Hugging Face folder or a .gguf file; the embedded model if absent.
+    /// A Hugging Face folder, a .gguf file, hf:OWNER/NAME or ms:OWNER/NAME; the embedded model if absent.
     pub model: Option<String>,
     /// Compare this strategy, a preset's name or a TOML file; may be repeated. The default is one of each kind.
     #[arg(long = "recipe", short, value_name = "R")]
@@ -221,6 +224,19 @@ pub struct Compare {
 pub struct Recipes {
     /// Print this preset as a recipe file to start from.
     pub name: Option<String>,
+}
+
+/// Prints where the model lies. A broken transfer goes on where it stopped when the command is run again; every file's
+/// length and hash are checked before it is put in place. Variables: HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE,
+/// HF_HUB_OFFLINE; MODELSCOPE_ENDPOINT, MODELSCOPE_API_TOKEN, MODELSCOPE_CACHE; HTTPS_PROXY, SSL_CERT_FILE.
+#[derive(Debug, Args)]
+pub struct Pull {
+    /// hf:OWNER/NAME or ms:OWNER/NAME, with @REVISION for a branch, tag or commit, with /FILE.gguf for one GGUF file.
+    pub model: String,
+    /// Fetch the files that match this pattern (`*` matches any characters) instead of safetensors, config and
+    /// tokenizer; may be repeated.
+    #[arg(long, value_name = "PATTERN")]
+    pub include: Vec<String>,
 }
 
 /// `5GB`, `500MB`, `4GiB`, or plain bytes.

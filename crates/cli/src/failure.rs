@@ -33,6 +33,12 @@ impl From<bitmill_pipeline::Error> for Failure {
     }
 }
 
+impl From<bitmill_hub::Error> for Failure {
+    fn from(error: bitmill_hub::Error) -> Self {
+        Self { message: error.to_string(), hint: error.hint() }
+    }
+}
+
 macro_rules! through_pipeline {
     ($($error:ty),+) => {
         $(impl From<$error> for Failure {

@@ -59,5 +59,6 @@ fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Bench(args) => commands::bench(args, global),
         Command::Compare(args) => commands::compare(args, global),
         Command::Recipes(args) => commands::recipes(args, global),
+        Command::Pull(args) => commands::pull(args, global),
     }
 }

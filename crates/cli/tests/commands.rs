@@ -219,7 +219,7 @@ fn bad_input_is_refused_with_the_file_and_the_fix() {
     let at = |name: &str| folder.path().join(name);
     let absent = refused(&["inspect", text(&at("absent"))]);
     assert!(absent.contains("absent"), "{absent}");
-    assert!(refused(&["eval", "hf:Qwen/Qwen2.5-72B"]).contains("hf:Qwen/Qwen2.5-72B"));
+    assert!(refused(&["eval", "hf:Qwen"]).contains("hf:Qwen"));
 
     std::fs::write(at("cut.gguf"), b"GGUF\x03\0\0\0").unwrap();
     assert!(refused(&["inspect", text(&at("cut.gguf"))]).contains("cut.gguf"));

@@ -7,6 +7,7 @@ mod convert;
 mod eval;
 mod inspect;
 mod plan;
+mod pull;
 mod recipes;
 
 pub use bench::bench;
@@ -16,4 +17,5 @@ pub use convert::convert;
 pub use eval::eval;
 pub use inspect::inspect;
 pub use plan::plan;
+pub use pull::pull;
 pub use recipes::recipes;
