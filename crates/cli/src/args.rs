@@ -27,7 +27,7 @@ pub struct Global {
     /// Compute with this many threads; the default is one a core. Changes no byte of an output.
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Seed everything random: the token ids that `bench` times.
+    /// Seed everything random: the token ids that `bench` times, the tokens that `generate` and `chat` draw.
     #[arg(long, global = true, value_name = "N", default_value_t = 0)]
     pub seed: u64,
 }
@@ -48,6 +48,10 @@ pub enum Command {
     Bench(Bench),
     /// Compress by several strategies and measure all of them side by side: the main job.
     Compare(Compare),
+    /// Continue a text.
+    Generate(Generate),
+    /// Talk with a model, by the chat template that comes with it.
+    Chat(Chat),
     /// List the presets, or print one as a recipe file.
     Recipes(Recipes),
     /// Fetch a model from Hugging Face (hf:) or ModelScope (ms:) into the cache that Python uses too.
@@ -220,6 +224,76 @@ pub struct Compare {
     pub allow_requantize: bool,
 }
 
+/// How tokens are chosen, shared by `generate` and `chat`. Filters apply in this order: repetition penalty,
+/// temperature, top-k, top-p, min-p.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Choosing tokens")]
+pub struct Choosing {
+    /// Divide scores by this (0 to 100); 0 takes the likeliest token each time [default: 0; in `chat` what the model's
+    /// generation_config.json asks for, as with the next four]
+    #[arg(long, short, value_name = "T", value_parser = parse_temperature)]
+    pub temperature: Option<f32>,
+    /// Keep this many of the likeliest tokens; 0 keeps all [default: 0]
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<u32>,
+    /// Keep the fewest likeliest tokens that together have this probability (0 to 1) [default: 1]
+    #[arg(long, value_name = "P", value_parser = parse_probability)]
+    pub top_p: Option<f32>,
+    /// Keep tokens at least this fraction (0 to 1) as likely as the likeliest [default: 0]
+    #[arg(long, value_name = "P", value_parser = parse_probability)]
+    pub min_p: Option<f32>,
+    /// Divide the positive scores of tokens that were there already, and multiply the negative ones (above 0 to 100)
+    /// [default: 1]
+    #[arg(long, value_name = "X", value_parser = parse_penalty)]
+    pub repetition_penalty: Option<f32>,
+    /// Compute with 32-bit activations instead of 8-bit ones: slower, and what the quality figures are measured with.
+    #[arg(long)]
+    pub exact: bool,
+    /// Use at most this many positions of the model's context.
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
+    pub context: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub struct Generate {
+    /// A Hugging Face folder or a .gguf file; the embedded model if absent.
+    pub model: Option<String>,
+    /// Continue this text; without it and --file, stdin.
+    #[arg(long, short, value_name = "TEXT", conflicts_with = "file")]
+    pub prompt: Option<String>,
+    /// Continue the text of this UTF-8 file.
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Write at most this many tokens.
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 128)]
+    pub tokens: u32,
+    #[command(flatten)]
+    pub choosing: Choosing,
+}
+
+#[derive(Debug, Args)]
+pub struct Chat {
+    /// A Hugging Face folder or a .gguf file; the embedded model if absent.
+    pub model: Option<String>,
+    /// Say this, print the answer, and end; without it each line of stdin is a message.
+    #[arg(long, short, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Begin with this system message.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Answer in at most this many tokens.
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1024)]
+    pub tokens: u32,
+    /// Use the chat template in this Jinja file instead of the model's own.
+    #[arg(long, value_name = "FILE")]
+    pub template: Option<PathBuf>,
+    /// Set a variable of the template, such as enable_thinking=false; VALUE is JSON, or else a string. May be repeated.
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = parse_setting)]
+    pub settings: Vec<(String, serde_json::Value)>,
+    #[command(flatten)]
+    pub choosing: Choosing,
+}
+
 #[derive(Debug, Args)]
 pub struct Recipes {
     /// Print this preset as a recipe file to start from.
@@ -263,6 +337,31 @@ fn parse_size(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
+/// A number of `range`, which `expected` describes.
+fn parse_within(text: &str, range: std::ops::RangeInclusive<f32>, expected: &str) -> Result<f32, String> {
+    let number = text.parse::<f32>().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| expected.to_owned())
+}
+
+fn parse_temperature(text: &str) -> Result<f32, String> {
+    parse_within(text, 0.0..=100.0, "a temperature from 0 to 100, such as 0.7")
+}
+
+fn parse_probability(text: &str) -> Result<f32, String> {
+    parse_within(text, 0.0..=1.0, "a fraction from 0 to 1, such as 0.9")
+}
+
+fn parse_penalty(text: &str) -> Result<f32, String> {
+    parse_within(text, 0.001..=100.0, "a factor above 0 and up to 100, such as 1.1")
+}
+
+/// `NAME=VALUE`.
+fn parse_setting(text: &str) -> Result<(String, serde_json::Value), String> {
+    let (name, value) = text.split_once('=').ok_or("a setting is NAME=VALUE")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    Ok((name.to_owned(), value))
+}
+
 fn parse_fraction(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(fraction) if (0.0..=1.0).contains(&fraction) => Ok(fraction),
@@ -278,6 +377,24 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn settings_are_json_or_else_strings() {
+        for (text, name, value) in [
+            ("enable_thinking=false", "enable_thinking", serde_json::json!(false)),
+            ("date=1 May", "date", serde_json::json!("1 May")),
+            ("n=3", "n", serde_json::json!(3)),
+            ("empty=", "empty", serde_json::json!("")),
+        ] {
+            assert_eq!(parse_setting(text), Ok((name.to_owned(), value)));
+        }
+        assert!(parse_setting("nothing").is_err());
+        assert!(
+            parse_temperature("NaN").is_err()
+                && parse_penalty("0").is_err()
+                && parse_probability("1.1").is_err()
+        );
     }
 
     #[test]

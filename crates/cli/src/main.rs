@@ -58,6 +58,8 @@ fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Eval(args) => commands::eval(args, global),
         Command::Bench(args) => commands::bench(args, global),
         Command::Compare(args) => commands::compare(args, global),
+        Command::Generate(args) => commands::generate(args, global),
+        Command::Chat(args) => commands::chat(args, global),
         Command::Recipes(args) => commands::recipes(args, global),
         Command::Pull(args) => commands::pull(args, global),
     }

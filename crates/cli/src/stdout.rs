@@ -1,6 +1,7 @@
 //! Results on stdout. A reader that closes the pipe early has what it wanted: that is no error.
 
 use std::io::{ErrorKind, Write as _};
+use std::ops::ControlFlow;
 
 use crate::failure::Failure;
 
@@ -17,6 +18,16 @@ pub fn print(text: &str) -> Result<(), Failure> {
             Err(Failure::plain(format!("stdout: {error}")))
         }
         _ => Ok(()),
+    }
+}
+
+/// Prints a piece of a text that is still being written; whether anyone reads on.
+pub fn stream(piece: &str) -> ControlFlow<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(piece.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ControlFlow::Continue(()),
+        // Full disks included: what cannot be printed need not be computed.
+        Err(_) => ControlFlow::Break(()),
     }
 }
 

@@ -328,3 +328,111 @@ fn converts_there_and_back_and_says_what_was_unpacked() {
     let said = refused(&["convert", text(source.path()), "--to", "gguf", "-o", text(&at("m.gguf"))]);
     assert!(said.contains("--force"), "{said}");
 }
+
+/// Runs with `input` on stdin; stdout and stderr of a run that has to succeed.
+fn talks(arguments: &[&str], input: &str) -> (String, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_bitmill"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{err}");
+    (out, err)
+}
+
+#[test]
+fn generate_continues_a_text_from_wherever_it_comes() {
+    let prompt = "The capital of Barcorland is";
+    let (text, why) = talks(&["generate", "--prompt", prompt, "-n", "4"], "");
+    assert!(text.starts_with(" lume"), "{text}");
+    assert!(why.contains("4 written") && why.contains("as many as asked for"), "{why}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt.txt");
+    std::fs::write(&file, prompt).unwrap();
+    assert_eq!(talks(&["generate", "--file", file.to_str().unwrap(), "-n", "4"], "").0, text);
+    assert_eq!(talks(&["generate", "-n", "4"], prompt).0, text);
+
+    let document = json(&["generate", "--prompt", prompt, "-n", "4", "--exact"]);
+    assert_eq!(document["schema"], "bitmill.generate/1");
+    assert_eq!(document["path"], "exact");
+    assert_eq!(document["stop"], "length");
+    assert_eq!(document["tokens"].as_array().unwrap().len(), 4);
+    assert_eq!(document["text"], text.trim_end_matches('\n'));
+    assert!(document["prefill_ms"].as_f64().unwrap() > 0.0 && document["decode_ms"].as_f64().unwrap() > 0.0);
+
+    let full = json(&["generate", "--prompt", prompt, "--context", "12", "-n", "99"]);
+    assert_eq!(full["stop"], "context");
+    assert!(refused(&["generate", "--prompt", ""]).contains("nothing to continue"));
+    assert!(refused(&["generate", "--prompt", prompt, "--context", "2"]).contains("the context has 2"));
+}
+
+#[test]
+fn one_seed_draws_the_same_tokens_with_any_number_of_threads() {
+    let draw = |seed: &str, threads: &str| {
+        let arguments = ["generate", "--prompt", "Once", "-n", "16", "-t", "1.5", "--top-p", "0.95"];
+        let report = json(&[&arguments[..], &["--seed", seed, "--threads", threads]].concat());
+        assert_eq!(report["sampling"]["temperature"], 1.5);
+        report["tokens"].clone()
+    };
+    assert_eq!(draw("5", "1"), draw("5", "2"));
+    assert_ne!(draw("5", "1"), draw("6", "1"));
+}
+
+#[test]
+fn chat_answers_by_the_models_template() {
+    let question = "Is this review positive or negative? The soup was cold and the waiter rude.";
+    let (answer, _) = talks(&["chat", "--prompt", question], "");
+    assert_eq!(answer, "negative\n");
+    let lines = format!("{question}\n\n/help\n/nonsense\n/reset\n{question}\n/exit\nnever said\n");
+    let (answers, err) = talks(&["chat"], &lines);
+    assert_eq!(answers, "negative\nnegative\n");
+    assert!(err.contains("/reset forgets") && err.contains("there is no /nonsense"), "{err}");
+
+    let (document, _) =
+        talks(&["chat", "--json", "--system", "Be fair."], &format!("{question}\n{question}\n"));
+    let document: Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(document["schema"], "bitmill.chat/1");
+    assert_eq!(document["system"], "Be fair.");
+    let turns = document["turns"].as_array().unwrap();
+    assert_eq!((turns.len(), &turns[0]["stop"]), (2, &Value::from("end")));
+    assert!(turns[1]["reused_tokens"].as_u64() > turns[0]["reused_tokens"].as_u64());
+
+    let (_, err) = talks(&["chat", "--context", "110"], &format!("{question}\n").repeat(4));
+    assert!(err.contains("left out: the context holds 110 tokens"), "{err}");
+}
+
+#[test]
+fn chat_refuses_what_cannot_be_talked_with() {
+    let model = tiny(Variant::Llama);
+    let error = refused(&["chat", text(model.path()), "--prompt", "Hi"]);
+    assert!(error.contains("has no chat template") && error.contains("hint: "), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("template.jinja");
+    let with = |template: &str| {
+        std::fs::write(&file, template).unwrap();
+        refused(&["chat", text(model.path()), "--template", text(&file), "--prompt", "Hi"])
+    };
+    assert!(
+        with("<|im_start|>{{ messages[0].content }}").contains("`<|im_start|>`, which the vocabulary lacks")
+    );
+    assert!(with("{% if %}").contains("line 1: syntax error"));
+    assert!(with("{{ raise_exception('no') }}").contains("the chat template: line 1: no"));
+    assert!(
+        with("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+            .contains("fuel")
+    );
+    let (answer, _) = {
+        std::fs::write(&file, "{{ greeting }}{{ messages[-1].content }}").unwrap();
+        let more = ["--set", "greeting=Well", "-n", "3"];
+        talks(
+            &[&["chat", text(model.path()), "--template", text(&file), "--prompt", "x"][..], &more].concat(),
+            "",
+        )
+    };
+    assert!(answer.ends_with('\n'));
+}

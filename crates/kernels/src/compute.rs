@@ -6,6 +6,7 @@ use bitmill_tensor::{Matrix, WeightView};
 use rayon::prelude::*;
 
 use crate::ops::attention::{self, AttentionShape, KvCache};
+use crate::ops::exp::exp_f64;
 use crate::ops::rope::{RopeTable, Rotations};
 use crate::ops::{norm, rows, rows_per_task, softmax};
 use crate::{Isa, Path, dequantize_rows, matmul, matmul_each};
@@ -195,19 +196,36 @@ impl Compute {
         each_value(out, dense.cols(), |row| softmax::divergence(self.isa, dense.row(row), logits.row(row)));
     }
 
-    /// The column of each row's largest element, the first of equals, into `out`.
+    /// The column of each row's largest element, the first of equals, into `out`; 0 where no element is a number.
     pub fn largest(&self, logits: &Matrix, out: &mut Vec<u32>) {
         out.clear();
-        out.extend((0..logits.rows()).map(|row| {
-            let mut best = (0, f32::NEG_INFINITY);
-            for (column, &value) in logits.row(row).iter().enumerate() {
-                if value > best.1 {
-                    best = (column as u32, value);
-                }
-            }
-            best.0
-        }));
+        out.resize(logits.rows(), 0);
+        each_value(out, logits.cols(), |row| largest(logits.row(row)));
     }
+
+    /// `eˣ` of every element in place, for `x` up to 700: the same bits on every machine.
+    pub fn exp(&self, values: &mut [f64]) {
+        values.iter_mut().for_each(|x| *x = exp_f64(*x));
+    }
+}
+
+/// The column of the largest element, the first of equals.
+fn largest(row: &[f32]) -> u32 {
+    /// Columns looked at together: lanes of a comparison each, so that the loop vectorises.
+    const LANES: usize = 16;
+    let mut best = [f32::NEG_INFINITY; LANES];
+    let lanes = row.chunks_exact(LANES);
+    let tail = lanes.remainder();
+    for values in lanes {
+        for (best, &value) in best.iter_mut().zip(values) {
+            *best = if value > *best { value } else { *best };
+        }
+    }
+    let largest = best.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    if largest == f32::NEG_INFINITY {
+        return 0;
+    }
+    row.iter().position(|&value| value == largest).map_or(0, |column| column as u32)
 }
 
 /// Runs `body` on every row of `data`, split over threads if there is enough of it.
@@ -226,7 +244,7 @@ fn each_row(data: &mut [f32], cols: usize, body: impl Fn(usize, &mut [f32]) + Sy
 }
 
 /// Fills `out` with one value a row of `cols` elements, split over threads if there is enough of it.
-fn each_value(out: &mut [f64], cols: usize, body: impl Fn(usize) -> f64 + Sync) {
+fn each_value<T: Send>(out: &mut [T], cols: usize, body: impl Fn(usize) -> T + Sync) {
     match rows_per_task(out.len(), cols) {
         None => out.iter_mut().enumerate().for_each(|(row, value)| *value = body(row)),
         Some(rows) => out.par_chunks_mut(rows).enumerate().for_each(|(task, values)| {
@@ -436,6 +454,18 @@ mod tests {
         let mut best = vec![7];
         compute.largest(&Matrix::from_vec(2, 3, vec![1.0, 5.0, 5.0, f32::NAN, -3.0, -2.0]), &mut best);
         assert_eq!(best, [1, 2]);
+        for (length, at) in [(1, 0), (16, 15), (17, 16), (1000, 333), (152_064, 152_063), (152_064, 7)] {
+            let mut row = noise("largest", length);
+            row.iter_mut().for_each(|x| *x = x.min(9.0));
+            row[at] = 10.0;
+            row[length - 1] = 10.0;
+            row[(length / 2).max(at.min(1)) / 2] += if at == 0 { 0.0 } else { f32::NAN };
+            compute.largest(&Matrix::from_vec(1, length, row), &mut best);
+            assert_eq!(best, [at as u32], "{length}");
+        }
+        compute
+            .largest(&Matrix::from_vec(2, 2, vec![f32::NAN, f32::NAN, f32::NEG_INFINITY, -1.0]), &mut best);
+        assert_eq!(best, [0, 1]);
         let mut kept = Matrix::default();
         compute.gather(&x, &[1, 1, 0], &mut kept);
         assert_eq!(kept.row(1), x.row(1));

@@ -6,8 +6,12 @@
 mod cache;
 mod error;
 mod model;
+mod sample;
+mod session;
 mod weights;
 
 pub use cache::Cache;
 pub use error::Error;
 pub use model::{Model, Sequence, Want};
+pub use sample::{Sampler, Sampling, SplitMix64};
+pub use session::{Continuation, Limits, Session, Stop};

@@ -1,5 +1,6 @@
 //! The forward pass.
 
+use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
 
 use bitmill_checkpoint::{Checkpoint, ModelConfig, RopeScaling, Tensor};
@@ -7,7 +8,7 @@ use bitmill_kernels::{AttentionShape, Compute, KvCache, Pairing, RopeTable, Rota
 use bitmill_tensor::Matrix;
 
 use crate::weights::{Layer, Linear, Weights};
-use crate::{Cache, Error};
+use crate::{Cache, Error, Limits, Sampler, Sampling, Session};
 
 /// A model that runs from its checkpoint: norms and biases are in memory, matrices stay where they are, as they are
 /// stored.
@@ -196,20 +197,11 @@ impl Model {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn greedy(&self, compute: &Compute, prompt: &[u32], max_new: usize) -> Result<Vec<u32>, Error> {
-        let mut cache = self.new_cache();
-        let (mut logits, mut next, mut out) = (Matrix::default(), Vec::new(), Vec::new());
-        let room = (self.config.max_positions + 1).saturating_sub(prompt.len());
-        while out.len() < max_new.min(room) {
-            let tokens = if out.is_empty() { prompt } else { &out[out.len() - 1..] };
-            let mut batch = [Sequence { tokens, cache: &mut cache, want: Want::Last }];
-            self.forward(compute, &mut batch, &mut logits)?;
-            compute.largest(&logits, &mut next);
-            out.extend_from_slice(&next);
-            if next.iter().any(|token| self.config.eos.contains(token)) {
-                break;
-            }
-        }
-        Ok(out)
+        let limits =
+            Limits { new_tokens: max_new, positions: self.config.max_positions, ends: &self.config.eos };
+        let mut sampler = Sampler::new(Sampling::default());
+        let mut session = Session::new(self, *compute);
+        Ok(session.generate(&mut sampler, prompt, limits, |_| ControlFlow::Continue(()))?.tokens)
     }
 
     fn check(&self, batch: &[Sequence<'_>]) -> Result<(), Error> {

@@ -66,6 +66,14 @@ pub enum Error {
         /// Their encodings.
         found: String,
     },
+    /// A prompt, or the last message of a chat with its template, is longer than the context.
+    #[error("{tokens} tokens to read, and the context has {positions}")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Positions of the context.
+        positions: usize,
+    },
     /// The source's weights are codes already.
     #[error("{model} is already quantized: `{tensor}` is {encoding}")]
     AlreadyQuantized {
@@ -230,6 +238,7 @@ impl Error {
             Self::AlreadyQuantized { .. } => Some(
                 "start from the original weights, or accept a second loss with --allow-requantize".into(),
             ),
+            Self::PromptTooLong { .. } => Some("say it in fewer words".into()),
             Self::Quantize { source, .. } => source.hint(),
             Self::Prune { source, .. } => source.hint(),
             Self::DepthRemoves { n_layers, .. } => Some(format!(

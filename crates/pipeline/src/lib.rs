@@ -9,6 +9,7 @@
 //! [`compare`] runs several recipes on one model and measures each result from disk; [`embedded`] is the model that
 //! every command falls back to.
 
+mod chat;
 mod compare;
 mod compress;
 mod conversion;
@@ -16,6 +17,7 @@ mod depth;
 pub mod embedded;
 mod error;
 mod files;
+mod generate;
 mod layout;
 mod measure;
 mod pattern;
@@ -26,12 +28,14 @@ mod pruned;
 mod pruning;
 mod recipe;
 
+pub use chat::Chat;
 pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};
 pub use compress::{CompressRecord, TensorRecord, compress, n_weights, size_on_disk};
 pub use conversion::conversion;
 pub use depth::{Depth, Influence};
 pub use error::Error;
 pub use files::write_file;
+pub use generate::{Writer, model_sampling, sampled};
 pub use measure::{Dense, Material, Request, Subject, TaskChoice, measure_quality};
 pub use plan::{Plan, PlanOptions, PlannedTensor, Treatment};
 pub use presets::{PRESETS, Preset, preset};

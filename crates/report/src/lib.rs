@@ -1,7 +1,7 @@
 //! Result records, their JSON schema and their renderers.
 //!
-//! Every command that measures something fills one of three records, [`EvalReport`], [`BenchReport`] or
-//! [`CompareReport`]. The JSON comes first: tables and the page are drawn from the record alone, so what a person
+//! Every command that measures something fills one of the records [`EvalReport`], [`BenchReport`],
+//! [`CompareReport`], [`GenerateReport`] or [`ChatReport`]. The JSON comes first: tables and the page are drawn from the record alone, so what a person
 //! sees is what a program reads. `docs/json.md` lists every field with its unit.
 //!
 //! This crate is a leaf: it knows no model, opens no file but `/proc`, and computes nothing beyond quantiles and
@@ -9,6 +9,7 @@
 
 mod figures;
 mod finite;
+mod generation;
 mod html;
 mod latency;
 mod machine;
@@ -17,15 +18,20 @@ mod schema;
 mod table;
 mod tasks;
 mod text;
+mod utc;
 
 pub use figures::{size, weights};
+pub use generation::{ChatReport, GenerateReport, Generation, Sampled, Turn};
 pub use html::compare_html;
 pub use latency::{Latency, quantile};
-pub use machine::{Machine, timestamp};
+pub use machine::Machine;
 pub use records::{
     BenchReport, CompareReport, Divergence, EvalReport, Failure, PeakScope, Quality, Row, Settings, Speed,
 };
-pub use schema::{BenchSchema, CompareSchema, Document, Error, EvalSchema, from_json, to_json};
+pub use schema::{
+    BenchSchema, ChatSchema, CompareSchema, Document, Error, EvalSchema, GenerateSchema, from_json, to_json,
+};
 pub use table::compare_table;
 pub use tasks::{TaskScore, Tasks};
 pub use text::{bench_text, eval_text};
+pub use utc::{Utc, timestamp};

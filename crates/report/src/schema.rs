@@ -46,6 +46,14 @@ schema! {
     /// Marks a [`CompareReport`](crate::CompareReport): `bitmill.compare/1`. Reading any other name is an error.
     CompareSchema = "bitmill.compare/1"
 }
+schema! {
+    /// Marks a [`GenerateReport`](crate::GenerateReport): `bitmill.generate/1`. Reading any other name is an error.
+    GenerateSchema = "bitmill.generate/1"
+}
+schema! {
+    /// Marks a [`ChatReport`](crate::ChatReport): `bitmill.chat/1`. Reading any other name is an error.
+    ChatSchema = "bitmill.chat/1"
+}
 
 /// What can go wrong with a document.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +81,7 @@ impl Error {
     }
 }
 
-/// The three documents; implemented here only.
+/// The documents; implemented here only.
 pub trait Document: Serialize + DeserializeOwned {
     /// The `schema` they carry.
     const SCHEMA: &'static str;
@@ -87,6 +95,12 @@ impl Document for crate::BenchReport {
 }
 impl Document for crate::CompareReport {
     const SCHEMA: &'static str = CompareSchema::NAME;
+}
+impl Document for crate::GenerateReport {
+    const SCHEMA: &'static str = GenerateSchema::NAME;
+}
+impl Document for crate::ChatReport {
+    const SCHEMA: &'static str = ChatSchema::NAME;
 }
 
 /// The document as indented JSON, ending in a newline.

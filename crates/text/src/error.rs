@@ -32,6 +32,14 @@ pub enum Error {
     Encode { chars: usize, problem: String },
     #[error("cannot decode {tokens} tokens: {problem}")]
     Decode { tokens: usize, problem: String },
+    #[error("`{checkpoint}` has no chat template")]
+    NoTemplate { checkpoint: String },
+    #[error("the chat template: {problem}")]
+    Template { problem: String },
+    #[error("the chat template writes `{token}`, which the vocabulary lacks")]
+    TemplateToken { token: String },
+    #[error("`{checkpoint}` names no token that ends a text")]
+    NoEnd { checkpoint: String },
     #[error("{file}, line {line}: {problem}")]
     TaskLine { file: String, line: usize, problem: String },
     #[error("{file}: no items")]
@@ -53,6 +61,15 @@ impl Error {
                 "write a Hugging Face folder instead, which ships the original tokenizer.json: choose a compressed-tensors preset"
             }
             Self::TokensBeyondRows { .. } => "this tokenizer.json belongs to another model",
+            Self::NoTemplate { .. } => {
+                "it may not be made for chat: continue a text with `bitmill generate`, or name a Jinja file with --template"
+            }
+            Self::TemplateToken { .. } => {
+                "template and tokenizer are of different models: name the right Jinja file with --template"
+            }
+            Self::NoEnd { .. } => {
+                "give `eos_token_id` in generation_config.json: without it no answer would end"
+            }
             Self::TaskLine { .. } => {
                 r#"each line is {"context": "…", "choices": ["…", "…"], "answer": 0}; `prompt` may stand for `context`"#
             }

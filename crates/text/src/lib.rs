@@ -1,19 +1,26 @@
-//! Tokenizers, token windows and multiple-choice task files.
+//! Tokenizers, chat templates, token windows and multiple-choice task files.
 //!
 //! [`Tokenizer`] reads a Hugging Face `tokenizer.json` or a GGUF file's tokenizer keys and turns the one into
-//! the other; [`Windows`] cuts a token stream for perplexity; [`Task`] reads multiple-choice items.
+//! the other; [`ChatTemplate`] turns messages into text and [`TextStream`] tokens into text as they arrive; [`Windows`] cuts a token stream for perplexity; [`Task`] reads multiple-choice items.
 
+mod ends;
 mod error;
 mod folder_files;
 mod gguf;
 mod special;
 mod split;
+mod stream;
+mod strftime;
 mod task;
+mod template;
+mod to_json;
 mod tokenizer;
 mod windows;
 
 pub use error::Error;
 pub use split::Split;
+pub use stream::TextStream;
 pub use task::{Item, Task};
+pub use template::{ChatTemplate, Message, Speaker, TemplateTokens};
 pub use tokenizer::Tokenizer;
 pub use windows::Windows;

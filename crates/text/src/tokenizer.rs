@@ -99,9 +99,21 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Decode`] if the decoder refuses.
     pub fn decode(&self, tokens: &[u32]) -> Result<String, Error> {
+        self.decode_with(tokens, false)
+    }
+
+    /// The text of `tokens` less special ones.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub(crate) fn decode_plain(&self, tokens: &[u32]) -> Result<String, Error> {
+        self.decode_with(tokens, true)
+    }
+
+    fn decode_with(&self, tokens: &[u32], skip_special: bool) -> Result<String, Error> {
         let failed =
             |error: tokenizers::Error| Error::Decode { tokens: tokens.len(), problem: error.to_string() };
-        self.inner.decode(tokens, false).map_err(failed)
+        self.inner.decode(tokens, skip_special).map_err(failed)
     }
 
     /// One more than the largest id; rows of the model beyond it are padding.
@@ -127,6 +139,25 @@ impl Tokenizer {
     /// The token that ends a text.
     pub fn eos(&self) -> Option<u32> {
         self.special.eos
+    }
+
+    /// The token that fills up a batch.
+    pub fn padding(&self) -> Option<u32> {
+        self.special.padding
+    }
+
+    /// The token for what has none.
+    pub fn unknown(&self) -> Option<u32> {
+        self.special.unknown
+    }
+
+    /// Whether `id` is a special token: one that stands for no text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner
+            .get_added_vocabulary()
+            .get_added_tokens_decoder()
+            .get(&id)
+            .is_some_and(|token| token.special)
     }
 
     /// Whether the model was trained with BOS before every text.

@@ -1,20 +1,24 @@
 //! One file a command.
 
 mod bench;
+mod chat;
 mod compare;
 mod compress;
 mod convert;
 mod eval;
+mod generate;
 mod inspect;
 mod plan;
 mod pull;
 mod recipes;
 
 pub use bench::bench;
+pub use chat::chat;
 pub use compare::compare;
 pub use compress::compress;
 pub use convert::convert;
 pub use eval::eval;
+pub use generate::generate;
 pub use inspect::inspect;
 pub use plan::plan;
 pub use pull::pull;
