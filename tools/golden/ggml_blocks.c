@@ -99,14 +99,17 @@ int main(int argc, char ** argv) {
     if (argc != 3) { fprintf(stderr, "usage: %s SEED WEIGHTS\n", argv[0]); return 2; }
     const uint64_t seed = strtoull(argv[1], NULL, 10);
     const int64_t  n    = strtoll(argv[2], NULL, 10);
-    static const enum ggml_type TYPES[] = { GGML_TYPE_Q4_0, GGML_TYPE_Q5_0, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q6_K };
+    static const enum ggml_type TYPES[] = {
+        GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K,
+        GGML_TYPE_Q3_K, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS,
+    };
     float *   x   = malloc(sizeof(float) * n);
     uint8_t * out = malloc(2 * n + 64);
     for (int which = 0; which < N_NAMES; ++which) {
         state = seed * 1000 + (uint64_t) which;
         fill(which, x, n);
         printf("weights %s %016" PRIx64 "\n", NAMES[which], fnv1a((const uint8_t *) x, sizeof(float) * n));
-        for (int t = 0; t < 5; ++t) {
+        for (int t = 0; t < (int) (sizeof(TYPES) / sizeof(TYPES[0])); ++t) {
             const size_t bytes = ggml_quantize_chunk(TYPES[t], x, out, 0, 1, n, NULL);
             if (!ggml_validate_row_data(TYPES[t], out, bytes)) { fprintf(stderr, "%s %s: not a valid row\n", NAMES[which], ggml_type_name(TYPES[t])); return 1; }
             printf("%s %s %016" PRIx64 " ", ggml_type_name(TYPES[t]), NAMES[which], fnv1a(out, bytes));

@@ -99,7 +99,7 @@ fn encode(block: BlockType, shape: &[usize], values: &[f32]) -> (Encoding, Vec<u
 #[test]
 fn gguf_blocks_run_as_the_weights_they_stand_for() {
     for variant in [Variant::Qwen2Wide, Variant::LlamaWide] {
-        for block in bitmill_quant::ENCODED {
+        for block in BlockType::ALL {
             let folder = tempfile::tempdir().unwrap();
             let packed = folder.path().join("packed.gguf");
             let source = Tiny::new(variant);

@@ -4,7 +4,8 @@
 
 use std::io::Write;
 
-use bitmill_quant::{ENCODED, quantize_blocks};
+use bitmill_quant::quantize_blocks;
+use bitmill_tensor::BlockType;
 
 #[path = "../tests/weights/mod.rs"]
 mod weights;
@@ -17,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for name in weights::NAMES {
         let weight = weights::fill(name, seed, count);
         writeln!(out, "weights {name} {:016x}", weights::fnv1a(&weights::bytes_of(&weight)))?;
-        for block in ENCODED {
+        for block in BlockType::ALL {
             let mut bytes = vec![0xa5; count / block.weights() * block.bytes()];
             quantize_blocks(block, &weight, &mut bytes)?;
             let first: String = bytes[..block.bytes()].iter().map(|byte| format!("{byte:02x}")).collect();

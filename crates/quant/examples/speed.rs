@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use bitmill_quant::{ENCODED, RtnGrid, quantize_blocks, quantize_rows};
-use bitmill_tensor::{Bits, FloatType, Granularity, ZeroPoint};
+use bitmill_quant::{RtnGrid, quantize_blocks, quantize_rows};
+use bitmill_tensor::{Bits, BlockType, FloatType, Granularity, ZeroPoint};
 
 #[path = "../tests/weights/mod.rs"]
 mod weights;
@@ -13,7 +13,7 @@ const COUNT: usize = 1 << 20;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let weight = weights::fill("normal", 1, COUNT);
     let mut out = std::io::stdout().lock();
-    for block in ENCODED {
+    for block in BlockType::ALL {
         let mut bytes = vec![0; COUNT / block.weights() * block.bytes()];
         let speed = best(|| quantize_blocks(block, &weight, &mut bytes))?;
         writeln!(out, "{block} {speed:.0} MB/s")?;

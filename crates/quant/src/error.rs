@@ -1,6 +1,6 @@
 //! What can go wrong, with positions counted in the rows that were handed in.
 
-use bitmill_tensor::{BlockType, FloatType};
+use bitmill_tensor::FloatType;
 
 /// Why weights could not be quantized.
 ///
@@ -39,12 +39,6 @@ pub enum Error {
         /// The type it is stored in.
         float: FloatType,
     },
-    /// Blocks of this type are read, not written.
-    #[error("{block} blocks can be read, not written")]
-    NotEncoded {
-        /// What was asked for.
-        block: BlockType,
-    },
     /// No mix has this name.
     #[error("no GGUF mix is called `{name}`")]
     UnknownMix {
@@ -81,9 +75,6 @@ impl Error {
                     .to_owned(),
             ),
             Self::ScaleOverflow { .. } => None,
-            Self::NotEncoded { .. } => {
-                Some(format!("types: {}", crate::ggml::ENCODED.map(BlockType::name).join(", ")))
-            }
             Self::UnknownMix { .. } => {
                 Some(format!("mixes: {}", crate::Mix::ALL.map(|mix| mix.name()).join(", ")))
             }

@@ -11,7 +11,7 @@ mod pack;
 pub mod rtn;
 
 pub use error::Error;
-pub use ggml::{ENCODED, quantize_blocks};
+pub use ggml::quantize_blocks;
 pub use mix::{Choice, Mix, MixTensor, choose};
 pub use pack::pack_zero_points;
 pub use rtn::{GroupedRows, RtnGrid, quantize_rows};

@@ -2,7 +2,7 @@
 
 mod weights;
 
-use bitmill_quant::{ENCODED, Error, quantize_blocks};
+use bitmill_quant::{Error, quantize_blocks};
 use bitmill_tensor::{BlockType, FloatType};
 
 const GOLDEN: &str = include_str!("golden/ggml_blocks.txt");
@@ -29,7 +29,7 @@ fn blocks_equal_ggmls_byte_for_byte() {
         assert_eq!(format!("{:016x}", weights::fnv1a(&bytes)), fields[2], "{block}, {}", fields[1]);
         compared += 1;
     }
-    assert_eq!(compared, ENCODED.len() * weights::NAMES.len());
+    assert_eq!(compared, BlockType::ALL.len() * weights::NAMES.len());
 }
 
 fn encode(block: BlockType, weight: &[f32]) -> Result<Vec<u8>, Error> {
@@ -40,7 +40,7 @@ fn encode(block: BlockType, weight: &[f32]) -> Result<Vec<u8>, Error> {
 #[test]
 fn blocks_do_not_depend_on_their_neighbours() {
     let weight = weights::fill("block_fates", 3, 256 * 13);
-    for block in ENCODED {
+    for block in BlockType::ALL {
         let whole = encode(block, &weight).unwrap();
         for part in [1, 2, 3, 5, 8] {
             let parts: Vec<u8> =
@@ -52,14 +52,14 @@ fn blocks_do_not_depend_on_their_neighbours() {
 
 #[test]
 fn no_weights_are_no_blocks() {
-    for block in ENCODED {
+    for block in BlockType::ALL {
         assert_eq!(encode(block, &[]).unwrap(), []);
     }
 }
 
 #[test]
 fn refuses_nan_and_infinity_naming_their_place() {
-    for block in ENCODED {
+    for block in BlockType::ALL {
         for value in [f32::INFINITY, f32::NEG_INFINITY] {
             let mut weight = vec![0.25; 512];
             weight[300] = value;
@@ -73,7 +73,7 @@ fn refuses_nan_and_infinity_naming_their_place() {
 
 #[test]
 fn refuses_scales_beyond_f16_naming_the_block() {
-    for block in ENCODED {
+    for block in BlockType::ALL {
         let mut weight = vec![0.25; 768];
         weight[600] = -3e38;
         let first_of_block = 600 / block.weights() * block.weights();
@@ -89,7 +89,7 @@ fn refuses_scales_beyond_f16_naming_the_block() {
 
 #[test]
 fn refuses_weights_that_are_not_whole_blocks() {
-    for block in ENCODED {
+    for block in BlockType::ALL {
         let error = quantize_blocks(block, &[0.0; 31], &mut []).unwrap_err();
         assert_eq!(error, Error::UnevenGroups { in_features: 31, group_size: block.weights() });
     }

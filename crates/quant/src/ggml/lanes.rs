@@ -15,6 +15,18 @@ pub(super) struct F8(pub [f32; 8]);
 #[repr(align(32))]
 pub(super) struct M8([u32; 8]);
 
+/// Eight sub-blocks of `N` weights, one after another, as a lane for each: its weight `i` in vector `i`.
+#[inline(always)]
+pub(super) fn by_sub_block<const N: usize>(weights: &[f32]) -> [F8; N] {
+    let mut x = [F8::ZERO; N];
+    for (lane, sub_block) in weights.as_chunks::<N>().0.iter().enumerate() {
+        for i in 0..N {
+            x[i].0[lane] = sub_block[i];
+        }
+    }
+    x
+}
+
 impl F8 {
     pub(super) const ZERO: Self = Self([0.0; 8]);
 

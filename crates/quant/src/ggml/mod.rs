@@ -5,27 +5,40 @@
 //!
 //! ```text
 //! Q4_0   32 weights   18 B   f16 d | 16 B: weight i low nibble of byte i, weight 16+i high       d·(q − 8)
+//! Q4_1   32 weights   20 B   f16 d | f16 m | 16 B as Q4_0                                        d·q + m
 //! Q5_0   32 weights   22 B   f16 d | u32: bit i the fifth bit of weight i | 16 B as Q4_0         d·(q − 16)
+//! Q5_1   32 weights   24 B   f16 d | f16 m | u32 and 16 B as Q5_0                                d·q + m
 //! Q8_0   32 weights   34 B   f16 d | 32 int8                                                     d·q
+//! IQ4_NL 32 weights   18 B   f16 d | 16 B as Q4_0, indexes of values                             d·value
+//! Q2_K  256 weights   84 B   16 B: scale low, min high nibble | 64 B of pairs | f16 d | f16 dmin d·sc·q − dmin·m
+//! Q3_K  256 weights  110 B   32 B third bits | 64 B of pairs | 12 B: 16 scales of 6 bits | f16 d d·sc·(q − 4)
 //! Q4_K  256 weights  144 B   f16 d | f16 dmin | 12 B: 8 scales, 8 mins of 6 bits | 128 B         d·sc·q − dmin·m
+//! Q5_K  256 weights  176 B   as Q4_K, 32 B of fifth bits before the nibbles                      d·sc·q − dmin·m
 //! Q6_K  256 weights  210 B   128 B low nibbles | 64 B high pairs | 16 int8 scales | f16 d        d·sc·(q − 32)
+//! IQ4_XS 256 weights 136 B   f16 d | 2 B high pairs, 4 B low nibbles of 8 scales | 128 B         d·sc·value
 //! ```
 
+mod iq4;
 mod lanes;
+mod q2_k;
+mod q3_k;
 mod q4_0;
+mod q4_1;
 mod q4_k;
 mod q5_0;
+mod q5_1;
+mod q5_k;
 mod q6_k;
 mod q8_0;
+mod scale_and_shift;
 
 use bitmill_tensor::{BlockType, FloatType};
 
 use self::lanes::F8;
 use crate::{Error, error::first_non_finite};
 
-/// The types that [`quantize_blocks`] writes; the others are read.
-pub const ENCODED: [BlockType; 5] =
-    [BlockType::Q4_0, BlockType::Q5_0, BlockType::Q8_0, BlockType::Q4_K, BlockType::Q6_K];
+/// Below this ggml takes a sub-block for zeros.
+const ZERO: f32 = 1e-15;
 
 /// Encodes `weight`, whole blocks of consecutive weights, into `out`.
 ///
@@ -35,7 +48,7 @@ pub const ENCODED: [BlockType; 5] =
 /// # Errors
 /// [`UnevenGroups`](Error::UnevenGroups) if `weight` is not whole blocks, [`NonFinite`](Error::NonFinite) for NaN and
 /// infinity, [`ScaleOverflow`](Error::ScaleOverflow) if a block's scale is beyond f16 (llama-quantize refuses both
-/// too), [`NotEncoded`](Error::NotEncoded) for a type outside of [`ENCODED`]; `out` is then unspecified.
+/// too); `out` is then unspecified.
 ///
 /// # Panics
 /// If `out` has another length than those blocks.
@@ -49,17 +62,17 @@ pub fn quantize_blocks(block: BlockType, weight: &[f32], out: &mut [u8]) -> Resu
     }
     let encoded = match block {
         BlockType::Q4_0 => each_block::<q4_0::Q4_0, _, _>(weight, out),
+        BlockType::Q4_1 => each_block::<q4_1::Q4_1, _, _>(weight, out),
         BlockType::Q5_0 => each_block::<q5_0::Q5_0, _, _>(weight, out),
+        BlockType::Q5_1 => each_block::<q5_1::Q5_1, _, _>(weight, out),
         BlockType::Q8_0 => each_block::<q8_0::Q8_0, _, _>(weight, out),
+        BlockType::Q2_K => each_block::<q2_k::Q2_K, _, _>(weight, out),
+        BlockType::Q3_K => each_block::<q3_k::Q3_K, _, _>(weight, out),
         BlockType::Q4_K => each_block::<q4_k::Q4_K, _, _>(weight, out),
+        BlockType::Q5_K => each_block::<q5_k::Q5_K, _, _>(weight, out),
         BlockType::Q6_K => each_block::<q6_k::Q6_K, _, _>(weight, out),
-        BlockType::Q4_1
-        | BlockType::Q5_1
-        | BlockType::Q2_K
-        | BlockType::Q3_K
-        | BlockType::Q5_K
-        | BlockType::IQ4_NL
-        | BlockType::IQ4_XS => return Err(Error::NotEncoded { block }),
+        BlockType::IQ4_NL => each_block::<iq4::IQ4_NL, _, _>(weight, out),
+        BlockType::IQ4_XS => each_block::<iq4::IQ4_XS, _, _>(weight, out),
     };
     encoded.map_err(|(index, scale)| Error::ScaleOverflow {
         row: 0,
@@ -184,6 +197,53 @@ fn upward_codes(weights: &[f32; 32], inverse: f32, zero: f32, top: i32) -> [u8; 
     codes
 }
 
+/// The codes of Q4_1 and Q5_1, in steps from the smallest weight up, ties upwards. Writes step and smallest weight as
+/// f16 into `header`.
+#[inline(always)]
+fn codes_above_smallest(weights: &[f32; 32], top: i32, header: &mut [u8]) -> Result<[u8; 32], f32> {
+    let (mut low, mut high) = (F8::splat(f32::MAX), F8::splat(f32::MIN));
+    for &eight in weights.as_chunks::<8>().0 {
+        let x = F8(eight);
+        low = x.below(low).select(x, low);
+        high = high.below(x).select(x, high);
+    }
+    let mut low = low.0.into_iter().fold(f32::MAX, |low, x| if x < low { x } else { low });
+    let high = high.0.into_iter().fold(f32::MIN, |high, x| if x > high { x } else { high });
+    if low == 0.0 {
+        // The first of equals, which may be −0.
+        low = weights.iter().copied().find(|x| *x == 0.0).unwrap_or(low);
+    }
+    let d = (high - low) / top as f32;
+    header[..2].copy_from_slice(&f16_scale(d)?.to_le_bytes());
+    header[2..].copy_from_slice(&f16_scale(low)?.to_le_bytes());
+    let mut codes = [0; 32];
+    let Some(inverse) = inverse(d) else { return Ok(codes) };
+    for (codes, eight) in codes.as_chunks_mut::<8>().0.iter_mut().zip(weights.as_chunks::<8>().0) {
+        let rounded = ((F8(*eight) - F8::splat(low)) * F8::splat(inverse) + F8::splat(0.5)).floor();
+        for lane in 0..8 {
+            codes[lane] = rounded[lane].min(top) as u8;
+        }
+    }
+    Ok(codes)
+}
+
+/// The fifth bits of 32 codes, that of code i at bit i.
+#[inline(always)]
+fn fifth_bits(codes: &[u8; 32]) -> [u8; 4] {
+    codes.iter().rev().fold(0u32, |bits, code| bits << 1 | u32::from(code >> 4)).to_le_bytes()
+}
+
+/// 256 codes of two bits as 64 bytes: each 32 bytes hold 128 codes, a pair of bits for each 32 of them.
+#[inline(always)]
+fn pairs_of_bits(codes: &[u8; 256], out: &mut [u8]) {
+    let (halves, _) = codes.as_chunks::<128>();
+    for (half, out) in halves.iter().zip(out.chunks_exact_mut(32)) {
+        for (i, byte) in out.iter_mut().enumerate() {
+            *byte = half[i] | half[32 + i] << 2 | half[64 + i] << 4 | half[96 + i] << 6;
+        }
+    }
+}
+
 /// `1 / d`, or 0 for 0. `None` where it overflows: ggml's reference then converts infinities and NaN to integers,
 /// which x86 answers with 0 in the low byte; `d` is 0 in f16 by far, so whatever the codes are, they decode to 0.
 #[inline(always)]
@@ -228,10 +288,17 @@ mod tests {
         }
         for name in weights::NAMES {
             compare::<q4_0::Q4_0, _, _>(name);
+            compare::<q4_1::Q4_1, _, _>(name);
             compare::<q5_0::Q5_0, _, _>(name);
+            compare::<q5_1::Q5_1, _, _>(name);
             compare::<q8_0::Q8_0, _, _>(name);
+            compare::<q2_k::Q2_K, _, _>(name);
+            compare::<q3_k::Q3_K, _, _>(name);
             compare::<q4_k::Q4_K, _, _>(name);
+            compare::<q5_k::Q5_K, _, _>(name);
             compare::<q6_k::Q6_K, _, _>(name);
+            compare::<iq4::IQ4_NL, _, _>(name);
+            compare::<iq4::IQ4_XS, _, _>(name);
         }
     }
 }

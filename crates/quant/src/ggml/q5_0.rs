@@ -1,6 +1,6 @@
 //! Q5_0: 32 weights, five bits each, one scale.
 
-use super::{Encode, f16_scale, inverse, largest, upward_codes};
+use super::{Encode, f16_scale, fifth_bits, inverse, largest, upward_codes};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct Q5_0;
@@ -12,10 +12,10 @@ impl Encode<32, 22> for Q5_0 {
         let d = largest(weights) / -16.0;
         let inverse = inverse(d);
         let (scale, rest) = out.split_at_mut(2);
-        let (fifth_bits, nibbles) = rest.split_at_mut(4);
+        let (fifth, nibbles) = rest.split_at_mut(4);
         scale.copy_from_slice(&f16_scale(d)?.to_le_bytes());
         let Some(inverse) = inverse else {
-            fifth_bits.fill(0);
+            fifth.fill(0);
             nibbles.fill(0);
             return Ok(());
         };
@@ -23,8 +23,7 @@ impl Encode<32, 22> for Q5_0 {
         for (i, byte) in nibbles.iter_mut().enumerate() {
             *byte = codes[i] & 15 | codes[16 + i] << 4;
         }
-        let fifth = codes.iter().rev().fold(0u32, |bits, code| bits << 1 | u32::from(code >> 4));
-        fifth_bits.copy_from_slice(&fifth.to_le_bytes());
+        fifth.copy_from_slice(&fifth_bits(&codes));
         Ok(())
     }
 }

@@ -2,13 +2,10 @@
 //! the block's f16 scale.
 
 use super::{
-    Encode, f16_scale,
-    lanes::{F8, M8},
+    Encode, ZERO, f16_scale,
+    lanes::{F8, M8, by_sub_block},
     nearest_int,
 };
-
-/// Below this a sub-block counts as zeros.
-const ZERO: f32 = 1e-15;
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct Q6_K;
@@ -42,12 +39,7 @@ struct Found {
 /// `make_qx_quants`: 19 candidates, for each the codes, then the least-squares scale of those.
 #[inline(always)]
 fn search(weights: &[f32; 128]) -> Found {
-    let mut x = [F8::ZERO; 16];
-    for (lane, sub_block) in weights.as_chunks::<16>().0.iter().enumerate() {
-        for i in 0..16 {
-            x[i].0[lane] = sub_block[i];
-        }
-    }
+    let x: [F8; 16] = by_sub_block(weights);
     let (mut absolute, mut largest) = (F8::ZERO, F8::ZERO);
     let (mut squares, mut cubes) = ([F8::ZERO; 16], [F8::ZERO; 16]);
     for i in 0..16 {

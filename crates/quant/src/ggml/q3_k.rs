@@ -1,0 +1,128 @@
+//! Q3_K: 256 weights in 16 sub-blocks of 16, three bits each; every sub-block has a scale, rounded to six bits of the
+//! block's f16 scale.
+
+use super::{
+    Encode, ZERO, f16_scale,
+    lanes::{F8, M8, by_sub_block},
+    nearest_int, pairs_of_bits,
+};
+
+#[allow(non_camel_case_types, reason = "ggml's own name")]
+pub(super) struct Q3_K;
+
+impl Encode<256, 110> for Q3_K {
+    #[inline(always)]
+    fn encode(weights: &[f32; 256], out: &mut [u8; 110]) -> Result<(), f32> {
+        // Two searches of eight sub-blocks, a lane for each.
+        let (halves, _) = weights.as_chunks::<128>();
+        let found = [search(&halves[0]), search(&halves[1])];
+        for (half, found) in halves.iter().zip(&found) {
+            if found.scale.0.iter().any(|scale| scale.is_nan()) {
+                // Cubes beyond f32: ggml goes on and writes zeros for the sub-block.
+                return Err(half.iter().fold(0.0f32, |most, x| most.max(x.abs())) / (4.0 * 32.0));
+            }
+        }
+        pack(weights, &found, out)
+    }
+}
+
+/// What the search found for each of eight sub-blocks.
+struct Found {
+    scale: F8,
+    /// Codes in −4..=3.
+    codes: [F8; 16],
+    /// Sub-blocks that count as zeros: scale 0, and codes of 0 as they are stored.
+    zeros: M8,
+}
+
+/// Codes from the largest weight, then moved one at a time while that lowers the error, at most five times each: ggml's
+/// `make_q3_quants`. It stops when a round moved none; here other lanes may go on, and another round moves none again.
+#[inline(always)]
+fn search(weights: &[f32; 128]) -> Found {
+    let x: [F8; 16] = by_sub_block(weights);
+    let (mut absolute, mut largest) = (F8::ZERO, F8::ZERO);
+    for x in x {
+        let above = absolute.below(x.abs());
+        absolute = above.select(x.abs(), absolute);
+        largest = above.select(x, largest);
+    }
+    let zeros = absolute.below(F8::splat(ZERO));
+    let inverse = F8::splat(-4.0) / largest;
+    let mut codes = [F8::ZERO; 16];
+    let (mut sum_lx, mut sum_l2) = (F8::ZERO, F8::ZERO);
+    for (code, x) in codes.iter_mut().zip(x) {
+        let l = (inverse * x).nearest_within(-4, 3);
+        *code = l;
+        let w = x * x;
+        sum_lx = sum_lx + w * x * l;
+        sum_l2 = sum_l2 + w * l * l;
+    }
+    for _ in 0..5 {
+        for (code, x) in codes.iter_mut().zip(x) {
+            let w = x * x;
+            let l = *code;
+            let others_lx = sum_lx - w * x * l;
+            let others_l2 = sum_l2 - w * l * l;
+            let new = (x * others_l2 / others_lx).nearest_within(-4, 3);
+            let (new_lx, new_l2) = (others_lx + w * x * new, others_l2 + w * new * new);
+            let better = F8::ZERO
+                .below(others_lx)
+                .and_not(new.equals(l))
+                .and(F8::ZERO.below(new_l2))
+                .and((sum_lx * sum_lx * new_l2).below(new_lx * new_lx * sum_l2));
+            *code = better.select(new, l);
+            sum_lx = better.select(new_lx, sum_lx);
+            sum_l2 = better.select(new_l2, sum_l2);
+        }
+    }
+    // Not above 0 beside NaN, which is kept so that it is seen.
+    let scale = sum_l2.equals(F8::ZERO).select(F8::ZERO, sum_lx / sum_l2);
+    Found { scale: zeros.select(F8::ZERO, scale), codes, zeros }
+}
+
+/// Rounds the scales to six bits, chooses the codes again for those, and writes the block. Sub-blocks whose scale
+/// rounds to zero keep the codes of the search.
+#[inline(always)]
+fn pack(weights: &[f32; 256], found: &[Found; 2], out: &mut [u8; 110]) -> Result<(), f32> {
+    let (mut absolute, mut largest) = (0.0, 0.0);
+    for scale in found.iter().flat_map(|half| half.scale.0) {
+        if scale.abs() > absolute {
+            absolute = scale.abs();
+            largest = scale;
+        }
+    }
+    out.fill(0);
+    let inverse = if largest != 0.0 { -32.0 / largest } else { 0.0 };
+    let d = f16_scale(if largest != 0.0 { 1.0 / inverse } else { 0.0 })?;
+    out[108..110].copy_from_slice(&d.to_le_bytes());
+    let d = d.to_f32();
+    let mut codes = [0u8; 256];
+    let sub_blocks = weights.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<16>().0);
+    for (j, (sub_block, codes)) in sub_blocks.enumerate() {
+        let (half, lane) = (&found[j / 8], j % 8);
+        // Without any scale the six bits stay 0, which stands for −32.
+        let scale = if largest != 0.0 {
+            (nearest_int(inverse * half.scale.0[lane]) as i8).clamp(-32, 31)
+        } else {
+            -32
+        };
+        let stored = (scale + 32) as u8;
+        out[96 + j % 8] |= (stored & 15) << (4 * (j / 8));
+        out[104 + j % 4] |= stored >> 4 << (2 * (j / 4));
+        let step = d * f32::from(scale);
+        for (i, (code, x)) in codes.iter_mut().zip(sub_block).enumerate() {
+            *code = if step != 0.0 {
+                (nearest_int(x / step).clamp(-4, 3) + 4) as u8
+            } else if half.zeros.lane(lane) {
+                0
+            } else {
+                (half.codes[i].0[lane] + 4.0) as u8
+            };
+        }
+    }
+    for (i, code) in codes.iter().enumerate() {
+        out[i % 32] |= code >> 2 << (i / 32);
+    }
+    pairs_of_bits(&codes.map(|code| code & 3), &mut out[32..96]);
+    Ok(())
+}
