@@ -40,7 +40,10 @@ MODELS = {
     "nine-layers": ("qwen2", 9, 256, 512, 4, 4, 256, True),
     "single-kv-row": ("llama", 2, 32, 32, 32, 1, 256, False),
 }
-MIXES = ["Q4_0", "Q8_0", "Q4_K_M"]
+MIXES = [
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K",
+    "IQ4_NL", "IQ4_XS",
+]
 F32, BF16 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.BF16
 
 
@@ -108,14 +111,14 @@ def types(quantize, path, mix):
 
 
 def runs(values):
-    """[["q6_k", 3], ["q4_k", 2]] for three layers of one and two of the other."""
+    """"q6_k*3 q4_k*2" for three layers of one and two of the other."""
     out = []
     for value in values:
         if out and out[-1][0] == value:
             out[-1][1] += 1
         else:
             out.append([value, 1])
-    return out
+    return " ".join(f"{value}*{count}" for value, count in out)
 
 
 def main():
@@ -133,7 +136,11 @@ def main():
                 kinds = {}
                 for tensor, _ in tensors(*model):
                     kinds.setdefault(re.sub(r"^blk\.\d+\.", "blk.{}.", tensor), []).append(found[tensor])
-                entry["mixes"][mix.lower()] = {kind: runs(values) for kind, values in kinds.items()}
+                # The tensors of each course of types through the layers.
+                courses = {}
+                for kind, values in kinds.items():
+                    courses.setdefault(runs(values), []).append(kind.replace("blk.{}.", ".").removesuffix(".weight"))
+                entry["mixes"][mix.lower()] = {course: " ".join(kinds) for course, kinds in courses.items()}
             golden[name] = entry
     manifest = {
         "script": "tools/golden/mix.py",

@@ -122,7 +122,7 @@ fn scheme(weights: &Fields, targets: Vec<String>) -> Result<Scheme, Error> {
     }
     let bits = weights.optional_size("num_bits", 64)?.unwrap_or(8);
     let bits = match (bits, u8::try_from(bits).ok().and_then(Bits::new)) {
-        (4 | 8, Some(bits)) => bits,
+        (2.., Some(bits)) => bits,
         _ => return Err(unsupported(format!("a width of {bits} bits"))),
     };
     match weights.get("actorder") {

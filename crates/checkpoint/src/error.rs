@@ -181,7 +181,7 @@ impl Error {
                 "types that are read: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS; requantize the file to one of them"
             }
             Self::UnsupportedQuantization { .. } => {
-                "what is read: format pack-quantized, 4 or 8 bits, group or channel, no activation quantization"
+                "what is read: format pack-quantized, 2 to 8 bits, group or channel, no activation quantization"
             }
             Self::TargetExists { .. } => "name another output, or replace it with --force",
             Self::TargetNotReplaceable { .. } => "name another output, or remove it yourself",

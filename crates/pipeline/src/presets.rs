@@ -18,14 +18,28 @@ pub struct Preset {
     pub about: &'static str,
 }
 
-/// The presets that are listed. Weight-only groups exist at every size: `w4a16_g64`, `w8a16_g32_asym`.
+/// The presets that are listed. Weight-only groups exist at every width from 2 to 8 and every size: `w4a16_g64`,
+/// `w3a16_g32_asym`.
 pub const PRESETS: &[Preset] = &[
     Preset { name: "q8_0", about: "GGUF, 8-bit blocks of 32: near lossless" },
     Preset { name: "q4_0", about: "GGUF, 4-bit blocks of 32: the plainest and fastest" },
     Preset { name: "q4_k_m", about: "GGUF, llama.cpp's mix of q4_k and q6_k: the usual choice" },
+    Preset {
+        name: "q5_k_m",
+        about: "GGUF, q5_k with q6_k where it matters: closer to the model than q4_k_m",
+    },
+    Preset { name: "q6_k", about: "GGUF, 6-bit blocks: between q5_k_m and q8_0" },
+    Preset {
+        name: "q3_k_m",
+        about: "GGUF, q3_k with q4_k and q5_k where it matters: for the tightest memory",
+    },
+    Preset { name: "iq4_xs", about: "GGUF, 4.25 bits a weight: smaller than q4_k_m, slower to unpack" },
     Preset { name: "w8a16", about: "compressed-tensors, 8-bit codes, one scale a row" },
     Preset { name: "w4a16_g128", about: "compressed-tensors, 4-bit codes, one scale for 128 weights" },
-    Preset { name: "w4a16_g64", about: "the same with 64 (any `_gN`), `_asym` for zero points" },
+    Preset {
+        name: "w4a16_g64",
+        about: "the same with 64 (any `_gN`; `w2` to `w8`), `_asym` for zero points",
+    },
     Preset {
         name: "prune_50",
         about: "plain floats, the smaller half of every row zero: same bytes, same time",
@@ -46,7 +60,7 @@ pub const PRESETS: &[Preset] = &[
 /// use bitmill_pipeline::{Format, preset};
 /// assert_eq!(preset("q4_k_m").unwrap().format, Format::Gguf);
 /// assert_eq!(preset("w4a16_g32").unwrap().format, Format::CompressedTensors);
-/// assert!(preset("w3a16").is_none());
+/// assert!(preset("w9a16").is_none());
 /// ```
 pub fn preset(name: &str) -> Option<Recipe> {
     if let Ok(mix) = name.parse::<Mix>() {
@@ -84,12 +98,11 @@ fn plain_number(digits: &str) -> Option<usize> {
     digits.starts_with(|c: char| c.is_ascii_digit() && c != '0').then(|| digits.parse().ok())?
 }
 
-/// `w{4,8}a16[_gN][_asym]`.
+/// `w{2..8}a16[_gN][_asym]`.
 fn weight_only(name: &str) -> Option<Recipe> {
     let (bits, rest) = name.strip_prefix('w')?.split_once("a16")?;
-    let bits = match bits {
-        "4" => 4,
-        "8" => 8,
+    let bits = match bits.as_bytes() {
+        [digit @ b'2'..=b'8'] => digit - b'0',
         _ => return None,
     };
     let (rest, zero_point) = match rest.strip_suffix("_asym") {
@@ -134,7 +147,8 @@ mod tests {
             "w4a16_g0",
             "w4a16_g+64",
             "w4a16_g064",
-            "w2a16",
+            "w1a16",
+            "w04a16",
             "w4a8",
             "w4a16_sym",
             "q4",

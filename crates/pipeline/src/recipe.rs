@@ -87,7 +87,7 @@ pub enum Step {
     Magnitude(MagnitudeStep),
     /// llama.cpp's own choice of a type for each tensor.
     Mix {
-        /// `q8_0`, `q4_0` or `q4_k_m`.
+        /// As llama-quantize calls it: `q8_0`, `q4_k_m`, `iq4_xs`.
         mix: MixName,
     },
     /// One GGUF block type for the tensors that match.
@@ -98,7 +98,7 @@ pub enum Step {
         /// Patterns taken out again.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         skip: Vec<String>,
-        /// `q4_0`, `q5_0`, `q8_0`, `q4_k` or `q6_k`.
+        /// `q4_0`, `q4_1`, `q5_0`, `q5_1`, `q8_0`, `q2_k` to `q6_k`, `iq4_nl` or `iq4_xs`.
         #[serde(rename = "type")]
         block: BlockName,
     },
@@ -110,7 +110,7 @@ pub enum Step {
         /// Patterns taken out again.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         skip: Vec<String>,
-        /// 4 or 8.
+        /// 2 to 8.
         bits: BitsNumber,
         /// `{ group = { size = 128 } }` or `"channel"`.
         granularity: GranularityName,
@@ -299,7 +299,10 @@ impl TryFrom<String> for MixName {
     type Error = String;
 
     fn try_from(name: String) -> Result<Self, String> {
-        name.parse().map(Self).map_err(|_| format!("`{name}` is no mix: q8_0, q4_0, q4_k_m"))
+        name.parse().map(Self).map_err(|_| {
+            let known = Mix::ALL.map(|mix| mix.name()).join(", ");
+            format!("`{name}` is no mix: {known}")
+        })
     }
 }
 
@@ -331,8 +334,8 @@ impl TryFrom<u8> for BitsNumber {
 
     fn try_from(bits: u8) -> Result<Self, String> {
         match Bits::new(bits) {
-            Some(width) if bits == 4 || bits == 8 => Ok(Self(width)),
-            _ => Err(format!("{bits} bits: round-to-nearest is written at 4 or 8")),
+            Some(width) if bits >= 2 => Ok(Self(width)),
+            _ => Err(format!("{bits} bits: round-to-nearest is written at 2 to 8")),
         }
     }
 }
@@ -416,7 +419,7 @@ mod tests {
 
     #[test]
     fn written_recipes_read_back_equal() {
-        for name in ["q4_k_m", "q8_0", "w4a16_g128", "w8a16", "w4a16_g32_asym"] {
+        for name in ["q4_k_m", "q8_0", "w4a16_g128", "w8a16", "w4a16_g32_asym", "w3a16_g64"] {
             let recipe = presets::preset(name).unwrap();
             assert_eq!(parse(&recipe.to_toml()).unwrap(), recipe, "{}", recipe.to_toml());
         }
@@ -451,8 +454,8 @@ mod tests {
                 "cannot be written",
             ),
             (
-                "format = \"compressed-tensors\"\n[[step]]\nkind = \"rtn\"\nbits = 5\ngranularity = \"channel\"",
-                "5 bits",
+                "format = \"compressed-tensors\"\n[[step]]\nkind = \"rtn\"\nbits = 9\ngranularity = \"channel\"",
+                "9 bits",
             ),
             (
                 "format = \"compressed-tensors\"\n[[step]]\nkind = \"rtn\"\nbits = 4\ngranularity = { group = { size = 0 } }",

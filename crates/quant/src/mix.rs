@@ -15,20 +15,63 @@ use crate::Error;
 #[allow(non_camel_case_types, reason = "the variants are llama.cpp's own names")]
 pub enum Mix {
     Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
     Q8_0,
+    Q2_K,
+    Q3_K_S,
+    Q3_K_M,
+    Q3_K_L,
+    Q4_K_S,
     Q4_K_M,
+    Q5_K_S,
+    Q5_K_M,
+    Q6_K,
+    IQ4_NL,
+    IQ4_XS,
 }
 
 impl Mix {
-    /// Every mix.
-    pub const ALL: [Self; 3] = [Self::Q4_0, Self::Q8_0, Self::Q4_K_M];
+    /// Every mix, by kind and size.
+    pub const ALL: [Self; 16] = [
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q2_K,
+        Self::Q3_K_S,
+        Self::Q3_K_M,
+        Self::Q3_K_L,
+        Self::Q4_K_S,
+        Self::Q4_K_M,
+        Self::Q5_K_S,
+        Self::Q5_K_M,
+        Self::Q6_K,
+        Self::IQ4_NL,
+        Self::IQ4_XS,
+    ];
 
     /// The name in lower case: `"q4_k_m"`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Q4_0 => "q4_0",
+            Self::Q4_1 => "q4_1",
+            Self::Q5_0 => "q5_0",
+            Self::Q5_1 => "q5_1",
             Self::Q8_0 => "q8_0",
+            Self::Q2_K => "q2_k",
+            Self::Q3_K_S => "q3_k_s",
+            Self::Q3_K_M => "q3_k_m",
+            Self::Q3_K_L => "q3_k_l",
+            Self::Q4_K_S => "q4_k_s",
             Self::Q4_K_M => "q4_k_m",
+            Self::Q5_K_S => "q5_k_s",
+            Self::Q5_K_M => "q5_k_m",
+            Self::Q6_K => "q6_k",
+            Self::IQ4_NL => "iq4_nl",
+            Self::IQ4_XS => "iq4_xs",
         }
     }
 
@@ -36,8 +79,21 @@ impl Mix {
     pub const fn file_type(self) -> u32 {
         match self {
             Self::Q4_0 => 2,
+            Self::Q4_1 => 3,
+            Self::Q5_0 => 8,
+            Self::Q5_1 => 9,
             Self::Q8_0 => 7,
+            Self::Q2_K => 10,
+            Self::Q3_K_S => 11,
+            Self::Q3_K_M => 12,
+            Self::Q3_K_L => 13,
+            Self::Q4_K_S => 14,
             Self::Q4_K_M => 15,
+            Self::Q5_K_S => 16,
+            Self::Q5_K_M => 17,
+            Self::Q6_K => 18,
+            Self::IQ4_NL => 25,
+            Self::IQ4_XS => 30,
         }
     }
 
@@ -45,8 +101,17 @@ impl Mix {
     pub const fn default_block(self) -> BlockType {
         match self {
             Self::Q4_0 => BlockType::Q4_0,
+            Self::Q4_1 => BlockType::Q4_1,
+            Self::Q5_0 => BlockType::Q5_0,
+            Self::Q5_1 => BlockType::Q5_1,
             Self::Q8_0 => BlockType::Q8_0,
-            Self::Q4_K_M => BlockType::Q4_K,
+            Self::Q2_K => BlockType::Q2_K,
+            Self::Q3_K_S | Self::Q3_K_M | Self::Q3_K_L => BlockType::Q3_K,
+            Self::Q4_K_S | Self::Q4_K_M => BlockType::Q4_K,
+            Self::Q5_K_S | Self::Q5_K_M => BlockType::Q5_K,
+            Self::Q6_K => BlockType::Q6_K,
+            Self::IQ4_NL => BlockType::IQ4_NL,
+            Self::IQ4_XS => BlockType::IQ4_XS,
         }
     }
 }
@@ -105,73 +170,72 @@ enum Category {
     Output,
     /// Attention values, alone or fused with queries and keys.
     AttnV,
+    AttnOutput,
     FfnDown,
     Other,
 }
 
 /// Where a rule applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Layers {
-    /// In every layer, and outside of layers.
-    All,
+enum Applies {
+    /// In every layer.
+    Always,
+    /// In the first of the layers, so many.
+    First(usize),
+    /// In the first of so many equal parts of the layers.
+    FirstPart(usize),
     /// The first eighth, the last eighth, and every third between: llama.cpp's `use_more_bits`.
     MoreBits,
-    /// In every layer of a model that llama.cpp takes for a 70B: 80 layers, grouped queries or `qwen2`.
-    Of70B,
-}
-
-/// What a rule gives: an encoding of ours, or one of llama.cpp's that we have a wider one for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Gives {
-    Block(BlockType),
-    /// llama.cpp's choice by name, and the next wider type that is encoded here.
-    Wider(&'static str, BlockType),
+    /// Where four query heads or more share a key and value head.
+    SharedByFour,
 }
 
 struct Rule {
     mix: Mix,
     category: Category,
-    layers: Layers,
-    gives: Gives,
+    applies: Applies,
+    gives: BlockType,
 }
 
-/// The first rule that applies wins; without one a tensor gets the mix's default.
-const RULES: [Rule; 5] = [
-    Rule {
-        mix: Mix::Q4_0,
-        category: Category::Output,
-        layers: Layers::All,
-        gives: Gives::Block(BlockType::Q6_K),
-    },
-    Rule {
-        mix: Mix::Q4_K_M,
-        category: Category::Output,
-        layers: Layers::All,
-        gives: Gives::Block(BlockType::Q6_K),
-    },
-    Rule {
-        mix: Mix::Q4_K_M,
-        category: Category::AttnV,
-        layers: Layers::MoreBits,
-        gives: Gives::Block(BlockType::Q6_K),
-    },
-    Rule {
-        mix: Mix::Q4_K_M,
-        category: Category::AttnV,
-        layers: Layers::Of70B,
-        gives: Gives::Wider("q5_k", BlockType::Q6_K),
-    },
-    Rule {
-        mix: Mix::Q4_K_M,
-        category: Category::FfnDown,
-        layers: Layers::MoreBits,
-        gives: Gives::Block(BlockType::Q6_K),
-    },
+const fn rule(mix: Mix, category: Category, applies: Applies, gives: BlockType) -> Rule {
+    Rule { mix, category, applies, gives }
+}
+
+/// The first rule that applies wins; without one a tensor gets the mix's default, and an output Q6_K.
+const RULES: [Rule; 22] = [
+    rule(Mix::Q2_K, Category::AttnV, Applies::SharedByFour, BlockType::Q4_K),
+    rule(Mix::Q2_K, Category::AttnV, Applies::Always, BlockType::Q3_K),
+    rule(Mix::Q2_K, Category::FfnDown, Applies::Always, BlockType::Q3_K),
+    rule(Mix::Q2_K, Category::AttnOutput, Applies::Always, BlockType::Q3_K),
+    rule(Mix::Q3_K_M, Category::AttnV, Applies::First(2), BlockType::Q5_K),
+    rule(Mix::Q3_K_M, Category::AttnV, Applies::Always, BlockType::Q4_K),
+    rule(Mix::Q3_K_M, Category::FfnDown, Applies::FirstPart(16), BlockType::Q5_K),
+    rule(Mix::Q3_K_M, Category::FfnDown, Applies::Always, BlockType::Q4_K),
+    rule(Mix::Q3_K_M, Category::AttnOutput, Applies::Always, BlockType::Q4_K),
+    rule(Mix::Q3_K_L, Category::AttnV, Applies::Always, BlockType::Q5_K),
+    rule(Mix::Q3_K_L, Category::FfnDown, Applies::Always, BlockType::Q5_K),
+    rule(Mix::Q3_K_L, Category::AttnOutput, Applies::Always, BlockType::Q5_K),
+    rule(Mix::Q4_K_S, Category::AttnV, Applies::First(4), BlockType::Q5_K),
+    rule(Mix::Q4_K_S, Category::FfnDown, Applies::FirstPart(8), BlockType::Q5_K),
+    rule(Mix::Q4_K_M, Category::AttnV, Applies::MoreBits, BlockType::Q6_K),
+    rule(Mix::Q4_K_M, Category::FfnDown, Applies::MoreBits, BlockType::Q6_K),
+    rule(Mix::Q5_K_M, Category::AttnV, Applies::MoreBits, BlockType::Q6_K),
+    rule(Mix::Q5_K_M, Category::FfnDown, Applies::MoreBits, BlockType::Q6_K),
+    rule(Mix::IQ4_NL, Category::AttnV, Applies::SharedByFour, BlockType::Q5_K),
+    rule(Mix::IQ4_NL, Category::FfnDown, Applies::FirstPart(8), BlockType::Q5_K),
+    rule(Mix::IQ4_XS, Category::AttnV, Applies::SharedByFour, BlockType::Q5_K),
+    rule(Mix::IQ4_XS, Category::FfnDown, Applies::FirstPart(8), BlockType::Q5_K),
 ];
 
 /// What stands in for a type whose blocks do not tile a row. Where that does not tile it either: f16.
-const FALLBACKS: [(BlockType, BlockType); 2] =
-    [(BlockType::Q4_K, BlockType::Q5_0), (BlockType::Q6_K, BlockType::Q8_0)];
+const FALLBACKS: [(BlockType, BlockType); 6] = [
+    (BlockType::Q2_K, BlockType::Q4_0),
+    (BlockType::Q3_K, BlockType::Q4_0),
+    (BlockType::Q4_K, BlockType::Q5_0),
+    (BlockType::Q5_K, BlockType::Q5_1),
+    (BlockType::Q6_K, BlockType::Q8_0),
+    (BlockType::IQ4_XS, BlockType::IQ4_NL),
+];
 
 /// llama.cpp's encoding for `tensor` in `mix`.
 ///
@@ -201,17 +265,16 @@ pub fn choose(mix: Mix, tensor: &MixTensor) -> Choice {
     let category = category(tensor);
     let mut reason = String::new();
     let uneven = |block: BlockType| !tensor.in_features.is_multiple_of(block.weights());
-    let rule = RULES
-        .iter()
-        .find(|rule| rule.mix == mix && rule.category == category && applies(rule.layers, tensor));
-    let mut block = match rule.map(|rule| rule.gives) {
-        None => mix.default_block(),
-        Some(Gives::Block(block)) => block,
-        Some(Gives::Wider(theirs, block)) => {
-            reason = format!("llama.cpp's choice is {theirs}; {block} is the next wider type encoded here");
-            block
-        }
+    let rule =
+        RULES.iter().find(|rule| rule.mix == mix && rule.category == category && rule.applies.to(tensor));
+    let mut block = match (rule, category) {
+        (Some(rule), _) => rule.gives,
+        (None, Category::Output) if mix != Mix::Q8_0 => BlockType::Q6_K,
+        (None, _) => mix.default_block(),
     };
+    if category == Category::AttnV && is_70b(tensor) && matches!(block, BlockType::Q3_K | BlockType::Q4_K) {
+        block = BlockType::Q5_K;
+    }
     if uneven(block) {
         let describe = |block: BlockType| {
             format!(
@@ -246,6 +309,8 @@ fn category(tensor: &MixTensor) -> Category {
         Category::Output
     } else if name.contains("attn_v.weight") || name.contains("attn_qkv.weight") {
         Category::AttnV
+    } else if name.contains("attn_output.weight") {
+        Category::AttnOutput
     } else if name.contains("ffn_down") {
         Category::FfnDown
     } else {
@@ -253,19 +318,28 @@ fn category(tensor: &MixTensor) -> Category {
     }
 }
 
-fn applies(layers: Layers, tensor: &MixTensor) -> bool {
-    match layers {
-        Layers::All => true,
-        Layers::MoreBits => tensor.layer.is_some_and(|layer| more_bits(layer, tensor.n_layers)),
-        Layers::Of70B => {
-            tensor.n_layers == 80
-                && match tensor.architecture {
-                    "qwen2" => true,
-                    "llama" => tensor.n_heads != tensor.n_kv_heads,
-                    _ => false,
-                }
+impl Applies {
+    fn to(self, tensor: &MixTensor) -> bool {
+        let layer_is = |test: &dyn Fn(usize) -> bool| tensor.layer.is_some_and(test);
+        match self {
+            Self::Always => true,
+            Self::First(count) => layer_is(&|layer| layer < count),
+            Self::FirstPart(parts) => layer_is(&|layer| layer < tensor.n_layers / parts),
+            Self::MoreBits => layer_is(&|layer| more_bits(layer, tensor.n_layers)),
+            Self::SharedByFour => tensor.n_heads / tensor.n_kv_heads.max(1) >= 4,
         }
     }
+}
+
+/// Whether llama.cpp takes the model for a 70B, whose values are few and cheap to keep well: 80 layers, and grouped
+/// queries or `qwen2`.
+fn is_70b(tensor: &MixTensor) -> bool {
+    tensor.n_layers == 80
+        && match tensor.architecture {
+            "qwen2" => true,
+            "llama" => tensor.n_heads != tensor.n_kv_heads,
+            _ => false,
+        }
 }
 
 fn more_bits(layer: usize, n_layers: usize) -> bool {
