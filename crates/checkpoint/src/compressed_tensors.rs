@@ -9,7 +9,7 @@
 //! ```
 //!
 //! config.json's `quantization_config` says which widths and group sizes there are; which matrix has which
-//! follows from its tensors, so that patterns in `targets` need not be matched. Read are 4 and 8 bits,
+//! follows from its tensors, so that patterns in `targets` need not be matched. Read are 2 to 8 bits,
 //! symmetric and asymmetric, by group or by channel; anything else is an error that names it.
 
 use std::collections::HashMap;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use bitmill_checkpoint::{Checkpoint, Overwrite, Pairing, RoleKind, Target, Tensor, Written, halves_row};
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_prune::{Sparsity, Threshold, mask_bytes};
-use bitmill_quant::{pack_zero_points, quantize_blocks, quantize_rows};
+use bitmill_quant::{Clip, pack_zero_points, quantize_blocks, quantize_rows_clipped};
 use bitmill_tensor::{BlockType, Encoding, FloatType, Grouped, WeightData, WeightView};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -402,7 +402,7 @@ impl<'a> TensorRun<'a> {
                 Ok(parts)
             }
             Encoding::Block(block) => encode_blocks(self.isa, block, cols, weight, decided),
-            Encoding::Grouped(grouped) => encode_groups(&grouped, cols, weight, decided),
+            Encoding::Grouped(grouped) => encode_groups(&grouped, self.planned.clip, cols, weight, decided),
         };
         parts.map_err(|error| self.failed(error.relocate(first, 0)))
     }
@@ -502,6 +502,7 @@ fn encode_blocks(
 
 fn encode_groups(
     grouped: &Grouped,
+    clip: Clip,
     cols: usize,
     weight: &[f32],
     decided: &mut [f32],
@@ -512,7 +513,8 @@ fn encode_groups(
         .zip(decided.par_chunks_mut(tasks * cols))
         .enumerate()
         .map(|(task, (weight, decided))| {
-            quantize_rows(grouped, weight, cols, decided).map_err(|error| error.relocate(task * tasks, 0))
+            quantize_rows_clipped(grouped, clip, weight, cols, decided)
+                .map_err(|error| error.relocate(task * tasks, 0))
         })
         .collect();
     let mut parts = Parts::default();

@@ -1,7 +1,7 @@
 //! What will happen to each tensor, with sizes and reasons: made from a recipe and a checkpoint's headers.
 
 use bitmill_checkpoint::{Checkpoint, Role, RoleKind, TensorInfo};
-use bitmill_quant::{MixTensor, RtnGrid, choose};
+use bitmill_quant::{Clip, MixTensor, RtnGrid, choose};
 use bitmill_tensor::{Encoding, FloatType, WeightData};
 use serde::Serialize;
 
@@ -50,6 +50,8 @@ pub struct PlannedTensor {
     pub removal: Option<Removal>,
     /// How the bytes after come from the bytes before.
     pub treatment: Treatment,
+    /// How the ranges of groups are chosen; of no matter to other encodings.
+    pub clip: Clip,
     /// Why this encoding, where the recipe alone does not say: a fallback, a `skip`.
     pub reason: String,
 }
@@ -425,7 +427,7 @@ fn plan_tensor(
         removal.kept(rows, cols).map_err(refused)?;
     }
     let (claim, may_decide) = last_claim(false);
-    let Decision { to, treatment, reason } = match claim {
+    let Decision { to, treatment, clip, reason } = match claim {
         Some(claim) => decide(checkpoint, recipe.format, cut, claim.step, info, role)?,
         None => {
             let skipped = steps.iter().filter(may_decide).any(|step| step.skips(info));
@@ -446,6 +448,7 @@ fn plan_tensor(
         bytes_after: to.matrix_bytes(rows, cols) as u64,
         removal,
         treatment,
+        clip,
         reason,
     })
 }
@@ -462,12 +465,13 @@ pub(crate) fn rows_and_columns(shape: &[usize]) -> (usize, usize) {
 struct Decision {
     to: Encoding,
     treatment: Treatment,
+    clip: Clip,
     reason: String,
 }
 
 impl Decision {
     fn rounded(to: Encoding) -> Self {
-        Self { to, treatment: Treatment::Rounded, reason: String::new() }
+        Self { to, treatment: Treatment::Rounded, clip: Clip::None, reason: String::new() }
     }
 }
 
@@ -510,7 +514,7 @@ fn decide(
             }
             Ok(Decision::rounded(Encoding::Block(block.0)))
         }
-        Step::Rtn { bits, granularity, zero_point, scale, .. } => {
+        Step::Rtn { bits, granularity, zero_point, scale, clip, .. } => {
             let scale = scale.map_or_else(|| scale_dtype(info.encoding), |name| name.0);
             let grid = RtnGrid {
                 bits: bits.0,
@@ -519,7 +523,7 @@ fn decide(
                 scale,
             };
             let layout = grid.layout(in_features).map_err(refused)?;
-            Ok(Decision::rounded(Encoding::Grouped(layout)))
+            Ok(Decision { clip: (*clip).into(), ..Decision::rounded(Encoding::Grouped(layout)) })
         }
         // A step that prunes stores nothing: it decides as none would.
         Step::Depth(_) | Step::Magnitude(_) => as_floats(checkpoint, format, info),

@@ -7,7 +7,7 @@ use bitmill_quant::Mix;
 use bitmill_tensor::Bits;
 
 use crate::pruning::{DepthStep, MagnitudeStep, Removal};
-use crate::recipe::{BitsNumber, Format, GranularityName, MixName, Recipe, Step, ZeroPointName};
+use crate::recipe::{BitsNumber, ClipName, Format, GranularityName, MixName, Recipe, Step, ZeroPointName};
 
 /// A preset as `bitmill recipes` lists it.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +39,10 @@ pub const PRESETS: &[Preset] = &[
     Preset {
         name: "w4a16_g64",
         about: "the same with 64 (any `_gN`; `w2` to `w8`), `_asym` for zero points",
+    },
+    Preset {
+        name: "w3a16_g64_clip",
+        about: "3-bit codes, ranges clipped by squared error (`_clip` on any of these)",
     },
     Preset {
         name: "prune_50",
@@ -98,12 +102,16 @@ fn plain_number(digits: &str) -> Option<usize> {
     digits.starts_with(|c: char| c.is_ascii_digit() && c != '0').then(|| digits.parse().ok())?
 }
 
-/// `w{2..8}a16[_gN][_asym]`.
+/// `w{2..8}a16[_gN][_asym][_clip]`.
 fn weight_only(name: &str) -> Option<Recipe> {
     let (bits, rest) = name.strip_prefix('w')?.split_once("a16")?;
     let bits = match bits.as_bytes() {
         [digit @ b'2'..=b'8'] => digit - b'0',
         _ => return None,
+    };
+    let (rest, clip) = match rest.strip_suffix("_clip") {
+        Some(rest) => (rest, ClipName::Mse),
+        None => (rest, ClipName::None),
     };
     let (rest, zero_point) = match rest.strip_suffix("_asym") {
         Some(rest) => (rest, ZeroPointName::Asymmetric),
@@ -123,6 +131,7 @@ fn weight_only(name: &str) -> Option<Recipe> {
         granularity,
         zero_point,
         scale: None,
+        clip,
     };
     Some(Recipe { name: name.into(), format: Format::CompressedTensors, steps: vec![step] })
 }
@@ -151,6 +160,7 @@ mod tests {
             "w04a16",
             "w4a8",
             "w4a16_sym",
+            "w4a16_clip_asym",
             "q4",
             "prune_",
             "prune_0",

@@ -23,7 +23,7 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use bitmill_quant::Mix;
+use bitmill_quant::{Clip, Mix};
 use bitmill_tensor::{Bits, BlockType, FloatType, Granularity, ZeroPoint};
 use serde::{Deserialize, Serialize};
 
@@ -120,6 +120,10 @@ pub enum Step {
         /// The dtype of scales, `"f16"` or `"bf16"`; absent: the checkpoint's own, `bf16` if that is f32.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         scale: Option<ScaleName>,
+        /// `"none"` (the default): codes span the weights of a group; `"mse"`: the part of them that leaves the smallest
+        /// squared error.
+        #[serde(default)]
+        clip: ClipName,
     },
     /// Plain floats. GGUF stores vectors (norms, biases) in f32 whatever is asked.
     Float {
@@ -295,6 +299,17 @@ pub enum ZeroPointName {
     Asymmetric,
 }
 
+/// A [`Clip`] as a recipe writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClipName {
+    /// No search.
+    #[default]
+    None,
+    /// By squared error.
+    Mse,
+}
+
 impl TryFrom<String> for MixName {
     type Error = String;
 
@@ -386,6 +401,15 @@ impl From<GranularityName> for Granularity {
     }
 }
 
+impl From<ClipName> for Clip {
+    fn from(name: ClipName) -> Self {
+        match name {
+            ClipName::None => Self::None,
+            ClipName::Mse => Self::Mse,
+        }
+    }
+}
+
 impl From<ZeroPointName> for ZeroPoint {
     fn from(name: ZeroPointName) -> Self {
         match name {
@@ -419,7 +443,7 @@ mod tests {
 
     #[test]
     fn written_recipes_read_back_equal() {
-        for name in ["q4_k_m", "q8_0", "w4a16_g128", "w8a16", "w4a16_g32_asym", "w3a16_g64"] {
+        for name in ["q4_k_m", "q8_0", "w4a16_g128", "w8a16", "w4a16_g32_asym", "w3a16_g64_clip"] {
             let recipe = presets::preset(name).unwrap();
             assert_eq!(parse(&recipe.to_toml()).unwrap(), recipe, "{}", recipe.to_toml());
         }

@@ -4,14 +4,16 @@
 //! [`rtn`] rounds to the nearest code of a grid, [`ggml`] makes the blocks of GGUF files, [`mix`] says which
 //! encoding each tensor of a GGUF mix gets.
 
+mod clip;
 mod error;
 pub mod ggml;
 pub mod mix;
 mod pack;
 pub mod rtn;
 
+pub use clip::Clip;
 pub use error::Error;
 pub use ggml::quantize_blocks;
 pub use mix::{Choice, Mix, MixTensor, choose};
 pub use pack::pack_zero_points;
-pub use rtn::{GroupedRows, RtnGrid, quantize_rows};
+pub use rtn::{GroupedRows, RtnGrid, quantize_rows, quantize_rows_clipped};

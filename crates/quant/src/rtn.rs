@@ -16,7 +16,7 @@ use std::num::NonZeroUsize;
 
 use bitmill_tensor::{Bits, FloatType, Granularity, Grouped, ZeroPoint};
 
-use crate::{Error, error::first_non_finite, pack::pack_row};
+use crate::{Clip, Error, clip, error::first_non_finite, pack::pack_row};
 
 /// What to round to, before the width of the rows is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -114,6 +114,23 @@ pub fn quantize_rows(
     in_features: usize,
     decided: &mut [f32],
 ) -> Result<GroupedRows, Error> {
+    quantize_rows_clipped(grid, Clip::None, weight, in_features, decided)
+}
+
+/// [`quantize_rows`] with the ranges of groups chosen by `clip`.
+///
+/// # Errors
+/// As [`quantize_rows`].
+///
+/// # Panics
+/// As [`quantize_rows`].
+pub fn quantize_rows_clipped(
+    grid: &Grouped,
+    clip: Clip,
+    weight: &[f32],
+    in_features: usize,
+    decided: &mut [f32],
+) -> Result<GroupedRows, Error> {
     assert_eq!(weight.len(), decided.len(), "weights and their decided values");
     let group_size = grid.group_size.get();
     if in_features == 0 || !in_features.is_multiple_of(group_size) {
@@ -148,11 +165,8 @@ pub fn quantize_rows(
         for (group, ((weights, decided), codes)) in
             group_rows.zip(codes.chunks_exact_mut(group_size)).enumerate()
         {
-            let (scale, zero) = group_scale(grid, &range, weights).map_err(|scale| Error::ScaleOverflow {
-                row,
-                col: group * group_size,
-                scale,
-                float: grid.scale,
+            let (scale, zero) = group_scale(grid, clip, &range, weights).map_err(|scale| {
+                Error::ScaleOverflow { row, col: group * group_size, scale, float: grid.scale }
             })?;
             grid.scale.push(scale, &mut out.scales);
             if grid.zero_point == ZeroPoint::Asymmetric {
@@ -166,9 +180,9 @@ pub fn quantize_rows(
 }
 
 /// The signed codes of a width, as floats.
-struct CodeRange {
-    lowest: f32,
-    highest: f32,
+pub(crate) struct CodeRange {
+    pub lowest: f32,
+    pub highest: f32,
 }
 
 impl CodeRange {
@@ -179,10 +193,24 @@ impl CodeRange {
 }
 
 /// Scale as it is stored, and signed zero point; or the scale that its type cannot hold.
-fn group_scale(grid: &Grouped, range: &CodeRange, weights: &[f32]) -> Result<(f32, f32), f32> {
+fn group_scale(grid: &Grouped, clip: Clip, range: &CodeRange, weights: &[f32]) -> Result<(f32, f32), f32> {
     // Zero belongs to every range.
     let (min, max) = min_max(weights);
     let (min, max) = (min.min(0.0), max.max(0.0));
+    match clip {
+        Clip::None => scale_and_zero(grid, range, min, max),
+        Clip::Mse => clip::search(grid, range, weights, (min, max)),
+    }
+}
+
+/// Scale as it is stored, and signed zero point, of codes that span `min..=max`, 0 among it; or the scale that its type
+/// cannot hold.
+pub(crate) fn scale_and_zero(
+    grid: &Grouped,
+    range: &CodeRange,
+    min: f32,
+    max: f32,
+) -> Result<(f32, f32), f32> {
     let steps = range.highest - range.lowest;
     let (exact, zero) = match grid.zero_point {
         ZeroPoint::Symmetric => (min.abs().max(max) / (steps / 2.0), 0.0),
@@ -238,7 +266,7 @@ fn min_max(weights: &[f32]) -> (f32, f32) {
 }
 
 /// To the nearest integer, ties to even, for magnitudes below 2^22: adding 1.5 · 2^23 leaves no room for a fraction.
-fn nearest_even(value: f32) -> f32 {
+pub(crate) fn nearest_even(value: f32) -> f32 {
     (value + 12_582_912.0) - 12_582_912.0
 }
 

@@ -4,7 +4,9 @@ mod weights;
 
 use std::num::NonZeroUsize;
 
-use bitmill_quant::{Error, GroupedRows, RtnGrid, pack_zero_points, quantize_rows};
+use bitmill_quant::{
+    Clip, Error, GroupedRows, RtnGrid, pack_zero_points, quantize_rows, quantize_rows_clipped,
+};
 use bitmill_tensor::{Bits, FloatType, Granularity, Grouped, ZeroPoint};
 use serde_json::Value;
 
@@ -193,6 +195,46 @@ fn more_bits_leave_less_error() {
         // A bit halves the step, so it quarters the error.
         assert!(error < last / 3.0, "{bits} bits: {error} after {last}");
         last = error;
+    }
+}
+
+fn squared_error(weight: &[f32], decided: &[f32]) -> f64 {
+    weight.iter().zip(decided).map(|(w, d)| f64::from(w - d).powi(2)).sum()
+}
+
+#[test]
+fn clipping_by_squared_error_is_never_worse_than_the_whole_range() {
+    every_grid(|layout, weight, _, whole| {
+        let mut clipped = vec![f32::NAN; weight.len()];
+        quantize_rows_clipped(&layout, Clip::Mse, weight, 96, &mut clipped).unwrap();
+        let size = layout.group_size.get();
+        let groups = weight.chunks(size).zip(whole.chunks(size)).zip(clipped.chunks(size));
+        for ((weight, whole), clipped) in groups {
+            let (before, after) = (squared_error(weight, whole), squared_error(weight, clipped));
+            // The search adds the same squares in another order.
+            assert!(after <= before * (1.0 + 1e-12), "{layout:?}: {before:e} became {after:e}");
+        }
+    });
+}
+
+#[test]
+fn clipping_by_squared_error_mends_few_bits() {
+    let weight = weights::fill("normal", 2, 64 * 128);
+    let relative = |bits, zero_point, clip| {
+        let layout = grid(bits, Some(64), zero_point, FloatType::BF16).layout(128).unwrap();
+        let mut decided = vec![0.0; weight.len()];
+        quantize_rows_clipped(&layout, clip, &weight, 128, &mut decided).unwrap();
+        squared_error(&weight, &decided) / squared_error(&weight, &vec![0.0; weight.len()])
+    };
+    for (bits, zero_point, at_most) in [
+        (2, ZeroPoint::Symmetric, 0.75),
+        (2, ZeroPoint::Asymmetric, 0.75),
+        (3, ZeroPoint::Symmetric, 0.85),
+        (3, ZeroPoint::Asymmetric, 0.85),
+        (4, ZeroPoint::Symmetric, 0.95),
+    ] {
+        let ratio = relative(bits, zero_point, Clip::Mse) / relative(bits, zero_point, Clip::None);
+        assert!(ratio < at_most, "{bits} bits, {zero_point:?}: {ratio}");
     }
 }
 

@@ -1,0 +1,68 @@
+//! Ranges of groups that leave out their outliers: the search of a scale by squared error.
+//!
+//! A grid over the whole range of a group keeps its largest weight and pays with a coarser step for all the others. Few
+//! bits gain most from a narrower range whose outermost weights are clipped: at 3 bits the error of a normal group falls
+//! by about a third. Candidates are the range times 1.00, 0.98, … 0.40; for asymmetric grids then each end alone. The
+//! error counted is that of the stored scale and the codes that go with it, so the result is never worse than the whole
+//! range's.
+
+use bitmill_tensor::{Grouped, ZeroPoint};
+
+use crate::rtn::{CodeRange, nearest_even, scale_and_zero};
+
+/// How the range that a group's codes span is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Clip {
+    /// It is that of the group's weights.
+    #[default]
+    None,
+    /// It is the part of it that leaves the smallest squared error.
+    Mse,
+}
+
+/// Candidates after the first: 0.98, 0.96, … 0.40.
+const STEPS: u8 = 30;
+
+/// Scale as it is stored, and signed zero point, of the best range within `min..=max`; or the scale that its type
+/// cannot hold.
+pub(crate) fn search(
+    grid: &Grouped,
+    codes: &CodeRange,
+    weights: &[f32],
+    (min, max): (f32, f32),
+) -> Result<(f32, f32), f32> {
+    let mut best = scale_and_zero(grid, codes, min, max)?;
+    let mut least = squared_error(codes, best, weights);
+    let mut range = (min, max);
+    let ends: &[(bool, bool)] = match grid.zero_point {
+        ZeroPoint::Symmetric => &[(true, true)],
+        ZeroPoint::Asymmetric => &[(true, true), (true, false), (false, true)],
+    };
+    for &(low, high) in ends {
+        let from = range;
+        for step in 1..=STEPS {
+            let factor = 1.0 - 0.02 * f32::from(step);
+            let of = |moves: bool, end: f32| if moves { end * factor } else { end };
+            let candidate = (of(low, from.0), of(high, from.1));
+            let found = scale_and_zero(grid, codes, candidate.0, candidate.1)?;
+            let error = squared_error(codes, found, weights);
+            if error < least {
+                (best, least, range) = (found, error, candidate);
+            }
+        }
+    }
+    Ok(best)
+}
+
+/// Σ (weight − what its code stands for)², in eight chains of f64: nothing a checkpoint holds overflows or vanishes.
+fn squared_error(codes: &CodeRange, (scale, zero): (f32, f32), weights: &[f32]) -> f64 {
+    let mut sums = [0f64; 8];
+    for weights in weights.chunks(8) {
+        for (sum, weight) in sums.iter_mut().zip(weights) {
+            let code = nearest_even((weight / scale + zero).max(codes.lowest).min(codes.highest));
+            let moved = f64::from(weight - scale * (code - zero));
+            *sum += moved * moved;
+        }
+    }
+    sums.iter().sum()
+}
