@@ -47,7 +47,7 @@ fn the_plan_predicts_every_byte_of_a_gguf_file() {
 fn threads_change_no_byte() {
     let source = tiny(Variant::LlamaWide);
     let out = tempfile::tempdir().unwrap();
-    for name in ["q4_k_m", "q4_0", "w4a16_g64_asym"] {
+    for name in ["q4_k_m", "q4_0", "w4a16_g64_asym", "w3a16_g64_asym_clip"] {
         let mut files = Vec::new();
         for threads in [1, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -257,7 +257,19 @@ fn all_zero_rows_and_groups_stay_zero() {
         }
     });
     let out = tempfile::tempdir().unwrap();
-    for name in ["q8_0", "q4_0", "q4_k_m", "w4a16_g32", "w8a16", "w4a16_g128_asym"] {
+    for name in [
+        "q8_0",
+        "q4_0",
+        "q4_k_m",
+        "q2_k",
+        "q3_k_m",
+        "q5_k_m",
+        "iq4_xs",
+        "w4a16_g32",
+        "w8a16",
+        "w4a16_g128_asym",
+        "w3a16_g32_asym_clip",
+    ] {
         let target = out.path().join(name);
         run(source.path(), &preset(name).unwrap(), &target).unwrap();
         assert!(logits(&target).iter().all(|logit| logit.is_finite()), "{name}");
