@@ -1,0 +1,160 @@
+//! Replays the fuzzers' corpus: seeds that reach deep, and what was once found to go wrong (`found-*`).
+
+#[path = "../../../fuzz/targets.rs"]
+mod targets;
+
+use std::path::{Path, PathBuf};
+
+use bitmill_checkpoint::{Checkpoint, FolderWriter, Overwrite, StTensorSpec, Target};
+use bitmill_pipeline::{Format, Plan, PlanOptions, Silent, compress, conversion, preset};
+use bitmill_tensor::Dtype;
+use bitmill_testkit::{Split, tokenizer_json};
+use serde_json::json;
+
+fn corpus() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus")
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn every_reader_survives_its_corpus_whole_and_cut() {
+    let mut known: Vec<&str> = targets::TARGETS.iter().map(|(name, _)| *name).collect();
+    known.sort_unstable();
+    assert_eq!(names(&corpus()), known, "a folder for each target");
+    for (name, run) in targets::TARGETS {
+        let files = names(&corpus().join(name));
+        assert!(!files.is_empty(), "{name}");
+        for file in files {
+            let bytes = std::fs::read(corpus().join(name).join(&file)).unwrap();
+            for part in (1..=8).rev() {
+                let cut = &bytes[..bytes.len() * part / 8];
+                let outcome = std::panic::catch_unwind(|| run(cut));
+                assert!(outcome.is_ok(), "{name}/{file}, its first {} bytes", cut.len());
+            }
+        }
+    }
+}
+
+#[test]
+fn seeds_are_what_readers_accept() {
+    // A seed that is refused at its first byte would leave the reader behind it unfuzzed.
+    let seed = |target: &str, name: &str| std::fs::read(corpus().join(target).join(name)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["llama.gguf", "q4_0.gguf"] {
+        std::fs::write(folder.path().join(name), seed("gguf", name)).unwrap();
+        assert!(!Checkpoint::open(&folder.path().join(name)).unwrap().tensors().is_empty());
+    }
+    assert!(bitmill_text::Tokenizer::from_json(&seed("tokenizer_json", "smollm")).is_ok());
+    let text = String::from_utf8(seed("task", "items")).unwrap();
+    assert!(bitmill_text::Task::from_jsonl("items", &text).is_ok());
+}
+
+/// A model of a few hundred weights: all sizes are the smallest that are sizes.
+fn write_model(folder: &Path) {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 288, "hidden_size": 32,
+        "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
+        "rms_norm_eps": 1e-5, "rope_theta": 50000.0, "max_position_embeddings": 64, "tie_word_embeddings": true,
+        "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": [2, 0]
+    });
+    let layer = |name: &str| format!("model.layers.0.{name}.weight");
+    let specs: Vec<StTensorSpec> = [
+        ("model.embed_tokens.weight".to_owned(), vec![288, 32]),
+        (layer("input_layernorm"), vec![32]),
+        (layer("self_attn.q_proj"), vec![8, 32]),
+        (layer("self_attn.k_proj"), vec![4, 32]),
+        (layer("self_attn.v_proj"), vec![4, 32]),
+        (layer("self_attn.o_proj"), vec![32, 8]),
+        (layer("post_attention_layernorm"), vec![32]),
+        (layer("mlp.gate_proj"), vec![32, 32]),
+        (layer("mlp.up_proj"), vec![32, 32]),
+        (layer("mlp.down_proj"), vec![32, 32]),
+        ("model.norm.weight".to_owned(), vec![32]),
+    ]
+    .into_iter()
+    .map(|(name, shape)| StTensorSpec { name, shape, dtype: Dtype::BF16 })
+    .collect();
+    let target = Target { path: folder.into(), overwrite: Overwrite::Refuse };
+    let writer = FolderWriter::create(&target, &specs, 1 << 30).unwrap();
+    for (index, spec) in specs.iter().enumerate() {
+        let n: usize = spec.shape.iter().product();
+        let bytes: Vec<u8> = (0..n).flat_map(|i| [0, 0x3e + (i % 3) as u8]).collect();
+        writer.write_at(index, 0, &bytes).unwrap();
+    }
+    writer.add_file("config.json", config.to_string().as_bytes()).unwrap();
+    writer.add_file("tokenizer.json", tokenizer_json(Split::SmolLm).as_bytes()).unwrap();
+    writer.finish().unwrap();
+}
+
+#[test]
+#[ignore = "writes fuzz/corpus; run it when a format or a target is new"]
+fn write_the_seeds() {
+    let put = |target: &str, name: &str, bytes: &[u8]| {
+        let folder = corpus().join(target);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(name), bytes).unwrap();
+    };
+    let out = tempfile::tempdir().unwrap();
+    let at = |name: &str| out.path().join(name);
+    let run = |from: &Path, recipe: &bitmill_pipeline::Recipe, to: &Path| {
+        let checkpoint = Checkpoint::open(from).unwrap();
+        let plan = Plan::new(&checkpoint, recipe, &PlanOptions::default()).unwrap();
+        compress(&checkpoint, &plan, to, Overwrite::Refuse, &Silent).unwrap();
+    };
+    let files = |folder: &Path| -> Vec<u8> {
+        let of = |name: &String| {
+            let bytes = std::fs::read(folder.join(name)).unwrap();
+            [format!("=== {name}\n").as_bytes(), &bytes, b"\n"].concat()
+        };
+        names(folder).iter().filter(|name| *name != "bitmill.json").flat_map(of).collect()
+    };
+    write_model(&at("llama"));
+    run(&at("llama"), &conversion(Format::Gguf, None), &at("llama.gguf"));
+    let blocks =
+        "format = \"gguf\"\n[[step]]\nkind = \"block\"\ntype = \"q4_0\"\nskip = [\"*.o_proj.weight\"]";
+    let blocks = bitmill_pipeline::Recipe::parse(blocks, Path::new("blocks.toml")).unwrap();
+    run(&at("llama"), &blocks, &at("q4_0.gguf"));
+    for name in ["llama.gguf", "q4_0.gguf"] {
+        put("gguf", name, &std::fs::read(at(name)).unwrap());
+    }
+    run(&at("llama"), &preset("w4a16_asym").unwrap(), &at("packed"));
+    put("folder", "llama", &files(&at("llama")));
+    put("folder", "packed", &files(&at("packed")));
+    put("config_json", "llama", &std::fs::read(at("llama/config.json")).unwrap());
+    let llama3 = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 8, "hidden_size": 8,
+        "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "rope_scaling": {"rope_type": "llama3",
+        "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+    });
+    put("config_json", "llama3", llama3.to_string().as_bytes());
+    let qwen2 = json!({
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 8, "hidden_size": 8,
+        "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "use_sliding_window": true,
+        "sliding_window": 4, "layer_types": ["sliding_attention"], "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}
+    });
+    put("config_json", "qwen2", qwen2.to_string().as_bytes());
+    put("tokenizer_json", "smollm", tokenizer_json(Split::SmolLm).as_bytes());
+    put("tokenizer_json", "qwen2", tokenizer_json(Split::Qwen2).as_bytes());
+    let bytes: String = ('!'..='~').map(|c| format!("t 1 {c}\n")).collect();
+    put(
+        "gguf_tokenizer",
+        "gpt2",
+        format!("gpt2\nqwen2\n{bytes}t 1 he\nt 3 <|end|>\nt 5 [PAD97]\nm h e\nb 95\n").as_bytes(),
+    );
+    put("gguf_tokenizer", "llama", b"llama\ndefault\nt 2 <unk>\ns 0\nt 3 <s>\ns 0\nt 3 </s>\ns 0\nt 6 <0x41>\ns 0\nt 1 he\ns -1.5\nb 1\n");
+    for name in ["q4_k_m", "w4a16_g32_asym"] {
+        put("recipe", name, preset(name).unwrap().to_toml().as_bytes());
+    }
+    put("recipe", "blocks", blocks.to_toml().as_bytes());
+    put("recipe", "floats", conversion(Format::HuggingFace, None).to_toml().as_bytes());
+    let items = "{\"context\": \"One and one is\", \"choices\": [\" two\", \" three\"], \"answer\": 0}\n\
+                 {\"prompt\": \"你好\", \"choices\": [\"a\", \"b\", \"c\"], \"answer\": 2}\n";
+    put("task", "items", items.as_bytes());
+}

@@ -1,0 +1,149 @@
+//! Every reader of what others wrote, as a function of bytes: it may refuse them, and may not panic, hang or take memory
+//! that the bytes do not account for.
+//!
+//! libFuzzer feeds them here (`main.rs`); `crates/pipeline/tests/fuzz_corpus.rs` replays `corpus/NAME` through the same table
+//! in every test run. A new reader is a row in [`TARGETS`], its function, and a seed in that test.
+
+use std::path::Path;
+
+use bitmill_checkpoint::{Checkpoint, GgufTokenizer, Region};
+use bitmill_pipeline::{Format, Plan, PlanOptions, Recipe, conversion};
+use bitmill_text::{Task, Tokenizer};
+
+/// Names, which are folders of the corpus, and what is fed.
+pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+    ("gguf", gguf),
+    ("folder", folder),
+    ("config_json", config_json),
+    ("tokenizer_json", tokenizer_json),
+    ("gguf_tokenizer", gguf_tokenizer),
+    ("recipe", recipe),
+    ("task", task),
+];
+
+/// What tokenizers are asked to encode: letters, digits, spaces, a combining mark, another script, special tokens' texts.
+const TEXT: &str = "Hello  wörld e\u{301} 123\n\t你好<|end|></s> 'll";
+
+/// A GGUF file.
+fn gguf(data: &[u8]) {
+    walk(vec![("fuzz.gguf".to_owned(), Region::from_vec(data.to_vec()))]);
+}
+
+/// Files of a folder, or parts of a split GGUF: each after a line `=== NAME`.
+fn folder(data: &[u8]) {
+    walk(sections(data));
+}
+
+/// config.json alone.
+fn config_json(data: &[u8]) {
+    walk(vec![("config.json".to_owned(), Region::from_vec(data.to_vec()))]);
+}
+
+/// tokenizer.json.
+fn tokenizer_json(data: &[u8]) {
+    match Tokenizer::from_json(data) {
+        Ok(tokenizer) => encode(&tokenizer),
+        Err(error) => drop((error.to_string(), error.hint())),
+    }
+}
+
+/// The tokenizer keys of a GGUF file, a line each: model, pre, then `t TYPE TEXT`, `s SCORE`, `m MERGE` or `b BOS`.
+fn gguf_tokenizer(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let mut lines = text.lines();
+    let mut keys = GgufTokenizer {
+        model: lines.next().unwrap_or_default().to_owned(),
+        pre: lines.next().unwrap_or_default().to_owned(),
+        ..GgufTokenizer::default()
+    };
+    for line in lines {
+        let (kind, rest) = line.split_at_checked(2).unwrap_or_default();
+        match kind {
+            "t " => {
+                let (kind, token) = rest.split_once(' ').unwrap_or_default();
+                keys.token_types.push(kind.parse().unwrap_or(1));
+                keys.tokens.push(token.to_owned());
+            }
+            "s " => keys.scores.get_or_insert_default().push(rest.parse().unwrap_or(0.0)),
+            "m " => keys.merges.push(rest.to_owned()),
+            "b " => keys.bos = rest.parse().ok(),
+            _ => {}
+        }
+    }
+    match Tokenizer::from_gguf(&keys) {
+        Ok(tokenizer) => encode(&tokenizer),
+        Err(error) => drop((error.to_string(), error.hint())),
+    }
+    drop(Tokenizer::folder_files(&keys, 128));
+}
+
+/// A recipe's TOML.
+fn recipe(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match Recipe::parse(text, Path::new("fuzz.toml")) {
+        Ok(recipe) => {
+            let again = recipe.to_toml();
+            assert_eq!(Recipe::parse(&again, Path::new("again.toml")).ok(), Some(recipe), "{again}");
+        }
+        Err(error) => drop((error.to_string(), error.hint())),
+    }
+}
+
+/// The JSON lines of a task.
+fn task(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Err(error) = Task::from_jsonl("fuzz", text) {
+        drop((error.to_string(), error.hint()));
+    }
+}
+
+/// Opens files and touches all that a command would before it reads weights.
+fn walk(files: Vec<(String, Region)>) {
+    let checkpoint = match Checkpoint::from_files("fuzz", files) {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => return drop((error.to_string(), error.hint())),
+    };
+    for info in checkpoint.tensors() {
+        let Ok(tensor) = checkpoint.tensor(&info.name) else {
+            panic!("`{}` is listed and not there", info.name)
+        };
+        assert_eq!(
+            tensor.view().out_features() * tensor.view().in_features(),
+            info.shape.iter().product::<usize>()
+        );
+    }
+    drop(checkpoint.chat_template());
+    if let Ok(tokenizer) = Tokenizer::from_checkpoint(&checkpoint) {
+        encode(&tokenizer);
+    }
+    for format in [Format::Gguf, Format::HuggingFace] {
+        match Plan::new(&checkpoint, &conversion(format, None), &PlanOptions::default()) {
+            Ok(plan) => drop((plan.to_text(), plan.to_json())),
+            Err(error) => drop((error.to_string(), error.hint())),
+        }
+    }
+}
+
+fn encode(tokenizer: &Tokenizer) {
+    if let Ok(tokens) = tokenizer.encode_document(TEXT) {
+        drop(tokenizer.decode(&tokens));
+    }
+    drop(tokenizer.decode(&[0, 1, 2, u32::MAX]));
+}
+
+/// The files in `data`, each after a line `=== NAME`.
+fn sections(data: &[u8]) -> Vec<(String, Region)> {
+    const MARK: &[u8] = b"=== ";
+    let mut files = Vec::new();
+    let mut rest = data.strip_prefix(MARK);
+    while let Some(section) = rest {
+        let end_of_name = section.iter().position(|&byte| byte == b'\n').unwrap_or(section.len());
+        let name = String::from_utf8_lossy(&section[..end_of_name]).into_owned();
+        let body = section.get(end_of_name + 1..).unwrap_or_default();
+        let next = body.windows(MARK.len() + 1).position(|window| window[0] == b'\n' && window[1..] == *MARK);
+        let bytes = &body[..next.unwrap_or(body.len())];
+        files.push((name, Region::from_vec(bytes.to_vec())));
+        rest = next.map(|next| &body[next + 1 + MARK.len()..]);
+    }
+    files
+}
