@@ -241,7 +241,8 @@ impl Checkpoint {
         self.files.clone()
     }
 
-    /// config.json as it is, for a Hugging Face checkpoint.
+    /// config.json as it is, for a Hugging Face checkpoint; Qwen's first generation shows that of the same model as a Qwen2,
+    /// which is what its tensors are named for.
     pub fn config_json(&self) -> Option<&serde_json::Value> {
         self.config_json.as_ref()
     }

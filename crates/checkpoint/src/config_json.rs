@@ -8,7 +8,7 @@ use bitmill_tensor::FloatType;
 use serde_json::{Map, Value};
 
 use crate::config::{Limits, check_sizes};
-use crate::{Error, Family, ModelConfig, Pairing, Rope, RopeScaling};
+use crate::{Error, Family, ModelConfig, SlidingWindow, config_rope, generation1};
 
 /// What config.json says, before the tensors are known.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(crate) struct FromJson {
     /// `tied` as configured, `add_bos` and `dtype` with defaults.
     pub config: ModelConfig,
     pub dtype: Option<FloatType>,
-    /// Llama's `attention_bias`: whether bias tensors mean anything to other readers.
+    /// `attention_bias` of Llama and Qwen 3: whether bias tensors mean anything to other readers.
     pub attention_bias: bool,
 }
 
@@ -28,6 +28,10 @@ pub(crate) fn read(
 ) -> Result<FromJson, Error> {
     let fields = Fields::new(file, json)?;
     let family = family(&fields)?;
+    let generation = generation.map(|(file, json)| Fields::new(file, json)).transpose()?;
+    if family == Family::Qwen {
+        return generation1::read(&fields, generation.as_ref());
+    }
     let n_layers = fields.size("num_hidden_layers", Limits::LAYERS)?;
     let hidden_size = fields.size("hidden_size", Limits::WIDTH)?;
     let n_heads = fields.size("num_attention_heads", Limits::WIDTH)?;
@@ -43,17 +47,18 @@ pub(crate) fn read(
             ));
         }
     };
-    let max_positions = fields
+    let positions = fields
         .optional_size("max_position_embeddings", Limits::POSITIONS)?
         .unwrap_or(default_positions(family));
-    let rope = rope(&fields, max_positions)?;
+    let rope = config_rope::read(&fields, positions)?;
+    let max_positions = rope.scaling.stretched(positions);
     activation(&fields)?;
-    sliding_window(&fields, family, n_layers, max_positions)?;
+    let window = sliding_window(&fields, family, n_layers)?.filter(|window| window.tokens < max_positions);
     if fields.flag("mlp_bias")? == Some(true) {
         return Err(fields.unsupported("a feed-forward block with biases (`mlp_bias`)"));
     }
     let vocab_size = fields.size("vocab_size", Limits::VOCAB)?;
-    let (bos, eos) = end_tokens(&fields, generation, vocab_size)?;
+    let (bos, eos) = end_tokens(&fields, generation.as_ref(), vocab_size)?;
     let config = ModelConfig {
         family,
         vocab_size,
@@ -65,8 +70,10 @@ pub(crate) fn read(
         head_dim,
         rms_norm_eps: fields.float("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         rope,
+        window,
+        log_n: None,
         max_positions,
-        // PretrainedConfig's default was true, but both families here set their own: false.
+        // PretrainedConfig's default was true, but all families here set their own: false.
         tied: fields.flag("tie_word_embeddings")?.unwrap_or(false),
         bos,
         eos,
@@ -74,12 +81,17 @@ pub(crate) fn read(
         dtype: FloatType::F32,
     };
     check_sizes(&config).map_err(|(key, problem)| fields.wrong(key, problem))?;
-    let dtype = fields.text("dtype")?.or(fields.text("torch_dtype")?);
     Ok(FromJson {
         config,
-        dtype: dtype.and_then(|name| FloatType::parse(name.trim_start_matches("torch."))),
+        dtype: dtype(&fields)?,
         attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
     })
+}
+
+/// The dtype that the weights are said to have.
+pub(crate) fn dtype(fields: &Fields) -> Result<Option<FloatType>, Error> {
+    let dtype = fields.text("dtype")?.or(fields.text("torch_dtype")?);
+    Ok(dtype.and_then(|name| FloatType::parse(name.trim_start_matches("torch."))))
 }
 
 fn family(fields: &Fields) -> Result<Family, Error> {
@@ -111,68 +123,11 @@ fn family(fields: &Fields) -> Result<Family, Error> {
 /// What transformers assumes when `max_position_embeddings` is absent.
 fn default_positions(family: Family) -> usize {
     match family {
-        Family::Qwen2 => 32_768,
+        Family::Qwen2 | Family::Qwen3 => 32_768,
         Family::Llama => 2048,
+        Family::Mistral => 131_072,
+        Family::Qwen => 8192,
     }
-}
-
-/// `rope_theta` and `rope_scaling` at the top level, or both within `rope_parameters`.
-fn rope(fields: &Fields, max_positions: usize) -> Result<Rope, Error> {
-    let (key, map) = match (fields.get("rope_parameters"), fields.get("rope_scaling")) {
-        (Some(Value::Object(map)), _) => ("rope_parameters", Some(map)),
-        (Some(_), _) => return Err(fields.wrong("rope_parameters", "expected an object".to_owned())),
-        (None, Some(Value::Object(map))) => ("rope_scaling", Some(map)),
-        (None, Some(_)) => return Err(fields.wrong("rope_scaling", "expected an object".to_owned())),
-        (None, None) => ("rope_parameters", None),
-    };
-    let empty = Map::new();
-    let inner = Fields { file: fields.file, prefix: key, map: map.unwrap_or(&empty) };
-    if let Some(nested) =
-        ["full_attention", "sliding_attention"].into_iter().find(|kind| inner.get(kind).is_some())
-    {
-        return Err(
-            fields.unsupported(&format!("a RoPE of its own for each kind of layer (`{key}.{nested}`)"))
-        );
-    }
-    let theta = match inner.float("rope_theta")? {
-        Some(theta) => theta,
-        None => fields.float("rope_theta")?.unwrap_or(10_000.0),
-    };
-    if !(theta.is_finite() && theta > 0.0) {
-        return Err(fields.wrong("rope_theta", format!("{theta} is not a positive number")));
-    }
-    for part in [fields, &inner] {
-        if let Some(factor) = part.float("partial_rotary_factor")?
-            && factor != 1.0
-        {
-            return Err(fields
-                .unsupported(&format!("RoPE on a part of each head (`partial_rotary_factor` {factor})")));
-        }
-    }
-    if inner.get("mrope_section").is_some() {
-        return Err(fields.unsupported("multi-axis RoPE (`mrope_section`)"));
-    }
-    let kind = inner.text("rope_type")?.or(inner.text("type")?).unwrap_or("default");
-    let scaling = match kind {
-        "default" => RopeScaling::None,
-        "llama3" => {
-            let number = |key| inner.float(key)?.ok_or_else(|| inner.wrong(key, "missing".to_owned()));
-            let (factor, low, high) =
-                (number("factor")?, number("low_freq_factor")?, number("high_freq_factor")?);
-            let original = inner
-                .optional_size("original_max_position_embeddings", Limits::POSITIONS)?
-                .unwrap_or(max_positions);
-            if !(factor.is_finite() && factor > 0.0) {
-                return Err(inner.wrong("factor", format!("{factor} is not a positive number")));
-            }
-            if !(low.is_finite() && high.is_finite() && 0.0 < low && low < high) {
-                return Err(inner.wrong("low_freq_factor", format!("{low} is not between 0 and {high}")));
-            }
-            RopeScaling::Llama3 { factor, low, high, original }
-        }
-        other => return Err(fields.unsupported(&format!("the RoPE scaling `{other}`"))),
-    };
-    Ok(Rope { theta, pairing: Pairing::Halves, scaling })
 }
 
 fn activation(fields: &Fields) -> Result<(), Error> {
@@ -182,60 +137,70 @@ fn activation(fields: &Fields) -> Result<(), Error> {
     }
 }
 
-/// A window at least as long as the context never applies; a shorter one changes the numbers.
-fn sliding_window(
-    fields: &Fields,
-    family: Family,
-    n_layers: usize,
-    max_positions: usize,
-) -> Result<(), Error> {
-    let sliding_layers = match fields.get("layer_types") {
-        None => None,
-        Some(Value::Array(kinds)) => {
-            let kinds: Option<Vec<&str>> = kinds.iter().map(Value::as_str).collect();
-            let Some(kinds) = kinds else {
-                return Err(fields.wrong("layer_types", "expected a list of names".to_owned()));
-            };
-            let known = ["full_attention", "sliding_attention"];
-            if let Some(other) = kinds.iter().find(|kind| !known.contains(kind)) {
+/// The window and the layers that have it, as transformers decides: Mistral has one in every layer unless
+/// `sliding_window` is null, Qwen 2 and 3 have one if `use_sliding_window` says so, in the layers that `layer_types` lists or
+/// from `max_window_layers` on, Llama has none whatever its config says.
+fn sliding_window(fields: &Fields, family: Family, n_layers: usize) -> Result<Option<SlidingWindow>, Error> {
+    let listed = layer_types(fields, n_layers)?;
+    let window = |layers: Vec<bool>| {
+        let tokens = fields.optional_size("sliding_window", Limits::POSITIONS)?.unwrap_or(4096);
+        Ok(Some(SlidingWindow { tokens, layers }).filter(|window| window.layers.contains(&true)))
+    };
+    match family {
+        Family::Mistral if fields.map.get("sliding_window").is_some_and(Value::is_null) => Ok(None),
+        Family::Mistral => window(vec![true; n_layers]),
+        Family::Qwen2 | Family::Qwen3 if fields.flag("use_sliding_window")?.unwrap_or(false) => {
+            let first = fields.optional_count("max_window_layers", Limits::LAYERS)?.unwrap_or(28);
+            if fields.map.get("sliding_window").is_some_and(Value::is_null) && listed.is_none() {
+                return Ok(None);
+            }
+            window(listed.unwrap_or_else(|| (0..n_layers).map(|layer| layer >= first).collect()))
+        }
+        _ if listed.is_some_and(|layers| layers.contains(&true)) => {
+            Err(fields.unsupported("sliding-window attention by `layer_types` alone"))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Whether each layer slides, as `layer_types` lists it.
+fn layer_types(fields: &Fields, n_layers: usize) -> Result<Option<Vec<bool>>, Error> {
+    let wrong = |problem: String| fields.wrong("layer_types", problem);
+    let kinds = match fields.get("layer_types") {
+        None => return Ok(None),
+        Some(Value::Array(kinds)) => kinds,
+        Some(_) => return Err(wrong("expected a list of names".to_owned())),
+    };
+    let mut layers = Vec::with_capacity(kinds.len());
+    for kind in kinds {
+        layers.push(match kind.as_str() {
+            Some("full_attention") => false,
+            Some("sliding_attention") => true,
+            Some(other) => {
                 return Err(fields.unsupported(&format!("a layer of the kind `{other}` (`layer_types`)")));
             }
-            Some(kinds.contains(&"sliding_attention"))
-        }
-        Some(_) => return Err(fields.wrong("layer_types", "expected a list of names".to_owned())),
-    };
-    // LlamaConfig has no window: transformers carries the key along and does not look at it.
-    let used = family == Family::Qwen2 && fields.flag("use_sliding_window")?.unwrap_or(false);
-    if !used {
-        if sliding_layers == Some(true) {
-            return Err(fields.unsupported("sliding-window attention (`layer_types`)"));
-        }
-        return Ok(());
+            None => return Err(wrong("expected a list of names".to_owned())),
+        });
     }
-    let window = fields.optional_size("sliding_window", Limits::POSITIONS)?.unwrap_or(4096);
-    let first = fields.optional_count("max_window_layers", Limits::LAYERS)?.unwrap_or(28);
-    if window < max_positions && sliding_layers.unwrap_or(first < n_layers) {
-        return Err(fields.unsupported(&format!(
-            "sliding-window attention (`use_sliding_window` with a window of {window} tokens)"
-        )));
+    if layers.len() != n_layers {
+        return Err(wrong(format!("it lists {} layers of {n_layers}", layers.len())));
     }
-    Ok(())
+    Ok(Some(layers))
 }
 
 /// `bos` and every `eos` of config.json and generation_config.json.
-fn end_tokens(
+pub(crate) fn end_tokens(
     fields: &Fields,
-    generation: Option<(&Path, &Value)>,
+    generation: Option<&Fields>,
     vocab_size: usize,
 ) -> Result<(Option<u32>, Vec<u32>), Error> {
-    let generation = generation.map(|(file, json)| Fields::new(file, json)).transpose()?;
     let mut bos = None;
     let mut eos = Vec::new();
     // What generation_config.json names ends a text first: it is what `generate` follows.
-    for part in generation.iter().chain([fields]) {
+    for part in generation.into_iter().chain([fields]) {
         eos.extend(part.tokens("eos_token_id", vocab_size)?);
     }
-    for part in [Some(fields), generation.as_ref()].into_iter().flatten() {
+    for part in [Some(fields), generation].into_iter().flatten() {
         bos = bos.or(part.tokens("bos_token_id", vocab_size)?.first().copied());
     }
     let mut seen = Vec::new();
@@ -272,7 +237,7 @@ impl<'a> Fields<'a> {
         Error::ConfigValue { file: self.file.to_owned(), key, problem }
     }
 
-    fn unsupported(&self, what: &str) -> Error {
+    pub fn unsupported(&self, what: &str) -> Error {
         Error::Unsupported { file: self.file.to_owned(), what: what.to_owned() }
     }
 
@@ -321,7 +286,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn size(&self, key: &str, limit: usize) -> Result<usize, Error> {
+    pub fn size(&self, key: &str, limit: usize) -> Result<usize, Error> {
         self.optional_size(key, limit)?.ok_or_else(|| self.wrong(key, "missing".to_owned()))
     }
 

@@ -1,4 +1,5 @@
-//! Writes a config.json for a model that has none: one that came as GGUF.
+//! Writes a config.json for a model that has none: one that came as GGUF, or is of Qwen's first generation and goes out as a
+//! Qwen2.
 //!
 //! Keys are in the spelling that every reader knows (`rope_theta`, `rope_scaling`, `torch_dtype`). What is written is read
 //! back and held against the model's own numbers, so that a family or a RoPE scaling without a form here is an error and
@@ -8,8 +9,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::gguf_config::rope_freqs;
-use crate::{Error, Family, ModelConfig, Pairing, RoleKind, Rope, RopeScaling, TensorInfo, config_json};
+use crate::gguf_rope::rope_freqs;
+use crate::{
+    Error, Family, ModelConfig, Pairing, RoleKind, Rope, RopeScaling, TensorInfo, Yarn, config_json,
+};
 
 /// What a family's config.json says beside what all say.
 struct Row {
@@ -17,29 +20,64 @@ struct Row {
     keys: fn(&ModelConfig, &[TensorInfo]) -> Value,
 }
 
-const FAMILIES: [Row; 2] = [
+const FAMILIES: [Row; 4] = [
+    Row { family: Family::Qwen2, keys: |config, _| qwen_window(config) },
     Row {
-        family: Family::Qwen2,
-        keys: |config, _| json!({"use_sliding_window": false, "sliding_window": null, "max_window_layers": config.n_layers}),
+        family: Family::Qwen3,
+        keys: |config, tensors| {
+            let mut keys = qwen_window(config);
+            keys["attention_bias"] = json!(has(tensors, RoleKind::AttnQBias));
+            keys
+        },
     },
     Row {
         family: Family::Llama,
         keys: |_, tensors| json!({"attention_bias": has(tensors, RoleKind::AttnQBias), "mlp_bias": false, "pretraining_tp": 1}),
     },
+    Row {
+        family: Family::Mistral,
+        keys: |config, _| json!({"sliding_window": config.window.as_ref().map(|window| window.tokens)}),
+    },
 ];
+
+/// Which layers of a Qwen 2 or 3 have a window: by the list, which transformers prefers, and by the first, for readers that know
+/// no list.
+fn qwen_window(config: &ModelConfig) -> Value {
+    match &config.window {
+        None => {
+            json!({"use_sliding_window": false, "sliding_window": null, "max_window_layers": config.n_layers})
+        }
+        Some(window) => {
+            let kinds: Vec<&str> = window
+                .layers
+                .iter()
+                .map(|slides| if *slides { "sliding_attention" } else { "full_attention" })
+                .collect();
+            let first = window.layers.iter().position(|slides| *slides).unwrap_or(config.n_layers);
+            json!({
+                "use_sliding_window": true, "sliding_window": window.tokens, "max_window_layers": first,
+                "layer_types": kinds,
+            })
+        }
+    }
+}
 
 /// The config.json of the model `name` with `config`, whose tensors are `tensors`.
 pub(crate) fn write(name: &str, config: &ModelConfig, tensors: &[TensorInfo]) -> Result<Value, Error> {
     let unsupported = |what: String| Error::Unsupported { file: name.into(), what };
+    let config = &as_written(config);
     let row = FAMILIES
         .iter()
         .find(|row| row.family == config.family)
         .ok_or_else(|| unsupported(format!("a config.json for the family {}", config.family)))?;
     // transformers gives all four projections a bias or none.
-    if config.family == Family::Llama
+    if matches!(config.family, Family::Llama | Family::Qwen3)
         && has(tensors, RoleKind::AttnQBias) != has(tensors, RoleKind::AttnOutputBias)
     {
-        return Err(unsupported("a llama config.json with biases on some of q, k, v and o".to_owned()));
+        return Err(unsupported(format!(
+            "a {} config.json with biases on some of q, k, v and o",
+            config.family
+        )));
     }
     let scaling = rope_scaling(config).ok_or_else(|| {
         unsupported("a config.json for `rope_freqs.weight` with factors that are not Llama 3's".to_owned())
@@ -56,7 +94,7 @@ pub(crate) fn write(name: &str, config: &ModelConfig, tensors: &[TensorInfo]) ->
     put("num_key_value_heads", json!(config.n_kv_heads));
     put("head_dim", json!(config.head_dim));
     put("hidden_act", json!("silu"));
-    put("max_position_embeddings", json!(config.max_positions));
+    put("max_position_embeddings", json!(config.plain_positions()));
     put("rms_norm_eps", json!(shortest(config.rms_norm_eps)));
     put("rope_theta", json!(theta(config)));
     put("rope_scaling", scaling);
@@ -76,6 +114,17 @@ pub(crate) fn write(name: &str, config: &ModelConfig, tensors: &[TensorInfo]) ->
     let json = Value::Object(fields);
     refuse_other_numbers(name, config, &json)?;
     Ok(json)
+}
+
+/// What is written of the model: Qwen's first generation up to where it begins to stretch positions.
+fn as_written(config: &ModelConfig) -> ModelConfig {
+    let mut written = ModelConfig { family: config.family.written(), ..config.clone() };
+    if config.family == Family::Qwen {
+        written.max_positions = config.plain_positions();
+        written.rope.scaling = RopeScaling::None;
+        written.log_n = None;
+    }
+    written
 }
 
 /// generation_config.json: the tokens that begin and end a text.
@@ -124,6 +173,11 @@ fn rope_scaling(config: &ModelConfig) -> Option<Value> {
     };
     match &config.rope.scaling {
         RopeScaling::None => Some(Value::Null),
+        RopeScaling::Linear { factor } => Some(json!({"rope_type": "linear", "factor": factor})),
+        RopeScaling::Dynamic { factor, .. } => Some(json!({"rope_type": "dynamic", "factor": factor})),
+        RopeScaling::Yarn(yarn) => Some(yarn_scaling(yarn)),
+        // Qwen's first generation is written without it.
+        RopeScaling::PromptNtk { .. } => None,
         RopeScaling::Llama3 { factor, low, high, original } => Some(llama3(*factor, *low, *high, *original)),
         RopeScaling::Factors(factors) => {
             // The slowest turn is divided by the whole factor. The other three numbers are Meta's own, but for the
@@ -137,6 +191,26 @@ fn rope_scaling(config: &ModelConfig) -> Option<Value> {
             Some(llama3(factor, 1.0, 4.0, original))
         }
     }
+}
+
+/// YaRN with the keys that say something.
+fn yarn_scaling(yarn: &Yarn) -> Value {
+    let mut scaling = json!({
+        "rope_type": "yarn", "factor": yarn.factor, "original_max_position_embeddings": yarn.original,
+    });
+    for (key, value, usual) in [
+        ("attention_factor", yarn.attention, Yarn::usual_attention(yarn.factor, 1.0)),
+        ("beta_fast", yarn.beta_fast, Yarn::BETA_FAST),
+        ("beta_slow", yarn.beta_slow, Yarn::BETA_SLOW),
+    ] {
+        if value != usual {
+            scaling[key] = json!(value);
+        }
+    }
+    if !yarn.truncate {
+        scaling["truncate"] = json!(false);
+    }
+    scaling
 }
 
 /// Reads `json` as any folder's and compares.
@@ -165,9 +239,8 @@ mod tests {
 
     #[test]
     fn every_family_that_is_read_has_a_row() {
-        for row in &FAMILIES {
-            assert_eq!(Family::from_name(row.family.name()), Some(row.family));
+        for family in Family::ALL {
+            assert!(FAMILIES.iter().any(|row| row.family == family.written()), "{family}");
         }
-        assert_eq!(FAMILIES.len(), Family::ALL.len());
     }
 }

@@ -63,6 +63,8 @@ pub enum Error {
     UnsupportedFamily { file: PathBuf, found: String },
     #[error("{}: {what} is not supported", file.display())]
     Unsupported { file: PathBuf, what: String },
+    #[error("{}: the RoPE scaling `{kind}` is not supported", file.display())]
+    UnsupportedRope { file: PathBuf, kind: String },
     #[error("{checkpoint}: there is no tensor `{tensor}`")]
     MissingTensor { checkpoint: String, tensor: String },
     #[error("{checkpoint}: `{tensor}` has the shape {found:?} where the config asks for {expected:?}")]
@@ -170,6 +172,7 @@ impl Error {
             Self::UnsupportedFamily { .. } => {
                 return Some(format!("families that are read: {}", crate::family::supported()));
             }
+            Self::UnsupportedRope { .. } => "RoPE scalings that are read: linear, dynamic, llama3, yarn",
             Self::MissingTensor { tensor, .. } if tensor == "lm_head.weight" => {
                 "if the head shares the embedding's weights, config.json must say `\"tie_word_embeddings\": true`"
             }

@@ -7,14 +7,20 @@ use std::fmt;
 pub enum Family {
     /// Qwen 1.5, 2 and 2.5: biases on q, k and v.
     Qwen2,
-    /// Llama 3, SmolLM and whatever else calls itself `llama`.
+    /// Qwen 3, dense: norms of each head of q and k, heads as wide as the config says.
+    Qwen3,
+    /// Llama 2 and 3, SmolLM and whatever else calls itself `llama`.
     Llama,
+    /// Mistral: Llama with a sliding window, or without.
+    Mistral,
+    /// Qwen's first generation: what [`Qwen2`](Self::Qwen2) computes, under other names.
+    Qwen,
 }
 
 /// How RoPE pairs the dimensions of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pairing {
-    /// Dimension `i` turns with `i + head_dim / 2`: every Hugging Face checkpoint, and Qwen2 in GGUF.
+    /// Dimension `i` turns with `i + head_dim / 2`: every Hugging Face checkpoint, and Qwen in GGUF.
     Halves,
     /// Dimension `2i` turns with `2i + 1`: a llama GGUF, whose q and k rows are permuted for it.
     Adjacent,
@@ -22,31 +28,78 @@ pub enum Pairing {
 
 struct Row {
     family: Family,
-    /// `model_type` in config.json and `general.architecture` in GGUF.
+    /// `model_type` in config.json.
     name: &'static str,
     /// `architectures` in config.json.
     class: &'static str,
+    /// `general.architecture` of GGUF files that are written.
+    gguf: &'static str,
+    /// `general.architecture` of GGUF files that are read, where it is this family's own.
+    gguf_read: Option<&'static str>,
     /// How the GGUF form of the family pairs dimensions.
     gguf_pairing: Pairing,
 }
 
-const FAMILIES: [Row; 2] = [
-    Row { family: Family::Qwen2, name: "qwen2", class: "Qwen2ForCausalLM", gguf_pairing: Pairing::Halves },
-    Row { family: Family::Llama, name: "llama", class: "LlamaForCausalLM", gguf_pairing: Pairing::Adjacent },
+const FAMILIES: [Row; 5] = [
+    Row {
+        family: Family::Qwen2,
+        name: "qwen2",
+        class: "Qwen2ForCausalLM",
+        gguf: "qwen2",
+        gguf_read: Some("qwen2"),
+        gguf_pairing: Pairing::Halves,
+    },
+    Row {
+        family: Family::Qwen3,
+        name: "qwen3",
+        class: "Qwen3ForCausalLM",
+        gguf: "qwen3",
+        gguf_read: Some("qwen3"),
+        gguf_pairing: Pairing::Halves,
+    },
+    Row {
+        family: Family::Llama,
+        name: "llama",
+        class: "LlamaForCausalLM",
+        gguf: "llama",
+        gguf_read: Some("llama"),
+        gguf_pairing: Pairing::Adjacent,
+    },
+    // llama.cpp's converter writes Mistral as llama, too.
+    Row {
+        family: Family::Mistral,
+        name: "mistral",
+        class: "MistralForCausalLM",
+        gguf: "llama",
+        gguf_read: None,
+        gguf_pairing: Pairing::Adjacent,
+    },
+    // llama.cpp's `qwen` wants the fused tensors back and has nothing that its `qwen2` lacks.
+    Row {
+        family: Family::Qwen,
+        name: "qwen",
+        class: "QWenLMHeadModel",
+        gguf: "qwen2",
+        gguf_read: Some("qwen"),
+        gguf_pairing: Pairing::Halves,
+    },
 ];
 
 impl Family {
     /// Every family.
-    pub const ALL: [Self; 2] = [Self::Qwen2, Self::Llama];
+    pub const ALL: [Self; 5] = [Self::Qwen2, Self::Qwen3, Self::Llama, Self::Mistral, Self::Qwen];
 
     fn row(self) -> &'static Row {
         match self {
             Self::Qwen2 => &FAMILIES[0],
-            Self::Llama => &FAMILIES[1],
+            Self::Qwen3 => &FAMILIES[1],
+            Self::Llama => &FAMILIES[2],
+            Self::Mistral => &FAMILIES[3],
+            Self::Qwen => &FAMILIES[4],
         }
     }
 
-    /// `model_type` in config.json, and `general.architecture` and the prefix of keys in GGUF: `"qwen2"`.
+    /// `model_type` in config.json: `"qwen2"`.
     pub fn name(self) -> &'static str {
         self.row().name
     }
@@ -56,14 +109,31 @@ impl Family {
         self.row().class
     }
 
+    /// `general.architecture`, and the prefix of keys, of GGUF files that are written: Mistral goes out as `"llama"`,
+    /// Qwen's first generation as `"qwen2"`.
+    pub fn gguf_name(self) -> &'static str {
+        self.row().gguf
+    }
+
+    /// The family that Hugging Face folders are written for: Qwen's first generation goes out as Qwen2, which computes the same
+    /// and which transformers still has.
+    pub fn written(self) -> Self {
+        if self == Self::Qwen { Self::Qwen2 } else { self }
+    }
+
     /// How this family's GGUF form pairs the dimensions of a head.
     pub fn gguf_pairing(self) -> Pairing {
         self.row().gguf_pairing
     }
 
-    /// The family with this `model_type` or GGUF architecture.
+    /// The family with this `model_type`.
     pub fn from_name(name: &str) -> Option<Self> {
         FAMILIES.iter().find(|row| row.name == name).map(|row| row.family)
+    }
+
+    /// The family of GGUF files of this architecture.
+    pub fn from_gguf_name(architecture: &str) -> Option<Self> {
+        FAMILIES.iter().find(|row| row.gguf_read == Some(architecture)).map(|row| row.family)
     }
 
     /// The family with this class name.
@@ -94,6 +164,12 @@ mod tests {
             assert_eq!(row.family.name(), row.name);
             assert_eq!(Family::from_name(row.name), Some(row.family));
             assert_eq!(Family::from_class(row.class), Some(row.family));
+            assert_eq!(row.family.gguf_name(), row.gguf);
+            if let Some(architecture) = row.gguf_read {
+                assert_eq!(Family::from_gguf_name(architecture), Some(row.family));
+            }
+            // What is written can be read.
+            assert!(Family::from_gguf_name(row.gguf).is_some());
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::checkpoint::{Format, Parts};
 use crate::safetensors_in::{self, StTensor};
 use crate::{
     Checkpoint, Error, Family, ModelConfig, Region, Role, RoleKind, TensorInfo, compressed_tensors,
-    config_json, foreign, shapes,
+    config_json, config_out, foreign, generation1, shapes,
 };
 
 const LONGEST_JSON: usize = 16_000_000;
@@ -154,11 +154,15 @@ pub(crate) fn open(files: &Files) -> Result<Checkpoint, Error> {
     };
     let (stored, weight_bytes) = weights(files)?;
     let config_bytes = files.open("config.json")?.map_or(0, |region| region.len() as u64);
+    let stored = match config.family {
+        Family::Qwen => generation1::rename(&name, &config, stored)?,
+        _ => stored,
+    };
     let mut tensors = logical_tensors(stored, schemes.as_deref())?;
     if config.tied {
         config.tied = drop_tied_head(&mut tensors);
     }
-    if config.family == Family::Llama && !from_json.attention_bias {
+    if !from_json.attention_bias && matches!(config.family, Family::Llama | Family::Qwen3) {
         // Without `attention_bias` other readers skip these: the numbers would differ.
         let is_bias = |kind| {
             use RoleKind::{AttnKBias, AttnOutputBias, AttnQBias, AttnVBias};
@@ -175,6 +179,10 @@ pub(crate) fn open(files: &Files) -> Result<Checkpoint, Error> {
     let (infos, parts): (Vec<TensorInfo>, Vec<Parts>) = tensors.into_iter().unzip();
     shapes::check(&name, &config, &infos)?;
     config.dtype = from_json.dtype.unwrap_or_else(|| embedding_dtype(&infos));
+    let json = match config.family {
+        Family::Qwen => config_out::write(&name, &config, &infos)?,
+        _ => json,
+    };
 
     let mut others = Vec::new();
     for file in files.names()? {

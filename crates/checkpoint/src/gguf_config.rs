@@ -8,11 +8,11 @@ use std::path::Path;
 use bitmill_tensor::{Encoding, FloatType};
 
 use crate::config::{Limits, check_sizes};
+use crate::generation1;
 use crate::gguf_in::GgufTensor;
-use crate::{Error, Family, GgufValue, ModelConfig, Rope, RopeScaling};
+use crate::gguf_rope::{self, ROPE_FREQS};
+use crate::{Error, Family, GgufArray, GgufValue, ModelConfig, SlidingWindow};
 
-/// The tensor of factors that divide RoPE's turns.
-pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
 /// `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;
 
@@ -32,17 +32,15 @@ pub(crate) fn read(
         });
     }
     let architecture = general.text("architecture")?.ok_or_else(|| general.missing("architecture"))?;
-    let Some(family) = Family::from_name(architecture) else {
+    let Some(family) = Family::from_gguf_name(architecture) else {
         return Err(Error::UnsupportedFamily { file: file.to_owned(), found: architecture.to_owned() });
     };
     let keys = Keys { file, prefix: architecture, metadata };
     let unsupported = |what: String| Err(Error::Unsupported { file: file.to_owned(), what });
-    for key in ["expert_count", "attention.sliding_window"] {
-        if let Some(number) = keys.count(key, usize::MAX)?
-            && number > 0
-        {
-            return unsupported(format!("a model with `{architecture}.{key}` {number}"));
-        }
+    if let Some(number) = keys.count("expert_count", usize::MAX)?
+        && number > 0
+    {
+        return unsupported(format!("a model with `{architecture}.expert_count` {number}"));
     }
     let tensor = |name: &str| tensors.iter().find(|tensor| tensor.name == name);
     let hidden_size = keys.needed("embedding_length", Limits::WIDTH)?;
@@ -75,20 +73,36 @@ pub(crate) fn read(
         return Err(keys.wrong("vocab_size", format!("the embedding has {vocab_size} rows")));
     }
     let tokenizer = Keys { file, prefix: "tokenizer.ggml", metadata };
+    let n_layers = keys.needed("block_count", Limits::LAYERS)?;
+    let positions = keys.needed("context_length", Limits::POSITIONS)?;
+    let rope = gguf_rope::read(&keys, family, head_dim, positions, tensor(ROPE_FREQS))?;
+    let max_positions = rope.scaling.stretched(positions);
+    let window = sliding_window(&keys, n_layers, max_positions)?;
+    let mut intermediate_size = keys.needed("feed_forward_length", Limits::WIDTH)?;
+    if family == Family::Qwen {
+        // Generation 1 counts gate and up together.
+        if !intermediate_size.is_multiple_of(2) {
+            return Err(keys.wrong("feed_forward_length", format!("{intermediate_size} is odd")));
+        }
+        intermediate_size /= 2;
+    }
     let config = ModelConfig {
-        family,
+        // The converter calls Mistral llama; a window tells them apart, as llama has none.
+        family: if family == Family::Llama && window.is_some() { Family::Mistral } else { family },
         vocab_size,
         hidden_size,
-        intermediate_size: keys.needed("feed_forward_length", Limits::WIDTH)?,
-        n_layers: keys.needed("block_count", Limits::LAYERS)?,
+        intermediate_size,
+        n_layers,
         n_heads,
         n_kv_heads: keys.size("attention.head_count_kv", Limits::WIDTH)?.unwrap_or(n_heads),
         head_dim,
         rms_norm_eps: keys
             .real("attention.layer_norm_rms_epsilon")?
             .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))? as f32,
-        rope: rope(&keys, family, head_dim, tensor(ROPE_FREQS))?,
-        max_positions: keys.needed("context_length", Limits::POSITIONS)?,
+        rope,
+        window,
+        log_n: None,
+        max_positions,
         tied: tensor("output.weight").is_none(),
         bos: tokenizer.token("bos_token_id", vocab_size)?,
         eos: end_tokens(&tokenizer, vocab_size)?,
@@ -102,45 +116,19 @@ pub(crate) fn read(
     Ok(config)
 }
 
-fn rope(keys: &Keys, family: Family, head_dim: usize, freqs: Option<&GgufTensor>) -> Result<Rope, Error> {
-    let theta = keys.real("rope.freq_base")?.unwrap_or(10_000.0);
-    if !(theta.is_finite() && theta > 0.0) {
-        return Err(keys.wrong("rope.freq_base", format!("{theta} is not a positive number")));
+/// `attention.sliding_window`, in the layers that `attention.sliding_window_pattern` says, or in all.
+fn sliding_window(keys: &Keys, n_layers: usize, positions: usize) -> Result<Option<SlidingWindow>, Error> {
+    const PATTERN: &str = "attention.sliding_window_pattern";
+    let tokens = keys.count("attention.sliding_window", Limits::POSITIONS)?.unwrap_or(0);
+    if tokens == 0 || tokens >= positions {
+        return Ok(None);
     }
-    let unsupported = |what: String| Err(Error::Unsupported { file: keys.file.to_owned(), what });
-    if let Some(kind) = keys.text("rope.scaling.type")?
-        && kind != "none"
-    {
-        return unsupported(format!("the RoPE scaling `{kind}`"));
-    }
-    for key in ["rope.scaling.factor", "rope.scale_linear"] {
-        if let Some(factor) = keys.real(key)?
-            && factor != 1.0
-            && factor != 0.0
-        {
-            return unsupported(format!("linear RoPE scaling (`{}.{key}` {factor})", keys.prefix));
-        }
-    }
-    let scaling = match freqs {
-        None => RopeScaling::None,
-        Some(freqs) => {
-            let is_whole = freqs.shape == [head_dim / 2] && freqs.encoding == Encoding::Float(FloatType::F32);
-            if family != Family::Llama || !is_whole {
-                let what =
-                    format!("`{ROPE_FREQS}` of shape {:?} in {} for {family}", freqs.shape, freqs.encoding);
-                return unsupported(what);
-            }
-            let factors: Vec<f32> = (0..head_dim / 2).map(|i| FloatType::F32.read(&freqs.bytes, i)).collect();
-            if let Some(factor) = factors.iter().find(|factor| !(factor.is_finite() && **factor > 0.0)) {
-                return Err(Error::PackedTensor {
-                    tensor: ROPE_FREQS.to_owned(),
-                    problem: format!("the factor {factor} is not a positive number"),
-                });
-            }
-            RopeScaling::Factors(factors)
-        }
+    let layers = match keys.get(PATTERN) {
+        None => vec![true; n_layers],
+        Some(GgufValue::Array(GgufArray::Bool(layers))) if layers.len() == n_layers => layers.clone(),
+        Some(value) => return Err(keys.wrong_type(PATTERN, value, "a bool for each layer")),
     };
-    Ok(Rope { theta, pairing: family.gguf_pairing(), scaling })
+    Ok(Some(SlidingWindow { tokens, layers }).filter(|window| window.layers.contains(&true)))
 }
 
 /// The tokens llama.cpp ends a text at, as far as metadata names them.
@@ -185,12 +173,13 @@ fn add_bos(tokenizer: &Keys) -> Result<bool, Error> {
 /// family; `file_type` is ggml's number of the mix. Keys of the tokenizer come from
 /// [`GgufTokenizer::to_metadata`](crate::GgufTokenizer::to_metadata).
 ///
-/// Turns stretched as Llama 3 does are no key but the tensor of [`rope_freqs`].
+/// Turns stretched as Llama 3 does are no key but the tensor of [`rope_freqs`](crate::rope_freqs). A sliding window is a key
+/// that llama.cpp knows of other families; [`check_gguf`] says what it makes of it.
 ///
 /// The converter writes key and value lengths where config.json names a `head_dim`; here they are written where
 /// nothing else says them, which other readers take the same way.
 pub fn gguf_metadata(config: &ModelConfig, name: &str, file_type: u32) -> Vec<(String, GgufValue)> {
-    let arch = config.family.name();
+    let arch = config.family.gguf_name();
     let mut keys: Vec<(String, GgufValue)> = vec![
         ("general.architecture".to_owned(), GgufValue::String(arch.to_owned())),
         ("general.type".to_owned(), GgufValue::String("model".to_owned())),
@@ -200,18 +189,28 @@ pub fn gguf_metadata(config: &ModelConfig, name: &str, file_type: u32) -> Vec<(S
     // Limits keep every size below 2^32.
     let count = |number: usize| GgufValue::U32(u32::try_from(number).unwrap_or(u32::MAX));
     put("block_count", count(config.n_layers));
-    put("context_length", count(config.max_positions));
+    put("context_length", count(config.plain_positions()));
     put("embedding_length", count(config.hidden_size));
     put("feed_forward_length", count(config.intermediate_size));
     put("attention.head_count", count(config.n_heads));
     put("attention.head_count_kv", count(config.n_kv_heads));
+    for (key, value) in gguf_rope::scaling_keys(config) {
+        put(&format!("rope.scaling.{key}"), value);
+    }
     put("rope.freq_base", GgufValue::F32(config.rope.theta as f32));
     put("attention.layer_norm_rms_epsilon", GgufValue::F32(config.rms_norm_eps));
     if config.n_heads * config.head_dim != config.hidden_size {
         put("attention.key_length", count(config.head_dim));
         put("attention.value_length", count(config.head_dim));
     }
-    if config.family == Family::Llama {
+    if let Some(window) = &config.window {
+        put("attention.sliding_window", count(window.tokens));
+        if window.layers.contains(&false) {
+            let layers = GgufArray::Bool(window.layers.clone());
+            put("attention.sliding_window_pattern", GgufValue::Array(layers));
+        }
+    }
+    if arch == "llama" {
         put("vocab_size", count(config.vocab_size));
         put("rope.dimension_count", count(config.head_dim));
     }
@@ -220,52 +219,30 @@ pub fn gguf_metadata(config: &ModelConfig, name: &str, file_type: u32) -> Vec<(S
     keys
 }
 
-/// The factors that divide RoPE's turns, `head_dim / 2` of them: the tensor `rope_freqs.weight` of a llama GGUF.
-/// `None` where the turns are not stretched.
-///
-/// Computed in f32, step for step as llama.cpp's converter does (`conversion/llama.py`).
-pub fn rope_freqs(config: &ModelConfig) -> Option<Vec<f32>> {
-    match config.rope.scaling {
-        RopeScaling::None => None,
-        RopeScaling::Factors(ref factors) => Some(factors.clone()),
-        RopeScaling::Llama3 { factor, low, high, original } => {
-            let original = original as f64;
-            let (slow, fast) = ((original / low) as f32, (original / high) as f32);
-            let factor = factor as f32;
-            let factor_of = |pair: usize| {
-                let exponent = (2 * pair) as f32 / config.head_dim as f32;
-                let turn = 1.0 / (config.rope.theta as f32).powf(exponent);
-                let wavelength = std::f32::consts::TAU / turn;
-                if wavelength < fast {
-                    1.0
-                } else if wavelength > slow {
-                    factor
-                } else {
-                    let smooth = (original as f32 / wavelength - low as f32) / (high - low) as f32;
-                    1.0 / ((1.0 - smooth) / factor + smooth)
-                }
-            };
-            Some((0..config.head_dim / 2).map(factor_of).collect())
-        }
-    }
-}
-
-/// Whether a GGUF file can say all that `config` says.
+/// Whether a GGUF file can say all that `config` says; returns what it says to bitmill alone, or not at all, in sentences
+/// for people.
 ///
 /// # Errors
-/// [`Error::Unsupported`] naming what has no form there: stretched turns exist for llama only.
-pub fn check_gguf(checkpoint: &str, config: &ModelConfig) -> Result<(), Error> {
-    if config.family != Family::Llama && config.rope.scaling != RopeScaling::None {
-        let what = format!("GGUF of a {} model with Llama 3's RoPE scaling", config.family);
-        return Err(Error::Unsupported { file: checkpoint.into(), what });
+/// [`Error::Unsupported`] naming what has no form there: Llama 3's stretched turns exist for llama only.
+pub fn check_gguf(checkpoint: &str, config: &ModelConfig) -> Result<Vec<String>, Error> {
+    let mut notes = Vec::new();
+    gguf_rope::check(config, &mut notes)
+        .map_err(|what| Error::Unsupported { file: checkpoint.into(), what })?;
+    notes.extend(generation1::lost_beyond(config));
+    if let Some(window) = &config.window {
+        notes.push(format!(
+            "llama.cpp reads no sliding window in {} files: past {} tokens it attends to more than this model was made for",
+            config.family.gguf_name(),
+            window.tokens,
+        ));
     }
-    Ok(())
+    Ok(notes)
 }
 
 /// Metadata keys below one prefix.
-struct Keys<'a> {
-    file: &'a Path,
-    prefix: &'a str,
+pub(crate) struct Keys<'a> {
+    pub file: &'a Path,
+    pub prefix: &'a str,
     metadata: &'a [(String, GgufValue)],
 }
 
@@ -280,7 +257,7 @@ impl<'a> Keys<'a> {
         Error::GgufMissingKey { file: self.file.to_owned(), key: format!("{}.{key}", self.prefix) }
     }
 
-    fn wrong(&self, key: &str, problem: String) -> Error {
+    pub fn wrong(&self, key: &str, problem: String) -> Error {
         Error::ConfigValue { file: self.file.to_owned(), key: format!("{}.{key}", self.prefix), problem }
     }
 
@@ -289,14 +266,14 @@ impl<'a> Keys<'a> {
         Error::GgufKeyType { file: self.file.to_owned(), key, found: value.describe(), expected }
     }
 
-    fn text(&self, key: &str) -> Result<Option<&'a str>, Error> {
+    pub fn text(&self, key: &str) -> Result<Option<&'a str>, Error> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
         value.as_str().map(Some).ok_or_else(|| self.wrong_type(key, value, "string"))
     }
 
-    fn real(&self, key: &str) -> Result<Option<f64>, Error> {
+    pub fn real(&self, key: &str) -> Result<Option<f64>, Error> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
@@ -314,7 +291,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn size(&self, key: &str, limit: usize) -> Result<Option<usize>, Error> {
+    pub fn size(&self, key: &str, limit: usize) -> Result<Option<usize>, Error> {
         match self.count(key, limit)? {
             Some(0) => Err(self.wrong(key, "it is 0".to_owned())),
             found => Ok(found),

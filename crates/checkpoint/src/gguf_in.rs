@@ -22,8 +22,8 @@ use crate::checkpoint::{Format, Parts, is_addressable, matrix_shape};
 use crate::gguf_split::{self, Whole};
 use crate::gguf_value::type_name;
 use crate::{
-    Checkpoint, Error, GgufArray, GgufValue, Pairing, Region, Role, RoleKind, TensorInfo, folder,
-    gguf_config, shapes,
+    Checkpoint, Error, Family, GgufArray, GgufValue, Pairing, Region, Role, RoleKind, TensorInfo, folder,
+    generation1, gguf_config, gguf_rope, shapes,
 };
 
 /// Version 1 had 32-bit counts.
@@ -58,10 +58,12 @@ pub(crate) fn open(
     let Whole { metadata, tensors, bytes: stored_bytes, path } = gguf_split::read(file, region, sibling)?;
     let config = gguf_config::read(file, &metadata, &tensors)?;
     let name = folder::own_name(&path);
+    let tensors =
+        if config.family == Family::Qwen { generation1::unfuse(&name, &config, tensors)? } else { tensors };
     let mut infos = Vec::with_capacity(tensors.len());
     let mut parts = Vec::with_capacity(tensors.len());
     for tensor in tensors {
-        if tensor.name == gguf_config::ROPE_FREQS {
+        if tensor.name == gguf_rope::ROPE_FREQS {
             continue;
         }
         let role = Role::from_gguf_name(&tensor.name);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bitmill_tensor::Encoding;
 
 use crate::role::Need;
-use crate::{Error, Family, ModelConfig, Role, RoleKind, TensorInfo};
+use crate::{Error, ModelConfig, Role, RoleKind, TensorInfo};
 
 /// Checks that every tensor the model needs is there, in the shape that `config` asks for, and that none is there
 /// that would change the numbers if it were left out.
@@ -18,9 +18,11 @@ pub(crate) fn check(checkpoint: &str, config: &ModelConfig, tensors: &[TensorInf
             n_layers: config.n_layers,
         };
         let Some(expected) = tensor.role.expected_shape(config) else {
-            // `model.` is the decoder itself and `lm_head.` its output; what lies beside them is not run.
-            let inside =
-                ["model.", "lm_head.", "blk.", "output"].iter().any(|part| tensor.name.starts_with(part));
+            // `model.` or `transformer.` is the decoder itself and `lm_head.` its output; what lies beside them is not
+            // run.
+            let inside = ["model.", "transformer.", "lm_head.", "blk.", "output"]
+                .iter()
+                .any(|part| tensor.name.starts_with(part));
             if inside {
                 return Err(unexpected());
             }
@@ -29,8 +31,8 @@ pub(crate) fn check(checkpoint: &str, config: &ModelConfig, tensors: &[TensorInf
         if tensor.role.layer.is_some_and(|layer| layer >= config.n_layers) {
             return Err(unexpected());
         }
-        // The reference never adds one there, so adding it would change the numbers.
-        if config.family == Family::Qwen2 && tensor.role.kind == RoleKind::AttnOutputBias {
+        // The reference does not use one there, so using it would change the numbers.
+        if !tensor.role.kind.belongs_to(config.family) {
             return Err(unexpected());
         }
         if tensor.shape != expected {

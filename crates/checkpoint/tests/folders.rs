@@ -354,6 +354,12 @@ fn refuses_hostile_config_values() {
             json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}),
         ),
         ("layer_types", json!(["full_attention", 3])),
+        ("layer_types", json!(["full_attention"])),
+        ("rope_parameters", json!({"rope_type": "linear"})),
+        ("rope_parameters", json!({"rope_type": "dynamic", "factor": -1})),
+        ("rope_parameters", json!({"rope_type": "yarn", "factor": 4, "beta_fast": 0})),
+        ("rope_parameters", json!({"rope_type": "yarn", "factor": 4, "mscale": -100, "mscale_all_dim": 1})),
+        ("rope_parameters", json!({"rope_type": "yarn", "original_max_position_embeddings": 0})),
     ] {
         let result = open_config("llama", |config| config[key] = value.clone());
         assert!(matches!(result, Err(Error::ConfigValue { .. })), "{key} {value}: {result:?}");
@@ -363,9 +369,6 @@ fn refuses_hostile_config_values() {
 #[test]
 fn names_what_it_does_not_support() {
     for (family, key, value, word) in [
-        ("llama", "rope_parameters", json!({"rope_type": "yarn", "factor": 4.0}), "yarn"),
-        ("llama", "rope_parameters", json!({"rope_type": "linear", "factor": 2.0}), "linear"),
-        ("llama", "rope_parameters", json!({"rope_type": "dynamic", "factor": 2.0}), "dynamic"),
         ("llama", "rope_parameters", json!({"full_attention": {"rope_theta": 1e4}}), "full_attention"),
         ("llama", "rope_parameters", json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
         ("qwen2", "rope_parameters", json!({"mrope_section": [1, 2, 3]}), "mrope"),
@@ -378,28 +381,22 @@ fn names_what_it_does_not_support() {
         assert!(matches!(error, Error::Unsupported { .. }), "{key} {value}: {error}");
         assert!(error.to_string().contains(word), "{error}");
     }
-    let window = |window: usize, first: usize| {
-        open_config("qwen2", |config| {
-            config["use_sliding_window"] = json!(true);
-            config["sliding_window"] = json!(window);
-            config["max_window_layers"] = json!(first);
-        })
-    };
-    let error = window(64, 1).unwrap_err();
-    assert!(matches!(error, Error::Unsupported { .. }) && error.to_string().contains("64 tokens"), "{error}");
-    // A window that never applies changes nothing.
-    assert!(window(64, 2).is_ok());
-    assert!(window(128, 0).is_ok());
+    for kind in ["longrope", "su", "ntk"] {
+        let error =
+            open_config("llama", |config| config["rope_parameters"] = json!({"type": kind})).unwrap_err();
+        assert!(matches!(&error, Error::UnsupportedRope { kind: found, .. } if found == kind), "{error}");
+        assert!(error.hint().unwrap().contains("yarn"));
+    }
 }
 
 #[test]
 fn names_families_it_does_not_read() {
     for (model_type, class, found) in [
-        (json!("qwen3"), json!(["Qwen3ForCausalLM"]), "qwen3 (Qwen3ForCausalLM)"),
+        (json!("phi3"), json!(["Phi3ForCausalLM"]), "phi3 (Phi3ForCausalLM)"),
         (json!("llama"), json!(["LlamaForSequenceClassification"]), "llama (LlamaForSequenceClassification)"),
         (json!("llama"), json!(["Qwen2ForCausalLM"]), "llama (Qwen2ForCausalLM)"),
-        (json!("mistral"), Value::Null, "mistral"),
-        (Value::Null, json!(["MistralForCausalLM"]), "MistralForCausalLM"),
+        (json!("gemma"), Value::Null, "gemma"),
+        (Value::Null, json!(["GemmaForCausalLM"]), "GemmaForCausalLM"),
     ] {
         let error = open_config("llama", |config| {
             config["model_type"] = model_type;
@@ -493,6 +490,77 @@ fn refuses_a_tensor_in_two_shards() {
     ])
     .unwrap_err();
     assert!(matches!(&error, Error::TensorInTwoShards { tensor, .. } if *tensor == stored[0].0), "{error}");
+}
+
+/// Two shards of one index, of whatever they hold.
+fn open_shards(
+    config: &Value,
+    first: &[common::Stored],
+    second: &[common::Stored],
+) -> Result<Checkpoint, Error> {
+    let mut map = serde_json::Map::new();
+    for (shard, part) in [("a.safetensors", first), ("b.safetensors", second)] {
+        map.extend(part.iter().map(|(name, ..)| (name.clone(), json!(shard))));
+    }
+    open(vec![
+        ("config.json", config.to_string().into_bytes()),
+        ("model.safetensors.index.json", json!({"weight_map": map}).to_string().into_bytes()),
+        ("a.safetensors", safetensors(first)),
+        ("b.safetensors", safetensors(second)),
+    ])
+}
+
+#[test]
+fn shards_of_different_dtypes_are_one_model_each_tensor_in_its_own() {
+    let mut stored = tensors("llama");
+    let middle = stored.len() / 2;
+    for (_, dtype, shape, bytes) in &mut stored[middle..] {
+        *dtype = "BF16";
+        bytes.truncate(2 * shape.iter().product::<usize>());
+    }
+    let (first, second) = stored.split_at(middle);
+    let checkpoint = open_shards(&config("llama"), first, second).unwrap();
+    let dtype = |at: usize| checkpoint.tensors()[at].encoding;
+    assert_eq!(dtype(0), Encoding::Float(FloatType::F32));
+    assert_eq!(dtype(stored.len() - 1), Encoding::Float(FloatType::BF16));
+    // Not so a dtype that is nobody's weights.
+    let mut wrong = second.to_vec();
+    wrong[0].1 = "I16";
+    let error = open_shards(&config("llama"), first, &wrong).unwrap_err();
+    assert!(
+        matches!(&error, Error::UnsupportedDtype { file, tensor, .. }
+            if file.ends_with("b.safetensors") && *tensor == wrong[0].0),
+        "{error}"
+    );
+}
+
+#[test]
+fn names_the_first_tensor_of_a_shard_from_another_model() {
+    let stored = tensors("llama");
+    let (first, second) = stored.split_at(stored.len() / 2);
+    let mut wider = second.to_vec();
+    for (_, _, shape, bytes) in &mut wider {
+        *shape.last_mut().unwrap() *= 2;
+        bytes.extend_from_within(..);
+    }
+    let error = open_shards(&config("llama"), first, &wider).unwrap_err();
+    assert!(matches!(&error, Error::TensorShape { tensor, .. } if *tensor == wider[0].0), "{error}");
+    assert!(error.hint().unwrap().contains("different models"));
+    // A shard of a deeper model has layers that this one lacks; of a shallower one, this one lacks a layer.
+    let renamed = |from: &str, to: &str| -> Vec<common::Stored> {
+        let rename = |(name, dtype, shape, bytes): &common::Stored| {
+            (name.replace(from, to), *dtype, shape.clone(), bytes.clone())
+        };
+        second.iter().map(rename).collect()
+    };
+    let deeper = open_shards(&config("llama"), first, &renamed("layers.1.", "layers.2."));
+    assert!(matches!(deeper, Err(Error::UnexpectedTensor { tensor, .. }) if tensor.contains("layers.2.")));
+    let (lacking, _) = second.split_at(second.len() - 3);
+    let shallower = open_shards(&config("llama"), first, lacking).unwrap_err();
+    assert!(
+        matches!(&shallower, Error::MissingTensor { tensor, .. } if tensor.contains("layers.1.mlp.down_proj")),
+        "{shallower}"
+    );
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The compute boundary: everything a model computes goes through here.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use bitmill_tensor::{Matrix, WeightView};
@@ -109,9 +110,38 @@ impl Compute {
         });
     }
 
-    /// Works out how `table` rotates each of `positions`, once for all layers.
-    pub fn rotations(&self, table: &RopeTable, positions: &[usize], out: &mut Rotations) {
-        out.fill(table, positions);
+    /// [`rms_norm`](Self::rms_norm) of each head of each row of `x` by itself, in place.
+    ///
+    /// # Panics
+    /// If a row is not whole heads of `weight`'s length.
+    pub fn rms_norm_heads(&self, x: &mut Matrix, weight: &[f32], eps: f32) {
+        assert!(!weight.is_empty() && x.cols().is_multiple_of(weight.len()), "whole heads");
+        let cols = x.cols();
+        each_row(x.as_mut_slice(), cols, |_, x| norm::rms_norm_heads(self.isa, x, weight, eps));
+    }
+
+    /// Works out the rotations of a batch, once for all layers: `sequences` gives each one's table and the positions
+    /// of its new tokens, `tokens` in all.
+    ///
+    /// # Panics
+    /// If there are not so many positions, or the tables are of different heads.
+    pub fn rotations<'t>(
+        &self,
+        tokens: usize,
+        sequences: impl Iterator<Item = (Cow<'t, RopeTable>, Range<usize>)>,
+        out: &mut Rotations,
+    ) {
+        out.fill(tokens, sequences);
+    }
+
+    /// Multiplies each row of `x` by its factor.
+    ///
+    /// # Panics
+    /// If there is not one factor a row.
+    pub fn scale_rows(&self, x: &mut Matrix, factors: &[f32]) {
+        assert_eq!(x.rows(), factors.len(), "one factor a row");
+        let cols = x.cols();
+        each_row(x.as_mut_slice(), cols, |row, x| x.iter_mut().for_each(|x| *x *= factors[row]));
     }
 
     /// Rotates every head of row `t` of `x` as row `t` of `rotations` says.
@@ -343,6 +373,24 @@ mod tests {
     }
 
     #[test]
+    fn norms_of_heads_are_norms_of_rows_as_wide_as_a_head() {
+        for (rows, heads, head_dim) in [(1, 1, 1), (3, 2, 6), (5, 4, 16), (70, 9, 64)] {
+            let (x, weight) = (matrix("x", rows, heads * head_dim, 3.0), noise("weight", head_dim));
+            for compute in computes() {
+                let mut expected = Matrix::default();
+                let alone = Matrix::from_vec(rows * heads, head_dim, x.as_slice().to_vec());
+                compute.rms_norm(&alone, &weight, 1e-5, &mut expected);
+                let found = whatever_the_threads(|| {
+                    let mut x = x.clone();
+                    compute.rms_norm_heads(&mut x, &weight, 1e-5);
+                    x
+                });
+                assert_eq!(found.as_slice(), expected.as_slice());
+            }
+        }
+    }
+
+    #[test]
     fn swiglu_equals_the_formula_on_every_instruction_set() {
         for (rows, cols) in SHAPES {
             let (gate, up) = (matrix("gate", rows, cols, 8.0), matrix("up", rows, cols, 1.0));
@@ -451,6 +499,8 @@ mod tests {
         let other = x.clone();
         compute.add_assign(&mut x, &other);
         assert_eq!(x.row(1), [26.0, 8.0, -10.0]);
+        compute.scale_rows(&mut x, &[2.0, -1.0]);
+        assert_eq!((x.row(0)[0], x.row(1)), (40.0, &[-26.0, -8.0, 10.0][..]));
         let mut best = vec![7];
         compute.largest(&Matrix::from_vec(2, 3, vec![1.0, 5.0, 5.0, f32::NAN, -3.0, -2.0]), &mut best);
         assert_eq!(best, [1, 2]);

@@ -21,7 +21,7 @@ pub use dequant::{dequantize_rows, widen};
 pub use isa::Isa;
 pub use matmul::{Path, matmul, matmul_each};
 pub use ops::attention::{AttentionShape, KvCache};
-pub use ops::rope::{Pairing, RopeTable, Rotations};
+pub use ops::rope::{Pairing, RopeTable, Rotations, YarnStretch};
 
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,8 @@ use bitmill_kernels::KvCache;
 #[derive(Debug, Clone)]
 pub struct Cache {
     pub(crate) layers: Vec<KvCache>,
+    /// Tokens of the first pass, by which some models stretch their positions.
+    pub(crate) prompt: usize,
 }
 
 impl Cache {
@@ -20,6 +22,9 @@ impl Cache {
     }
 
     /// Forgets every position from `len` on, so that the next token stands there.
+    ///
+    /// What is left stays as it was computed, also where a model stretches its positions by the length of the sequence
+    /// (dynamic RoPE scaling): a new cache then gives other numbers.
     pub fn truncate(&mut self, len: usize) {
         self.layers.iter_mut().for_each(|layer| layer.truncate(len));
     }

@@ -8,6 +8,7 @@ mod error;
 mod model;
 mod sample;
 mod session;
+mod turns;
 mod weights;
 
 pub use cache::Cache;

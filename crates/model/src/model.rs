@@ -1,12 +1,13 @@
 //! The forward pass.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::{Mutex, PoisonError};
 
-use bitmill_checkpoint::{Checkpoint, ModelConfig, RopeScaling, Tensor};
-use bitmill_kernels::{AttentionShape, Compute, KvCache, Pairing, RopeTable, Rotations};
+use bitmill_checkpoint::{Checkpoint, ModelConfig, Tensor};
+use bitmill_kernels::{AttentionShape, Compute, KvCache, Rotations};
 use bitmill_tensor::Matrix;
 
+use crate::turns::{Turns, log_n_factor};
 use crate::weights::{Layer, Linear, Weights};
 use crate::{Cache, Error, Limits, Sampler, Sampling, Session};
 
@@ -35,7 +36,7 @@ use crate::{Cache, Error, Limits, Sampler, Sampling, Session};
 pub struct Model {
     config: ModelConfig,
     weights: Weights,
-    rope: RopeTable,
+    turns: Turns,
     /// Buffers of forward passes that are over, for the next ones.
     spare: Mutex<Vec<Scratch>>,
 }
@@ -77,7 +78,10 @@ impl Want {
 #[derive(Debug, Default)]
 struct Scratch {
     tokens: Vec<u32>,
-    positions: Vec<usize>,
+    /// Positions of each sequence's new tokens, and the tokens of its first pass.
+    spans: Vec<(Range<usize>, usize)>,
+    /// What each query is multiplied by, for models that do so.
+    query_factors: Vec<f32>,
     /// First row of each sequence, then the number of rows.
     starts: Vec<usize>,
     /// Rows that logits are wanted for.
@@ -102,23 +106,9 @@ impl Model {
     /// [`Error`] if a tensor is missing or has another shape than the config asks for, or a norm is no float.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self, Error> {
         let config = checkpoint.config().clone();
-        let pairing = match config.rope.pairing {
-            bitmill_checkpoint::Pairing::Halves => Pairing::Halves,
-            bitmill_checkpoint::Pairing::Adjacent => Pairing::Adjacent,
-        };
-        let plain = RopeTable::new(config.head_dim, config.rope.theta, pairing);
-        let rope = match &config.rope.scaling {
-            RopeScaling::None => plain,
-            &RopeScaling::Llama3 { factor, low, high, original } => plain.llama3(factor, low, high, original),
-            RopeScaling::Factors(factors) if factors.len() == config.head_dim / 2 => {
-                plain.divided_by(factors)
-            }
-            RopeScaling::Factors(factors) => {
-                return Err(Error::RopeFactors { found: factors.len(), head_dim: config.head_dim });
-            }
-        };
+        let turns = Turns::new(&config)?;
         let weights = Weights::load(checkpoint)?;
-        Ok(Self { config, weights, rope, spare: Mutex::default() })
+        Ok(Self { config, weights, turns, spare: Mutex::default() })
     }
 
     /// The shape of the model.
@@ -129,7 +119,7 @@ impl Model {
     /// An empty cache for one sequence.
     pub fn new_cache(&self) -> Cache {
         let kv_width = self.config.n_kv_heads * self.config.head_dim;
-        Cache { layers: (0..self.config.n_layers).map(|_| KvCache::new(kv_width)).collect() }
+        Cache { layers: (0..self.config.n_layers).map(|_| KvCache::new(kv_width)).collect(), prompt: 0 }
     }
 
     /// Drops the pages of every matrix that a mapped file holds, and the buffers of passes that are over; the next
@@ -254,9 +244,13 @@ impl Model {
     }
 
     /// Lists the rows of `batch` and looks up their embeddings.
-    fn begin(&self, compute: &Compute, batch: &[Sequence<'_>], scratch: &mut Scratch) {
-        scratch.lay_out(batch);
-        compute.rotations(&self.rope, &scratch.positions, &mut scratch.rotations);
+    fn begin(&self, compute: &Compute, batch: &mut [Sequence<'_>], scratch: &mut Scratch) {
+        scratch.lay_out(batch, self.config.log_n);
+        let tables = scratch
+            .spans
+            .iter()
+            .map(|(positions, prompt)| (self.turns.of(positions.end, *prompt), positions.clone()));
+        compute.rotations(scratch.tokens.len(), tables, &mut scratch.rotations);
         compute.embed(&self.weights.embedding.view(), &scratch.tokens, &mut scratch.hidden);
     }
 
@@ -269,11 +263,18 @@ impl Model {
         batch: &mut [Sequence<'_>],
         scratch: &mut Scratch,
     ) {
-        let Scratch { starts, rotations, hidden, normed, q, k, v, attended, .. } = scratch;
+        let Scratch { starts, query_factors, rotations, hidden, normed, q, k, v, attended, .. } = scratch;
         compute.rms_norm(hidden, &layer.attn_norm, self.config.rms_norm_eps, normed);
         Linear::run_each(compute, normed, [(&layer.q, q), (&layer.k, k), (&layer.v, v)]);
-        compute.rope(q, rotations);
-        compute.rope(k, rotations);
+        for (x, norm) in [(&mut *q, &layer.q_norm), (&mut *k, &layer.k_norm)] {
+            if let Some(norm) = norm {
+                compute.rms_norm_heads(x, norm, self.config.rms_norm_eps);
+            }
+            compute.rope(x, rotations);
+        }
+        if !query_factors.is_empty() {
+            compute.scale_rows(q, query_factors);
+        }
         for (sequence, rows) in batch.iter_mut().zip(starts.windows(2)) {
             compute.append(&mut sequence.cache.layers[index], k, v, rows[0]..rows[1]);
         }
@@ -281,6 +282,7 @@ impl Model {
             n_heads: self.config.n_heads,
             n_kv_heads: self.config.n_kv_heads,
             head_dim: self.config.head_dim,
+            window: self.config.window_of(index),
         };
         let batch = &*batch;
         compute.attention(shape, q, starts, |sequence| &batch[sequence].cache.layers[index], attended);
@@ -300,18 +302,26 @@ impl Model {
 }
 
 impl Scratch {
-    /// Lists the rows of `batch`.
-    fn lay_out(&mut self, batch: &[Sequence<'_>]) {
-        let Self { tokens, positions, starts, wanted, .. } = self;
+    /// Lists the rows of `batch`; queries past position `log_n` get a factor.
+    fn lay_out(&mut self, batch: &mut [Sequence<'_>], log_n: Option<usize>) {
+        let Self { tokens, spans, query_factors, starts, wanted, .. } = self;
         tokens.clear();
-        for list in [&mut *positions, starts, wanted] {
-            list.clear();
-        }
+        spans.clear();
+        query_factors.clear();
+        starts.clear();
+        wanted.clear();
         for sequence in batch {
             let (first, past) = (tokens.len(), sequence.cache.len());
+            if past == 0 {
+                sequence.cache.prompt = sequence.tokens.len();
+            }
             starts.push(first);
             tokens.extend_from_slice(sequence.tokens);
-            positions.extend(past..past + sequence.tokens.len());
+            let positions = past..past + sequence.tokens.len();
+            if let Some(original) = log_n {
+                query_factors.extend(positions.clone().map(|position| log_n_factor(position, original)));
+            }
+            spans.push((positions, sequence.cache.prompt));
             wanted.extend(first + sequence.want.first(sequence.tokens.len())..tokens.len());
         }
         starts.push(tokens.len());

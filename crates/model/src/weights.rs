@@ -41,6 +41,9 @@ pub(crate) struct Layer {
     pub(crate) q: Linear,
     pub(crate) k: Linear,
     pub(crate) v: Linear,
+    /// Norms of each head of q and k, where a family has them.
+    pub(crate) q_norm: Option<Vec<f32>>,
+    pub(crate) k_norm: Option<Vec<f32>>,
     pub(crate) o: Linear,
     pub(crate) ffn_norm: Vec<f32>,
     pub(crate) gate: Linear,
@@ -92,11 +95,17 @@ impl Layer {
         let role = |kind| Role::in_layer(index, kind);
         let linear = |kind, bias: Option<RoleKind>| linear(checkpoint, role(kind), bias.map(role));
         let norm = |kind| vector(&required(checkpoint, role(kind))?);
+        let head_norm = |kind| {
+            let tensor = checkpoint.tensor_with_role(role(kind));
+            tensor.map(|tensor| checked(checkpoint, tensor).and_then(|tensor| vector(&tensor))).transpose()
+        };
         Ok(Self {
             attn_norm: norm(RoleKind::AttnNorm)?,
             q: linear(RoleKind::AttnQ, Some(RoleKind::AttnQBias))?,
             k: linear(RoleKind::AttnK, Some(RoleKind::AttnKBias))?,
             v: linear(RoleKind::AttnV, Some(RoleKind::AttnVBias))?,
+            q_norm: head_norm(RoleKind::AttnQNorm)?,
+            k_norm: head_norm(RoleKind::AttnKNorm)?,
             o: linear(RoleKind::AttnOutput, Some(RoleKind::AttnOutputBias))?,
             ffn_norm: norm(RoleKind::FfnNorm)?,
             gate: linear(RoleKind::FfnGate, None)?,

@@ -73,7 +73,8 @@ fn write_gguf(source: &Tiny, block: BlockType, path: &Path) {
 /// The values in the order a GGUF file has them: rows of q and k permuted for the llama family.
 fn ordered(source: &Tiny, name: &str, shape: &[usize], values: &[f32]) -> Vec<f32> {
     let kind = Role::from_canonical_name(name).kind;
-    if source.config()["model_type"] != "llama" || !matches!(kind, RoleKind::AttnQ | RoleKind::AttnK) {
+    let turned = ["llama", "mistral"].iter().any(|family| source.config()["model_type"] == *family);
+    if !turned || !matches!(kind, RoleKind::AttnQ | RoleKind::AttnK) {
         return values.to_vec();
     }
     let (cols, head_dim) = (shape[1], source.config()["head_dim"].as_u64().unwrap() as usize);
@@ -127,7 +128,19 @@ fn gguf_blocks_run_as_the_weights_they_stand_for() {
 #[test]
 fn plain_gguf_files_give_the_logits_of_their_folder_whatever_the_rope() {
     // No row of these divides into blocks of 256, so everything stays f32.
-    for variant in [Variant::Qwen2, Variant::Qwen2Tied, Variant::Llama, Variant::LlamaLlama3] {
+    for variant in [
+        Variant::Qwen2,
+        Variant::Qwen2Tied,
+        Variant::Llama,
+        Variant::LlamaLlama3,
+        Variant::LlamaLinear,
+        Variant::Mistral,
+        Variant::MistralNull,
+        Variant::Qwen2Window,
+        Variant::Qwen2Yarn,
+        Variant::Qwen3,
+        Variant::Qwen3Yarn,
+    ] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("plain.gguf");
         let source = Tiny::new(variant);

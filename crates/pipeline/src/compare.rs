@@ -169,7 +169,7 @@ impl Run<'_> {
             recovery: None,
             compress_seconds: Some(compress_seconds),
             recipe: Some(plan.recipe.to_toml()),
-            notes: fallbacks(&plan.tensors),
+            notes: fallbacks(&plan.tensors).into_iter().chain(plan.notes.iter().cloned()).collect(),
         })
     }
 }

@@ -160,7 +160,12 @@ impl Cut {
             Some(next - 1)
         };
         let numbers: Vec<Option<usize>> = (0..config.n_layers).map(&mut number).collect();
-        Self { numbers, config: ModelConfig { n_layers: next, ..config.clone() } }
+        let mut config = ModelConfig { n_layers: next, ..config.clone() };
+        if let Some(window) = &mut config.window {
+            let mut kept = numbers.iter().map(Option::is_some);
+            window.layers.retain(|_| kept.next().unwrap_or(false));
+        }
+        Self { numbers, config }
     }
 
     /// What `role` is in the output; `None` if its layer goes.

@@ -133,6 +133,8 @@ pub struct Plan {
     pub bits_per_weight: f64,
     /// Most memory that the run takes, about.
     pub peak_bytes: u64,
+    /// What the output says to bitmill alone, or cannot say, in sentences for people.
+    pub notes: Vec<String>,
     pub(crate) layout: Layout,
 }
 
@@ -178,6 +180,10 @@ impl Plan {
             }
             refuse_split_fusion(&tensors)?;
         }
+        let notes = match recipe.format {
+            Format::Gguf => bitmill_checkpoint::check_gguf(&checkpoint.name(), &cut.config)?,
+            Format::CompressedTensors | Format::HuggingFace => bitmill_checkpoint::folder_notes(&cut.config),
+        };
         let layout = layout::layout(checkpoint, recipe, &cut, &tensors, options.shard_bytes)?;
         let output_bytes = layout.total_bytes();
         let measuring = depth.as_ref().map_or(0, |depth| depth.peak_bytes(checkpoint.config()));
@@ -191,6 +197,7 @@ impl Plan {
             peak_bytes: crate::compress::peak_bytes(&tensors).max(measuring),
             tensors,
             depth,
+            notes,
             layout,
         })
     }
@@ -237,6 +244,7 @@ impl Plan {
             "weights": self.weights,
             "bits_per_weight": self.bits_per_weight,
             "peak_bytes": self.peak_bytes,
+            "notes": self.notes,
             "tensors": tensors,
         });
         if let Some(depth) = &self.depth {
@@ -299,6 +307,9 @@ impl Plan {
             self.bits_per_weight,
             bitmill_report::size(self.peak_bytes),
         );
+        for note in &self.notes {
+            let _ = writeln!(text, "note: {note}");
+        }
         text
     }
 }
@@ -501,7 +512,7 @@ fn decide(
                     n_dims: info.shape.len(),
                     n_heads: config.n_heads,
                     n_kv_heads: config.n_kv_heads,
-                    architecture: config.family.name(),
+                    architecture: config.family.gguf_name(),
                     has_output: !config.tied,
                 },
             );

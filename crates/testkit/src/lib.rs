@@ -8,11 +8,13 @@ mod close;
 mod golden;
 mod tiny;
 mod tokenizer;
+mod variant;
 
 pub use close::{assert_close, max_abs, max_abs_diff};
 pub use golden::Golden;
-pub use tiny::{Float, Tiny, Variant, noise};
+pub use tiny::{Float, Tiny, noise};
 pub use tokenizer::{Split, tokenizer_json};
+pub use variant::Variant;
 
 /// The folder of a tiny f32 model; it goes when the value is dropped.
 ///

@@ -6,88 +6,11 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::tokenizer::{Split, tokenizer_json};
-
-/// A model's shape and family. All have a vocabulary of 320 rows for 283 tokens, 4 query heads over 2 KV heads and 2
-/// layers; hidden 64 and FFN 160 unless said otherwise. RoPE's theta is 50000, so that a reader's default shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Variant {
-    /// Qwen2: biases on q, k and v; untied head; config as transformers 5 writes it.
-    Qwen2,
-    /// Qwen2 with a tied head.
-    Qwen2Tied,
-    /// The weights of [`Qwen2`](Self::Qwen2), config as published checkpoints have it.
-    Qwen2OldConfig,
-    /// Llama: no biases; untied head.
-    Llama,
-    /// Llama 3's scaled RoPE, original context 16.
-    LlamaLlama3,
-    /// Qwen2 with hidden 256 and FFN 288: some rows divide into blocks of 256, some only into blocks of 32.
-    Qwen2Wide,
-    /// Llama with hidden 256, FFN 512 and a tied head: every matrix takes blocks of 256.
-    LlamaWide,
-}
-
-impl Variant {
-    /// Every variant.
-    pub const ALL: [Self; 7] = [
-        Self::Qwen2,
-        Self::Qwen2Tied,
-        Self::Qwen2OldConfig,
-        Self::Llama,
-        Self::LlamaLlama3,
-        Self::Qwen2Wide,
-        Self::LlamaWide,
-    ];
-
-    /// A folder's name: `tiny-qwen2`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Qwen2 => "tiny-qwen2",
-            Self::Qwen2Tied => "tiny-qwen2-tied",
-            Self::Qwen2OldConfig => "tiny-qwen2-old-config",
-            Self::Llama => "tiny-llama",
-            Self::LlamaLlama3 => "tiny-llama-llama3",
-            Self::Qwen2Wide => "tiny-qwen2-wide",
-            Self::LlamaWide => "tiny-llama-wide",
-        }
-    }
-
-    fn is_llama(self) -> bool {
-        matches!(self, Self::Llama | Self::LlamaLlama3 | Self::LlamaWide)
-    }
-
-    fn is_tied(self) -> bool {
-        matches!(self, Self::Qwen2Tied | Self::LlamaWide)
-    }
-
-    /// Hidden and FFN width.
-    fn widths(self) -> (usize, usize) {
-        match self {
-            Self::Qwen2Wide => (256, 288),
-            Self::LlamaWide => (256, 512),
-            _ => (64, 160),
-        }
-    }
-
-    /// The name that seeds the weights.
-    fn seed(self) -> &'static str {
-        match self {
-            Self::Qwen2OldConfig => Self::Qwen2.name(),
-            other => other.name(),
-        }
-    }
-
-    /// How its tokenizer splits text.
-    pub fn split(self) -> Split {
-        if self.is_llama() { Split::SmolLm } else { Split::Qwen2 }
-    }
-}
+use crate::tokenizer::tokenizer_json;
+use crate::variant::{HEADS, Kind, Variant};
 
 const VOCAB: usize = 320;
 const LAYERS: usize = 2;
-const HEADS: usize = 4;
-const KV_HEADS: usize = 2;
 
 /// What a tiny model's tensors are stored as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,35 +85,25 @@ impl Tiny {
 
     /// The tensors, in file order: name, shape, values.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
-        let (hidden, ffn) = self.variant.widths();
-        let head_dim = hidden / HEADS;
-        let (q, kv) = (HEADS * head_dim, KV_HEADS * head_dim);
-        let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![VOCAB, hidden])];
+        let (hidden, _) = self.variant.widths();
+        let first = self.variant.kind() == Kind::QwenV1;
+        let name = |today: &str, then: &str| (if first { then } else { today }).to_owned();
+        let mut shapes =
+            vec![(name("model.embed_tokens.weight", "transformer.wte.weight"), vec![VOCAB, hidden])];
         for layer in 0..self.layers {
-            let mut add = |name: &str, shape: &[usize]| {
-                shapes.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
-            };
-            add("input_layernorm.weight", &[hidden]);
-            for (name, rows) in [("q", q), ("k", kv), ("v", kv)] {
-                add(&format!("self_attn.{name}_proj.weight"), &[rows, hidden]);
-                if !self.variant.is_llama() {
-                    add(&format!("self_attn.{name}_proj.bias"), &[rows]);
-                }
-            }
-            add("self_attn.o_proj.weight", &[hidden, q]);
-            add("post_attention_layernorm.weight", &[hidden]);
-            add("mlp.gate_proj.weight", &[ffn, hidden]);
-            add("mlp.up_proj.weight", &[ffn, hidden]);
-            add("mlp.down_proj.weight", &[hidden, ffn]);
+            shapes.extend(if first { self.first_generation_layer(layer) } else { self.layer(layer) });
         }
-        shapes.push(("model.norm.weight".to_owned(), vec![hidden]));
+        shapes.push((name("model.norm.weight", "transformer.ln_f.weight"), vec![hidden]));
         if !self.variant.is_tied() {
             shapes.push(("lm_head.weight".to_owned(), vec![VOCAB, hidden]));
         }
+        let is_norm = |name: &str| {
+            ["norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight"].iter().any(|end| name.ends_with(end))
+        };
         let fill = |(name, shape): (String, Vec<usize>)| {
             let values = noise(&format!("{}/{name}", self.variant.seed()), shape.iter().product());
             let value = |x: f32| match () {
-                () if name.ends_with("norm.weight") => 1.0 + 0.1 * x,
+                () if is_norm(&name) => 1.0 + 0.1 * x,
                 () if name.ends_with("bias") => 0.2 * x,
                 () => 0.08 * x,
             };
@@ -199,12 +112,63 @@ impl Tiny {
         shapes.into_iter().map(fill).collect()
     }
 
+    fn layer(&self, layer: usize) -> Vec<(String, Vec<usize>)> {
+        let (hidden, ffn) = self.variant.widths();
+        let head_dim = self.variant.head_dim();
+        let (q, kv) = (HEADS * head_dim, self.variant.kv_heads() * head_dim);
+        let mut shapes = Vec::new();
+        let mut add = |name: &str, shape: &[usize]| {
+            shapes.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
+        };
+        add("input_layernorm.weight", &[hidden]);
+        for (name, rows) in [("q", q), ("k", kv), ("v", kv)] {
+            add(&format!("self_attn.{name}_proj.weight"), &[rows, hidden]);
+            if self.variant.kind() == Kind::Qwen2 {
+                add(&format!("self_attn.{name}_proj.bias"), &[rows]);
+            }
+        }
+        if self.variant.kind() == Kind::Qwen3 {
+            add("self_attn.q_norm.weight", &[head_dim]);
+            add("self_attn.k_norm.weight", &[head_dim]);
+        }
+        add("self_attn.o_proj.weight", &[hidden, q]);
+        add("post_attention_layernorm.weight", &[hidden]);
+        add("mlp.gate_proj.weight", &[ffn, hidden]);
+        add("mlp.up_proj.weight", &[ffn, hidden]);
+        add("mlp.down_proj.weight", &[hidden, ffn]);
+        shapes
+    }
+
+    fn first_generation_layer(&self, layer: usize) -> Vec<(String, Vec<usize>)> {
+        let (hidden, ffn) = self.variant.widths();
+        let named = |(name, shape): (&str, Vec<usize>)| (format!("transformer.h.{layer}.{name}"), shape);
+        [
+            ("ln_1.weight", vec![hidden]),
+            ("attn.c_attn.weight", vec![3 * hidden, hidden]),
+            ("attn.c_attn.bias", vec![3 * hidden]),
+            ("attn.c_proj.weight", vec![hidden, hidden]),
+            ("ln_2.weight", vec![hidden]),
+            ("mlp.w1.weight", vec![ffn, hidden]),
+            ("mlp.w2.weight", vec![ffn, hidden]),
+            ("mlp.c_proj.weight", vec![hidden, ffn]),
+        ]
+        .map(named)
+        .into()
+    }
+
     /// `config.json`.
     pub fn config(&self) -> Value {
-        let (hidden, ffn) = self.variant.widths();
-        let llama = self.variant.is_llama();
+        let variant = self.variant;
+        let (hidden, ffn) = variant.widths();
+        let (model_type, class) = match variant.kind() {
+            Kind::Qwen2 => ("qwen2", "Qwen2ForCausalLM"),
+            Kind::Llama => ("llama", "LlamaForCausalLM"),
+            Kind::Mistral => ("mistral", "MistralForCausalLM"),
+            Kind::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
+            Kind::QwenV1 => return self.first_generation_config(),
+        };
         let mut config = json!({
-            "architectures": [if llama { "LlamaForCausalLM" } else { "Qwen2ForCausalLM" }],
+            "architectures": [class],
             "attention_dropout": 0.0,
             "bos_token_id": 1,
             "dtype": self.float.name(),
@@ -214,44 +178,118 @@ impl Tiny {
             "initializer_range": 0.02,
             "intermediate_size": ffn,
             "max_position_embeddings": 256,
-            "model_type": if llama { "llama" } else { "qwen2" },
+            "model_type": model_type,
             "num_attention_heads": HEADS,
             "num_hidden_layers": self.layers,
-            "num_key_value_heads": KV_HEADS,
+            "num_key_value_heads": variant.kv_heads(),
             "pad_token_id": 0,
             "rms_norm_eps": 1e-6,
             "rope_parameters": {"rope_theta": 50000.0, "rope_type": "default"},
-            "tie_word_embeddings": self.variant.is_tied(),
+            "tie_word_embeddings": variant.is_tied(),
             "use_cache": true,
             "vocab_size": VOCAB,
         });
-        if llama {
-            config["attention_bias"] = json!(false);
-            config["head_dim"] = json!(hidden / HEADS);
-            config["mlp_bias"] = json!(false);
-        } else {
-            config["max_window_layers"] = json!(28);
-            config["sliding_window"] = Value::Null;
-            config["use_sliding_window"] = json!(false);
+        match variant.kind() {
+            Kind::Llama => {
+                set(
+                    &mut config,
+                    json!({"attention_bias": false, "head_dim": variant.head_dim(), "mlp_bias": false}),
+                );
+            }
+            Kind::Mistral => set(&mut config, json!({"head_dim": variant.head_dim(), "sliding_window": 12})),
+            Kind::Qwen3 => set(&mut config, json!({"attention_bias": false, "head_dim": variant.head_dim()})),
+            Kind::Qwen2 | Kind::QwenV1 => {}
         }
+        if matches!(variant.kind(), Kind::Qwen2 | Kind::Qwen3) {
+            set(
+                &mut config,
+                json!({"max_window_layers": 28, "sliding_window": null, "use_sliding_window": false}),
+            );
+        }
+        self.set_options(&mut config);
+        config
+    }
+
+    /// What sets a variant's config apart from its kind's.
+    fn set_options(&self, config: &mut Value) {
         match self.variant {
-            Variant::LlamaLlama3 => {
-                config["rope_parameters"] = json!({
+            Variant::LlamaLlama3 => set(
+                config,
+                json!({"rope_parameters": {
                     "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
                     "original_max_position_embeddings": 16, "rope_theta": 50000.0, "rope_type": "llama3",
-                });
+                }}),
+            ),
+            Variant::LlamaLinear => set(
+                config,
+                json!({"rope_parameters": {"factor": 2.0, "rope_theta": 50000.0, "rope_type": "linear"}}),
+            ),
+            Variant::LlamaDynamic => set(
+                config,
+                json!({
+                    "max_position_embeddings": 16,
+                    "rope_parameters": {"factor": 2.0, "rope_theta": 50000.0, "rope_type": "dynamic"},
+                }),
+            ),
+            Variant::Qwen2OldConfig => to_old_spelling(config),
+            Variant::Llama2 => {
+                to_old_spelling(config);
+                remove(
+                    config,
+                    &["rope_theta", "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"],
+                );
+                set(config, json!({"rope_scaling": null, "pretraining_tp": 1}));
             }
-            Variant::Qwen2OldConfig => {
-                let keys =
-                    config.as_object_mut().map(|keys| (keys.remove("rope_parameters"), keys.remove("dtype")));
-                if let Some((_, Some(dtype))) = keys {
-                    config["torch_dtype"] = dtype;
-                }
-                config["rope_theta"] = json!(50000.0);
+            Variant::MistralNull => set(config, json!({"sliding_window": null})),
+            Variant::Qwen2Window => {
+                set(config, json!({"max_window_layers": 1, "sliding_window": 8, "use_sliding_window": true}));
             }
+            Variant::Qwen2Yarn => {
+                to_old_spelling(config);
+                set(
+                    config,
+                    json!({
+                        "max_position_embeddings": 32,
+                        "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32, "type": "yarn"},
+                    }),
+                );
+            }
+            Variant::Qwen3Yarn => set(
+                config,
+                json!({"max_position_embeddings": 128, "rope_parameters": {
+                    "attention_factor": 1.3, "beta_fast": 2.0, "beta_slow": 0.5, "factor": 4.0,
+                    "original_max_position_embeddings": 32, "rope_theta": 50000.0, "rope_type": "yarn",
+                }}),
+            ),
             _ => {}
         }
-        config
+    }
+
+    fn first_generation_config(&self) -> Value {
+        let (hidden, ffn) = self.variant.widths();
+        let long = self.variant == Variant::QwenV1Long;
+        json!({
+            "architectures": ["QWenLMHeadModel"],
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "hidden_size": hidden,
+            "intermediate_size": 2 * ffn,
+            "kv_channels": self.variant.head_dim(),
+            "layer_norm_epsilon": 1e-6,
+            "max_position_embeddings": 256,
+            "model_type": "qwen",
+            "no_bias": true,
+            "num_attention_heads": HEADS,
+            "num_hidden_layers": self.layers,
+            "rotary_emb_base": 50000.0,
+            "rotary_pct": 1.0,
+            "seq_length": if long { 16 } else { 256 },
+            "tie_word_embeddings": false,
+            "torch_dtype": self.float.name(),
+            "use_dynamic_ntk": long,
+            "use_logn_attn": long,
+            "vocab_size": VOCAB,
+        })
     }
 
     /// Every file of the folder, by name.
@@ -329,6 +367,26 @@ impl Tiny {
     pub fn write_to(&self, folder: &Path) {
         write_files(folder, self.files());
     }
+}
+
+/// Puts the keys of `new` into `config`.
+fn set(config: &mut Value, new: Value) {
+    if let (Some(config), Value::Object(new)) = (config.as_object_mut(), new) {
+        config.extend(new);
+    }
+}
+
+fn remove(config: &mut Value, keys: &[&str]) {
+    if let Some(config) = config.as_object_mut() {
+        config.retain(|key, _| !keys.contains(&key.as_str()));
+    }
+}
+
+/// `rope_theta` and `torch_dtype` at the top level, as published checkpoints have them.
+fn to_old_spelling(config: &mut Value) {
+    let (theta, dtype) = (config["rope_parameters"]["rope_theta"].clone(), config["dtype"].clone());
+    remove(config, &["rope_parameters", "dtype"]);
+    set(config, json!({"rope_theta": theta, "torch_dtype": dtype}));
 }
 
 #[track_caller]

@@ -18,7 +18,12 @@ pub const HEAD_DIM: usize = 8;
 pub type Stored = (String, &'static str, Vec<usize>, Vec<u8>);
 
 pub fn config(family: &str) -> Value {
-    let class = if family == "qwen2" { "Qwen2ForCausalLM" } else { "LlamaForCausalLM" };
+    let class = match family {
+        "qwen2" => "Qwen2ForCausalLM",
+        "qwen3" => "Qwen3ForCausalLM",
+        "mistral" => "MistralForCausalLM",
+        _ => "LlamaForCausalLM",
+    };
     json!({
         "architectures": [class], "model_type": family, "hidden_act": "silu", "vocab_size": VOCAB,
         "hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
@@ -51,6 +56,10 @@ pub fn tensors(family: &str) -> Vec<Stored> {
             put("self_attn.q_proj.bias", &[q]);
             put("self_attn.k_proj.bias", &[kv]);
             put("self_attn.v_proj.bias", &[kv]);
+        }
+        if family == "qwen3" {
+            put("self_attn.q_norm.weight", &[HEAD_DIM]);
+            put("self_attn.k_norm.weight", &[HEAD_DIM]);
         }
         put("self_attn.o_proj.weight", &[HIDDEN, q]);
         put("post_attention_layernorm.weight", &[HIDDEN]);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use bitmill_checkpoint::{Checkpoint, Format, TensorInfo};
+use bitmill_checkpoint::{Checkpoint, Format, ModelConfig, TensorInfo};
 use bitmill_pipeline::{Plan, PlanOptions, n_weights, preset, size_on_disk};
 use bitmill_report::{size, weights};
 
@@ -81,6 +81,21 @@ fn format_name(format: Format) -> &'static str {
     }
 }
 
+/// What positions mean to the model, and which it sees.
+fn positions(config: &ModelConfig) -> String {
+    let mut text = format!("RoPE: theta {}, {}", config.rope.theta, config.rope.scaling);
+    if let Some(window) = &config.window {
+        let sliding = window.layers.iter().filter(|slides| **slides).count();
+        // A String takes every write.
+        let _ =
+            write!(text, "; a window of {} tokens in {sliding} of {} layers", window.tokens, config.n_layers);
+    }
+    if let Some(original) = config.log_n {
+        let _ = write!(text, "; log-n attention past {original} tokens");
+    }
+    text
+}
+
 fn text(checkpoint: &Checkpoint, tensors: bool) -> String {
     let config = checkpoint.config();
     let total = n_weights(checkpoint);
@@ -110,6 +125,7 @@ fn text(checkpoint: &Checkpoint, tensors: bool) -> String {
         if config.tied { "tied" } else { "untied" },
         config.max_positions,
     );
+    let _ = writeln!(text, "{}", positions(config));
     let _ =
         writeln!(text, "one token in the cache: {} at 16 bits\n", size(cache_bytes_per_token(checkpoint)));
     for (name, count, n, bytes) in by_encoding(checkpoint) {
@@ -186,6 +202,10 @@ fn document(checkpoint: &Checkpoint) -> serde_json::Value {
         "vocab_size": config.vocab_size,
         "tied": config.tied,
         "max_positions": config.max_positions,
+        "rope_theta": config.rope.theta,
+        "rope_scaling": config.rope.scaling.to_string(),
+        "window": config.window.as_ref().map(|window| window.tokens),
+        "window_layers": config.window.as_ref().map(|window| &window.layers),
         "weights": total,
         "bytes": bytes,
         "bits_per_weight": bytes as f64 * 8.0 / total.max(1) as f64,

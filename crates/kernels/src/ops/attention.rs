@@ -21,6 +21,8 @@ pub struct AttentionShape {
     pub n_kv_heads: usize,
     /// Elements of a head; scores are divided by its square root.
     pub head_dim: usize,
+    /// Positions that a query sees: its own and those before it; `None` if all of them.
+    pub window: Option<usize>,
 }
 
 /// The keys and values that one layer has seen of one sequence.
@@ -141,7 +143,7 @@ pub(crate) fn attention<'c>(
     cache: &(impl Fn(usize) -> &'c KvCache + Sync),
     out: &mut Matrix,
 ) {
-    let AttentionShape { n_heads, n_kv_heads, head_dim } = shape;
+    let AttentionShape { n_heads, n_kv_heads, head_dim, .. } = shape;
     assert!(n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads), "{n_heads} heads over {n_kv_heads}");
     assert_eq!(q.cols(), n_heads * head_dim, "a query for every head");
     assert_eq!(starts.last().copied().unwrap_or(0), q.rows(), "every row belongs to a sequence");
@@ -199,17 +201,18 @@ fn few_queries(
     scratch: &mut Scratch,
     out: &Output,
 ) {
-    let AttentionShape { n_heads, n_kv_heads, head_dim } = shape;
+    let AttentionShape { n_heads, n_kv_heads, head_dim, window } = shape;
     let group = n_heads / n_kv_heads;
     let first_head = kv_head * group * head_dim;
     for query in 0..span.tokens {
         let row = span.first_row + query;
-        let keys = span.cache.len() - span.tokens + query + 1;
-        scratch.scores.resize(group * keys, 0.0);
+        let end = span.cache.len() - span.tokens + query + 1;
+        let seen = end.saturating_sub(window.unwrap_or(usize::MAX))..end;
+        scratch.scores.resize(group * seen.len(), 0.0);
         // SAFETY: this task alone has these heads of this row.
         let out = unsafe { out.slice(row, first_head, group * head_dim) };
         let heads = &q.row(row)[first_head..first_head + group * head_dim];
-        attend_by_dots(isa, heads, span.cache, kv_head, head_dim, keys, &mut scratch.scores, out);
+        attend_by_dots(isa, heads, span.cache, kv_head, head_dim, seen, &mut scratch.scores, out);
     }
 }
 
@@ -267,12 +270,13 @@ unsafe fn attend_by_dots_body<D: Dots>(
     cache: &KvCache,
     kv_head: usize,
     head_dim: usize,
-    keys: usize,
+    seen: Range<usize>,
     scores: &mut [f32],
     out: &mut [f32],
 ) {
     let scale = 1.0 / (head_dim as f32).sqrt();
-    let at = |key: usize| key * cache.width + kv_head * head_dim;
+    let keys = seen.len();
+    let at = |key: usize| (seen.start + key) * cache.width + kv_head * head_dim;
     for key in 0..keys {
         let row = &cache.keys[at(key)..at(key) + head_dim];
         for (head, query) in heads.chunks_exact(head_dim).enumerate() {
@@ -339,7 +343,8 @@ fn many_queries(
     scratch: &mut Scratch,
     out: &Output,
 ) {
-    let AttentionShape { n_heads, n_kv_heads, head_dim } = shape;
+    let AttentionShape { n_heads, n_kv_heads, head_dim, window } = shape;
+    let window = window.unwrap_or(usize::MAX);
     let group = n_heads / n_kv_heads;
     let (count, width) = (queries.len(), span.cache.width);
     let rows = group * count;
@@ -359,7 +364,8 @@ fn many_queries(
     running.clear();
     running.resize(rows, (f32::NEG_INFINITY, 0.0));
     let visible = past + queries.end;
-    let mut start = 0;
+    // No query sees what the first does not.
+    let mut start = (past + queries.start + 1).saturating_sub(window);
     while start < visible {
         let keys = BLOCK_KEYS.min(visible - start);
         let at = start * width + kv_head * head_dim;
@@ -390,9 +396,9 @@ fn many_queries(
                 gemm::Parallelism::None,
             );
         }
-        // Query i of the block sees the keys up to its own position: all but those after `past + queries.start + i`.
-        let seen = past + queries.start + 1;
-        online_softmax(isa, scores, sums, running, head_dim, count, keys, seen as isize - start as isize);
+        // Query i of the block sees the keys up to its own position: none after `past + queries.start + i`.
+        let seen = (past + queries.start + 1) as isize - start as isize;
+        online_softmax(isa, scores, sums, running, head_dim, count, keys, seen, window);
         // SAFETY: as above; `sums` is [rows, head_dim].
         unsafe {
             gemm::gemm(
@@ -431,7 +437,7 @@ fn many_queries(
 
 /// Turns a block of scores into exponentials under the new running maximum and rescales what was summed before.
 ///
-/// Row `r` is query `r % count`, and sees the first `seen + r % count` keys of the block (none if negative).
+/// Row `r` is query `r % count`, and sees the keys of the block before `seen + r % count`, the last `window` of them.
 #[inline(always)]
 fn online_softmax_body(
     scores: &mut [f32],
@@ -441,12 +447,16 @@ fn online_softmax_body(
     count: usize,
     keys: usize,
     seen: isize,
+    window: usize,
 ) {
     let rows = scores.chunks_exact_mut(BLOCK_KEYS).zip(sums.chunks_exact_mut(head_dim)).zip(running);
     for (row, ((scores, sums), (most, sum))) in rows.enumerate() {
-        let visible = (seen + (row % count) as isize).clamp(0, keys as isize) as usize;
-        let (scores, hidden) = scores[..keys].split_at_mut(visible);
-        hidden.fill(0.0);
+        let end = seen + (row % count) as isize;
+        let first = end.saturating_sub_unsigned(window).clamp(0, keys as isize) as usize;
+        let end = end.clamp(first as isize, keys as isize) as usize;
+        scores[..first].fill(0.0);
+        scores[end..keys].fill(0.0);
+        let scores = &mut scores[first..end];
         if scores.is_empty() {
             continue;
         }
@@ -463,14 +473,14 @@ fn online_softmax_body(
     }
 }
 
-/// Attention of one position's `heads`, which share a KV head, over the first `keys` of `cache`.
+/// Attention of one position's `heads`, which share a KV head, over the positions `seen` of `cache`.
 fn attend_by_dots(
     isa: Isa,
     heads: &[f32],
     cache: &KvCache,
     kv_head: usize,
     head_dim: usize,
-    keys: usize,
+    seen: Range<usize>,
     scores: &mut [f32],
     out: &mut [f32],
 ) {
@@ -482,24 +492,24 @@ fn attend_by_dots(
             cache: &KvCache,
             kv_head: usize,
             head_dim: usize,
-            keys: usize,
+            seen: Range<usize>,
             scores: &mut [f32],
             out: &mut [f32],
         ) {
             // SAFETY: the features are this function's own.
-            unsafe { attend_by_dots_body::<Avx2>(heads, cache, kv_head, head_dim, keys, scores, out) }
+            unsafe { attend_by_dots_body::<Avx2>(heads, cache, kv_head, head_dim, seen, scores, out) }
         }
         // SAFETY: every x86 `Isa` but the scalar one has AVX2, and is only made after asking the CPU.
-        return unsafe { avx2(heads, cache, kv_head, head_dim, keys, scores, out) };
+        return unsafe { avx2(heads, cache, kv_head, head_dim, seen, scores, out) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = isa;
     // SAFETY: no features are asked for.
-    unsafe { attend_by_dots_body::<Portable>(heads, cache, kv_head, head_dim, keys, scores, out) }
+    unsafe { attend_by_dots_body::<Portable>(heads, cache, kv_head, head_dim, seen, scores, out) }
 }
 
 twins! {
-    fn online_softmax(scores: &mut [f32], sums: &mut [f32], running: &mut [(f32, f32)], head_dim: usize, count: usize, keys: usize, seen: isize)
+    fn online_softmax(scores: &mut [f32], sums: &mut [f32], running: &mut [(f32, f32)], head_dim: usize, count: usize, keys: usize, seen: isize, window: usize)
         = online_softmax_body;
 }
 
@@ -509,9 +519,13 @@ mod tests {
 
     use super::*;
 
+    fn heads(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> AttentionShape {
+        AttentionShape { n_heads, n_kv_heads, head_dim, window: None }
+    }
+
     /// Attention as the formula has it, in f64, a query at a time.
     fn by_formula(shape: AttentionShape, q: &Matrix, starts: &[usize], caches: &[KvCache]) -> Vec<f32> {
-        let AttentionShape { n_heads, n_kv_heads, head_dim } = shape;
+        let AttentionShape { n_heads, n_kv_heads, head_dim, window } = shape;
         let mut out = Vec::new();
         for (s, cache) in caches.iter().enumerate() {
             for row in starts[s]..starts[s + 1] {
@@ -526,10 +540,12 @@ mod tests {
                         let products = query.iter().zip(of(&cache.keys, key)).map(|(&q, k)| f64::from(q) * k);
                         (products.sum::<f64>() / (head_dim as f64).sqrt()).exp()
                     };
-                    let weights: Vec<f64> = (0..=position).map(score).collect();
+                    let first = (position + 1).saturating_sub(window.unwrap_or(usize::MAX));
+                    let weights: Vec<f64> = (first..=position).map(score).collect();
                     let total: f64 = weights.iter().sum();
                     for i in 0..head_dim {
-                        let weighted = |(key, weight): (usize, &f64)| weight * of(&cache.values, key)[i];
+                        let weighted =
+                            |(key, weight): (usize, &f64)| weight * of(&cache.values, first + key)[i];
                         out.push((weights.iter().enumerate().map(weighted).sum::<f64>() / total) as f32);
                     }
                 }
@@ -568,27 +584,32 @@ mod tests {
     #[test]
     fn equals_the_formula_for_ragged_batches_and_grouped_heads() {
         for (shape, sequences) in [
-            (AttentionShape { n_heads: 1, n_kv_heads: 1, head_dim: 2 }, &[(0, 1)][..]),
-            (
-                AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim: 16 },
-                &[(0, 24), (3, 1), (0, 3), (250, 4)],
-            ),
-            (AttentionShape { n_heads: 6, n_kv_heads: 2, head_dim: 20 }, &[(700, 70), (0, 5), (900, 1)]),
-            (AttentionShape { n_heads: 8, n_kv_heads: 1, head_dim: 32 }, &[(0, 300), (17, 2)]),
-            (AttentionShape { n_heads: 3, n_kv_heads: 3, head_dim: 6 }, &[(0, 129), (255, 129), (256, 1)]),
+            (heads(1, 1, 2), &[(0, 1)][..]),
+            (heads(4, 2, 16), &[(0, 24), (3, 1), (0, 3), (250, 4)]),
+            (heads(6, 2, 20), &[(700, 70), (0, 5), (900, 1)]),
+            (heads(8, 1, 32), &[(0, 300), (17, 2)]),
+            (heads(3, 3, 6), &[(0, 129), (255, 129), (256, 1)]),
         ] {
             let (q, starts, caches) = case(shape, sequences);
-            let expected = by_formula(shape, &q, &starts, &caches);
-            for isa in Isa::available() {
-                let out = run(isa, shape, &q, &starts, &caches);
-                assert_close(out.as_slice(), &expected, 2e-6, "f32 scores of size 10 have errors of 1e-6");
+            for window in [None, Some(1), Some(3), Some(100), Some(257), Some(5000)] {
+                let shape = AttentionShape { window, ..shape };
+                let expected = by_formula(shape, &q, &starts, &caches);
+                for isa in Isa::available() {
+                    let out = run(isa, shape, &q, &starts, &caches);
+                    assert_close(
+                        out.as_slice(),
+                        &expected,
+                        2e-6,
+                        "f32 scores of size 10 have errors of 1e-6",
+                    );
+                }
             }
         }
     }
 
     #[test]
     fn threads_and_instructions_change_no_bit_of_it() {
-        let shape = AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim: 16 };
+        let shape = heads(4, 2, 16);
         // The scalar twin of the few-query path sums in the same lanes as the AVX2 one.
         let (q, starts, caches) = case(shape, &[(300, 200), (600, 1), (0, 40), (600, 3)]);
         let outs = [1, 2, 5].map(|threads| {
@@ -600,8 +621,19 @@ mod tests {
     }
 
     #[test]
+    fn a_window_past_the_first_position_changes_no_bit() {
+        let shape = heads(4, 2, 16);
+        let (q, starts, caches) = case(shape, &[(300, 200), (600, 1)]);
+        let all = run(Isa::best(), shape, &q, &starts, &caches);
+        for window in [601, usize::MAX] {
+            let shape = AttentionShape { window: Some(window), ..shape };
+            assert_eq!(run(Isa::best(), shape, &q, &starts, &caches), all);
+        }
+    }
+
+    #[test]
     fn truncated_positions_are_forgotten() {
-        let shape = AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim: 4 };
+        let shape = heads(2, 1, 4);
         let (q, starts, mut caches) = case(shape, &[(5, 1)]);
         let expected = run(Isa::best(), shape, &q, &starts, &caches);
         let more = Matrix::from_vec(2, 4, vec![9.0; 8]);

@@ -1,5 +1,8 @@
 //! Rotary position embedding.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use bitmill_tensor::Matrix;
 
 use super::twins;
@@ -17,7 +20,25 @@ pub enum Pairing {
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeTable {
     frequencies: Vec<f32>,
+    /// Multiplies what is rotated.
+    scale: f32,
     pairing: Pairing,
+}
+
+/// How YaRN stretches turns (arXiv:2309.00071): pairs that turn often within the original context are kept, those that
+/// turn seldom are slowed down, those between are blended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct YarnStretch {
+    /// Divides the slowest turns.
+    pub factor: f64,
+    /// The context before stretching, in tokens.
+    pub original: usize,
+    /// Full turns within the original context from which a pair is kept, 32 usually.
+    pub beta_fast: f64,
+    /// Full turns up to which a pair is slowed down, 1 usually.
+    pub beta_slow: f64,
+    /// Whether the blend begins and ends at whole pairs.
+    pub truncate: bool,
 }
 
 impl RopeTable {
@@ -37,7 +58,7 @@ impl RopeTable {
             let exponent = (2 * pair) as f32 / head_dim as f32;
             1.0 / theta.powf(f64::from(exponent)) as f32
         };
-        Self { frequencies: (0..head_dim / 2).map(frequency).collect(), pairing }
+        Self { frequencies: (0..head_dim / 2).map(frequency).collect(), scale: 1.0, pairing }
     }
 
     /// Llama 3's stretching: wavelengths above `original / low_freq_factor` positions grow by `factor`, those below
@@ -61,6 +82,41 @@ impl RopeTable {
                 *frequency = ((1.0 - smooth) * f64::from(stretched) + smooth * f64::from(*frequency)) as f32;
             }
         }
+        self
+    }
+
+    /// Divides every frequency by `factor`.
+    pub fn linear(mut self, factor: f64) -> Self {
+        self.frequencies.iter_mut().for_each(|frequency| *frequency /= factor as f32);
+        self
+    }
+
+    /// YaRN's stretching of a table made with `theta`; step for step `_compute_yarn_parameters` of transformers.
+    pub fn yarn(mut self, theta: f64, stretch: &YarnStretch) -> Self {
+        let &YarnStretch { factor, original, beta_fast, beta_slow, truncate } = stretch;
+        let head_dim = 2 * self.frequencies.len();
+        let pair_that_turns = |times: f64| {
+            head_dim as f64 * (original as f64 / (times * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
+        };
+        let (mut low, mut high) = (pair_that_turns(beta_fast), pair_that_turns(beta_slow));
+        if truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        (low, high) = (low.max(0.0), high.min((head_dim - 1) as f64));
+        if low == high {
+            high += 0.001;
+        }
+        for (pair, frequency) in self.frequencies.iter_mut().enumerate() {
+            let ramp = ((pair as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+            let kept = 1.0 - ramp;
+            *frequency = *frequency / factor as f32 * (1.0 - kept) + *frequency * kept;
+        }
+        self
+    }
+
+    /// Multiplies what is rotated by `scale`: YaRN's attention factor, by whose square scores grow.
+    pub fn scaled(mut self, scale: f32) -> Self {
+        self.scale = scale;
         self
     }
 
@@ -96,19 +152,31 @@ pub struct Rotations {
 }
 
 impl Rotations {
-    /// Those of `positions`, in their order, keeping this value's memory.
-    pub(crate) fn fill(&mut self, table: &RopeTable, positions: &[usize]) {
-        let pairs = table.frequencies.len();
-        self.adjacent = table.pairing == Pairing::Adjacent;
-        self.angles.reshape(positions.len(), 2 * pairs);
-        for (row, &position) in positions.iter().enumerate() {
-            let (cos, sin) = self.angles.row_mut(row).split_at_mut(pairs);
-            for ((cos, sin), &frequency) in cos.iter_mut().zip(sin).zip(&table.frequencies) {
-                // The angle is rounded to f32, as transformers has it; its sine and cosine are then exact.
-                let (s, c) = f64::from(position as f32 * frequency).sin_cos();
-                (*cos, *sin) = (c as f32, s as f32);
+    /// Those of each sequence's positions by its table, `rows` in all, keeping this value's memory.
+    pub(crate) fn fill<'t>(
+        &mut self,
+        rows: usize,
+        sequences: impl Iterator<Item = (Cow<'t, RopeTable>, Range<usize>)>,
+    ) {
+        let mut row = 0;
+        for (table, positions) in sequences {
+            let pairs = table.frequencies.len();
+            if row == 0 {
+                self.adjacent = table.pairing == Pairing::Adjacent;
+                self.angles.reshape(rows, 2 * pairs);
+            }
+            assert_eq!(self.angles.cols(), 2 * pairs, "tables of one width");
+            for position in positions {
+                let (cos, sin) = self.angles.row_mut(row).split_at_mut(pairs);
+                for ((cos, sin), &frequency) in cos.iter_mut().zip(sin).zip(&table.frequencies) {
+                    // The angle is rounded to f32, as transformers has it; its sine and cosine are then exact.
+                    let (s, c) = f64::from(position as f32 * frequency).sin_cos();
+                    (*cos, *sin) = (c as f32 * table.scale, s as f32 * table.scale);
+                }
+                row += 1;
             }
         }
+        assert_eq!(row, rows, "one position a row");
     }
 
     /// Positions.
@@ -172,7 +240,8 @@ mod tests {
                 [(Pairing::Halves, x.clone()), (Pairing::Adjacent, halves_to_adjacent(&x))]
             {
                 let mut rotations = Rotations::default();
-                rotations.fill(&RopeTable::new(head_dim, 100.0, pairing), &[3, 9]);
+                let table = RopeTable::new(head_dim, 100.0, pairing);
+                rotations.fill(2, [(Cow::Owned(table), 8..10)].into_iter());
                 rotations.apply(isa, 1, &mut x);
                 rotated.push(x);
             }
@@ -185,10 +254,13 @@ mod tests {
         let mut rotations = Rotations::default();
         let mut table = RopeTable::new(2, 10.0, Pairing::Halves);
         table.frequencies[0] = std::f32::consts::FRAC_PI_2;
-        rotations.fill(&table, &[1]);
-        let mut x = [2.0, 3.0];
-        rotations.apply(Isa::scalar(), 0, &mut x);
-        assert!((x[0] + 3.0).abs() < 1e-6 && (x[1] - 2.0).abs() < 1e-6, "{x:?}");
+        let doubled = table.clone().scaled(2.0);
+        rotations.fill(3, [(Cow::Borrowed(&table), 1..2), (Cow::Owned(doubled), 0..2)].into_iter());
+        for (row, expected) in [(0, [-3.0f32, 2.0]), (1, [4.0, 6.0]), (2, [-6.0, 4.0])] {
+            let mut x = [2.0, 3.0];
+            rotations.apply(Isa::scalar(), row, &mut x);
+            assert!((x[0] - expected[0]).abs() < 1e-6 && (x[1] - expected[1]).abs() < 1e-6, "{x:?}");
+        }
     }
 
     #[test]
@@ -201,6 +273,28 @@ mod tests {
         let expected = 0.1 * ((1.0 - blend) / 8.0 + blend);
         assert!((f64::from(stretched.frequencies()[1]) - expected).abs() < 1e-8);
         assert_eq!(stretched.frequencies()[2], plain.frequencies()[2] / 8.0);
+    }
+
+    #[test]
+    fn yarn_keeps_pairs_that_turn_often_and_slows_those_that_turn_seldom() {
+        // 4 pairs of theta 10000, 1, 0.1, 0.01 and 0.001 radians a token, in a context of 628 tokens: about 100, 10, 1
+        // and 0.1 turns. Pair 0.99978 would turn 10 times and pair 1.99978 once, truncated to 0 and 2.
+        let plain = RopeTable::new(8, 10_000.0, Pairing::Halves);
+        let mut stretch =
+            YarnStretch { factor: 4.0, original: 628, beta_fast: 10.0, beta_slow: 1.0, truncate: true };
+        let found = plain.clone().yarn(10_000.0, &stretch);
+        let expected = [1.0, 0.1 * (0.5 / 4.0 + 0.5), 0.01 / 4.0, 0.001 / 4.0];
+        for (found, expected) in found.frequencies().iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-4 * expected, "{found} {expected}");
+        }
+        // Not truncated, the blend begins at pair 0.99978 and ends at 1.99978.
+        stretch.truncate = false;
+        let found = plain.clone().yarn(10_000.0, &stretch);
+        assert!((found.frequencies()[1] - 0.1).abs() < 1e-4 && found.frequencies()[2] == 0.01 / 4.0);
+        // A factor of 1 changes nothing.
+        let same = plain.clone().yarn(10_000.0, &YarnStretch { factor: 1.0, ..stretch });
+        assert!(same.frequencies().iter().zip(plain.frequencies()).all(|(a, b)| (a - b).abs() <= 1e-7 * b));
+        assert_eq!(plain.clone().linear(2.0).frequencies()[3], plain.frequencies()[3] / 2.0);
     }
 
     #[test]

@@ -25,9 +25,14 @@ pub fn run(source: &Path, recipe: &Recipe, target: &Path) -> Result<(), Error> {
 }
 
 pub fn logits(path: &Path) -> Vec<f32> {
+    first_logits(path, 40)
+}
+
+/// Logits of so many tokens.
+pub fn first_logits(path: &Path, tokens: usize) -> Vec<f32> {
     let model = Model::load(&Checkpoint::open(path).unwrap()).unwrap();
     let compute = Compute::new(Isa::best(), ComputePath::Exact);
-    let tokens: Vec<u32> = (0..40).map(|i| 3 + i * 71 % 280).collect();
+    let tokens: Vec<u32> = (0..tokens as u32).map(|i| 3 + i * 71 % 280).collect();
     let (mut cache, mut out) = (model.new_cache(), Matrix::default());
     let mut batch = [Sequence { tokens: &tokens, cache: &mut cache, want: Want::All }];
     model.forward(&compute, &mut batch, &mut out).unwrap();
