@@ -3,11 +3,12 @@
 Writes crates/quant/tests/golden/mix.json: for models of many shapes, the type that `llama-quantize --dry-run` gives each
 tensor. The models are sparse files: metadata and tensor names, and holes where weights would be.
 
-    python tools/golden/mix.py LLAMA_QUANTIZE    (needs gguf)
+    python tools/golden/mix.py LLAMA_QUANTIZE [MODEL ...]   (needs gguf; with names: only those anew, the others as they are)
 """
 
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import re
@@ -17,7 +18,7 @@ import tempfile
 
 import gguf
 
-# name: architecture, layers, hidden, ffn, heads, kv heads, vocabulary, tied
+# name: architecture, layers, hidden, ffn, heads, kv heads, vocabulary, tied; experts, those of a token, their width, the shared one's
 MODELS = {
     "qwen2.5-72b": ("qwen2", 80, 8192, 29568, 64, 8, 152064, False),
     "qwen1.5-72b": ("qwen2", 80, 8192, 24576, 64, 64, 152064, False),
@@ -38,6 +39,9 @@ MODELS = {
     "one-layer": ("qwen2", 1, 256, 512, 4, 2, 256, False),
     "seven-layers": ("llama", 7, 256, 512, 4, 2, 256, False),
     "nine-layers": ("qwen2", 9, 256, 512, 4, 4, 256, True),
+    "qwen1.5-moe-a2.7b": ("qwen2moe", 24, 2048, 5632, 16, 16, 151936, False, 60, 4, 1408, 5632),
+    "qwen3-30b-a3b": ("qwen3moe", 48, 2048, 6144, 32, 4, 151936, False, 128, 8, 768, 0),
+    "eight-experts": ("qwen3moe", 9, 256, 512, 4, 2, 256, False, 8, 2, 256, 0),
     "single-kv-row": ("llama", 2, 32, 32, 32, 1, 256, False),
 }
 MIXES = [
@@ -47,7 +51,7 @@ MIXES = [
 F32, BF16 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.BF16
 
 
-def tensors(arch, layers, hidden, ffn, heads, kv_heads, vocab, tied):
+def tensors(arch, layers, hidden, ffn, heads, kv_heads, vocab, tied, experts=0, used=0, width=0, shared=0):
     """(name, shape) in PyTorch's order of dimensions."""
     kv = hidden // heads * kv_heads
     yield "token_embd.weight", (vocab, hidden)
@@ -57,12 +61,23 @@ def tensors(arch, layers, hidden, ffn, heads, kv_heads, vocab, tied):
         yield block + "attn_q.weight", (hidden, hidden)
         yield block + "attn_k.weight", (kv, hidden)
         yield block + "attn_v.weight", (kv, hidden)
-        if arch == "qwen2":
+        if arch in ("qwen2", "qwen2moe"):
             yield block + "attn_q.bias", (hidden,)
             yield block + "attn_k.bias", (kv,)
             yield block + "attn_v.bias", (kv,)
         yield block + "attn_output.weight", (hidden, hidden)
         yield block + "ffn_norm.weight", (hidden,)
+        if experts:
+            yield block + "ffn_gate_inp.weight", (experts, hidden)
+            yield block + "ffn_gate_exps.weight", (experts, width, hidden)
+            yield block + "ffn_up_exps.weight", (experts, width, hidden)
+            yield block + "ffn_down_exps.weight", (experts, hidden, width)
+            if shared:
+                yield block + "ffn_gate_inp_shexp.weight", (hidden,)
+                yield block + "ffn_gate_shexp.weight", (shared, hidden)
+                yield block + "ffn_up_shexp.weight", (shared, hidden)
+                yield block + "ffn_down_shexp.weight", (hidden, shared)
+            continue
         yield block + "ffn_gate.weight", (ffn, hidden)
         yield block + "ffn_up.weight", (ffn, hidden)
         yield block + "ffn_down.weight", (hidden, ffn)
@@ -72,7 +87,7 @@ def tensors(arch, layers, hidden, ffn, heads, kv_heads, vocab, tied):
 
 
 def write_sparse(path, model):
-    arch, layers, hidden, ffn, heads, kv_heads, _, _ = model
+    arch, layers, hidden, ffn, heads, kv_heads = model[:6]
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(layers)
     writer.add_context_length(2048)
@@ -82,10 +97,15 @@ def write_sparse(path, model):
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(model[6])
+    if len(model) > 8:
+        writer.add_expert_count(model[8])
+        writer.add_expert_used_count(model[9])
+        writer.add_expert_feed_forward_length(model[10])
+        writer.add_expert_shared_feed_forward_length(model[11])
     total = 0
     for name, shape in tensors(*model):
-        kind = F32 if len(shape) == 1 else BF16
-        elements = shape[0] * (shape[1] if len(shape) == 2 else 1)
+        kind = F32 if len(shape) == 1 or "ffn_gate_inp" in name else BF16
+        elements = math.prod(shape)
         size = elements * (4 if kind == F32 else 2)
         writer.add_tensor_info(name, shape, None, size, raw_dtype=kind)
         total += -(-size // 32) * 32
@@ -122,16 +142,22 @@ def runs(values):
 
 
 def main():
-    quantize = sys.argv[1]
+    quantize, names = sys.argv[1], sys.argv[2:]
+    path = pathlib.Path(__file__).parents[2] / "crates/quant/tests/golden/mix.json"
+    before = json.loads(path.read_text())["models"] if names else {}
     golden = {}
     for name, model in MODELS.items():
+        if names and name not in names:
+            golden[name] = before[name]
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "sparse.gguf")
-            write_sparse(path, model)
-            entry = dict(zip(("architecture", "n_layers", "hidden", "ffn", "n_heads", "n_kv_heads", "vocab", "tied"), model))
+            sparse = os.path.join(folder, "sparse.gguf")
+            write_sparse(sparse, model)
+            keys = "architecture n_layers hidden ffn n_heads n_kv_heads vocab tied n_experts n_used expert_width shared_width"
+            entry = dict(zip(keys.split(), model))
             entry["mixes"] = {}
             for mix in MIXES:
-                found = types(quantize, path, mix)
+                found = types(quantize, sparse, mix)
                 assert set(found) == {name for name, _ in tensors(*model)}, (name, mix, len(found))
                 kinds = {}
                 for tensor, _ in tensors(*model):
@@ -146,7 +172,6 @@ def main():
         "script": "tools/golden/mix.py",
         "packages": {"llama-cpp-python sdist": "0.3.36", "gguf": importlib.metadata.version("gguf")},
     }
-    path = pathlib.Path(__file__).parents[2] / "crates/quant/tests/golden/mix.json"
     body = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in golden.items())
     path.write_text(f'{{"manifest": {json.dumps(manifest)},\n"models": {{\n{body}\n}}}}\n')
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bitmill_tensor::FloatType;
 
-use crate::{Family, Pairing};
+use crate::{Experts, Family, Pairing};
 
 /// The numbers of a decoder-only model.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,8 +15,10 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the feed-forward block.
+    /// Width of the feed-forward block, in layers that have no experts.
     pub intermediate_size: usize,
+    /// The experts, in families that have them.
+    pub experts: Option<Experts>,
     /// Decoder layers.
     pub n_layers: usize,
     /// Query heads.

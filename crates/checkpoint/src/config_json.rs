@@ -8,7 +8,7 @@ use bitmill_tensor::FloatType;
 use serde_json::{Map, Value};
 
 use crate::config::{Limits, check_sizes};
-use crate::{Error, Family, ModelConfig, SlidingWindow, config_rope, generation1};
+use crate::{Error, Family, ModelConfig, SlidingWindow, config_rope, generation1, moe};
 
 /// What config.json says, before the tensors are known.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(crate) struct FromJson {
     /// `tied` as configured, `add_bos` and `dtype` with defaults.
     pub config: ModelConfig,
     pub dtype: Option<FloatType>,
-    /// `attention_bias` of Llama and Qwen 3: whether bias tensors mean anything to other readers.
+    /// What [`bias_key`] says: whether bias tensors mean anything to other readers.
     pub attention_bias: bool,
 }
 
@@ -64,6 +64,7 @@ pub(crate) fn read(
         vocab_size,
         hidden_size,
         intermediate_size: fields.size("intermediate_size", Limits::WIDTH)?,
+        experts: moe::from_json(&fields, family, n_layers)?,
         n_layers,
         n_heads,
         n_kv_heads: fields.optional_size("num_key_value_heads", Limits::WIDTH)?.unwrap_or(n_heads),
@@ -84,8 +85,21 @@ pub(crate) fn read(
     Ok(FromJson {
         config,
         dtype: dtype(&fields)?,
-        attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
+        attention_bias: match bias_key(family) {
+            Some((key, default)) => fields.flag(key)?.unwrap_or(default),
+            None => true,
+        },
     })
+}
+
+/// The key without which other readers skip biases of attention, and its default; `None` for families that have them, or
+/// have none, whatever config.json says.
+pub(crate) fn bias_key(family: Family) -> Option<(&'static str, bool)> {
+    match family {
+        Family::Llama | Family::Qwen3 | Family::Qwen3Moe => Some(("attention_bias", false)),
+        Family::Qwen2Moe => Some(("qkv_bias", true)),
+        Family::Qwen2 | Family::Mistral | Family::Qwen => None,
+    }
 }
 
 /// The dtype that the weights are said to have.
@@ -123,7 +137,7 @@ fn family(fields: &Fields) -> Result<Family, Error> {
 /// What transformers assumes when `max_position_embeddings` is absent.
 fn default_positions(family: Family) -> usize {
     match family {
-        Family::Qwen2 | Family::Qwen3 => 32_768,
+        Family::Qwen2 | Family::Qwen3 | Family::Qwen2Moe | Family::Qwen3Moe => 32_768,
         Family::Llama => 2048,
         Family::Mistral => 131_072,
         Family::Qwen => 8192,
@@ -155,6 +169,12 @@ fn sliding_window(fields: &Fields, family: Family, n_layers: usize) -> Result<Op
                 return Ok(None);
             }
             window(listed.unwrap_or_else(|| (0..n_layers).map(|layer| layer >= first).collect()))
+        }
+        Family::Qwen2Moe | Family::Qwen3Moe if fields.flag("use_sliding_window")?.unwrap_or(false) => {
+            let first = fields.optional_count("max_window_layers", Limits::LAYERS)?.unwrap_or(28);
+            // Qwen2-MoE slides in every other of the layers where Qwen2 does not; Qwen3-MoE in all.
+            let slides = |layer: usize| family == Family::Qwen3Moe || (layer % 2 == 0 && layer < first);
+            window(listed.unwrap_or_else(|| (0..n_layers).map(slides).collect()))
         }
         _ if listed.is_some_and(|layers| layers.contains(&true)) => {
             Err(fields.unsupported("sliding-window attention by `layer_types` alone"))
@@ -288,6 +308,23 @@ impl<'a> Fields<'a> {
 
     pub fn size(&self, key: &str, limit: usize) -> Result<usize, Error> {
         self.optional_size(key, limit)?.ok_or_else(|| self.wrong(key, "missing".to_owned()))
+    }
+
+    /// A list of integers from 0 to `limit`; empty if absent.
+    pub fn counts(&self, key: &str, limit: usize) -> Result<Vec<usize>, Error> {
+        let wrong = |value: &Value| {
+            self.wrong(key, format!("expected a list of integers up to {limit}, found {}", kind(value)))
+        };
+        let values = match self.get(key) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(values)) => values,
+            Some(other) => return Err(wrong(other)),
+        };
+        let number = |value: &Value| {
+            let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
+            number.filter(|&number| number <= limit).ok_or_else(|| wrong(value))
+        };
+        values.iter().map(number).collect()
     }
 
     /// A token, a list of tokens, or nothing.

@@ -20,12 +20,28 @@ struct Row {
     keys: fn(&ModelConfig, &[TensorInfo]) -> Value,
 }
 
-const FAMILIES: [Row; 4] = [
+const FAMILIES: [Row; 6] = [
     Row { family: Family::Qwen2, keys: |config, _| qwen_window(config) },
     Row {
         family: Family::Qwen3,
         keys: |config, tensors| {
             let mut keys = qwen_window(config);
+            keys["attention_bias"] = json!(has(tensors, RoleKind::AttnQBias));
+            keys
+        },
+    },
+    Row {
+        family: Family::Qwen2Moe,
+        keys: |config, tensors| {
+            let mut keys = mixture(config);
+            keys["qkv_bias"] = json!(has(tensors, RoleKind::AttnQBias));
+            keys
+        },
+    },
+    Row {
+        family: Family::Qwen3Moe,
+        keys: |config, tensors| {
+            let mut keys = mixture(config);
             keys["attention_bias"] = json!(has(tensors, RoleKind::AttnQBias));
             keys
         },
@@ -62,6 +78,23 @@ fn qwen_window(config: &ModelConfig) -> Value {
     }
 }
 
+/// The experts, and the window as [`qwen_window`] says it.
+fn mixture(config: &ModelConfig) -> Value {
+    let mut keys = qwen_window(config);
+    if let Some(experts) = &config.experts {
+        keys["num_experts"] = json!(experts.count);
+        keys["num_experts_per_tok"] = json!(experts.used);
+        keys["moe_intermediate_size"] = json!(experts.width);
+        keys["norm_topk_prob"] = json!(experts.normalised);
+        keys["decoder_sparse_step"] = json!(1);
+        keys["mlp_only_layers"] = json!(experts.dense_layers);
+        if let Some(width) = experts.shared_width {
+            keys["shared_expert_intermediate_size"] = json!(width);
+        }
+    }
+    keys
+}
+
 /// The config.json of the model `name` with `config`, whose tensors are `tensors`.
 pub(crate) fn write(name: &str, config: &ModelConfig, tensors: &[TensorInfo]) -> Result<Value, Error> {
     let unsupported = |what: String| Error::Unsupported { file: name.into(), what };
@@ -71,7 +104,7 @@ pub(crate) fn write(name: &str, config: &ModelConfig, tensors: &[TensorInfo]) ->
         .find(|row| row.family == config.family)
         .ok_or_else(|| unsupported(format!("a config.json for the family {}", config.family)))?;
     // transformers gives all four projections a bias or none.
-    if matches!(config.family, Family::Llama | Family::Qwen3)
+    if matches!(config.family, Family::Llama | Family::Qwen3 | Family::Qwen3Moe)
         && has(tensors, RoleKind::AttnQBias) != has(tensors, RoleKind::AttnOutputBias)
     {
         return Err(unsupported(format!(

@@ -71,7 +71,7 @@ pub enum Error {
     TensorShape { checkpoint: String, tensor: String, found: Vec<usize>, expected: Vec<usize> },
     #[error("{checkpoint}: `{tensor}` has no place in a {family} model of {n_layers} layers")]
     UnexpectedTensor { checkpoint: String, tensor: String, family: &'static str, n_layers: usize },
-    #[error("{checkpoint}: `{tensor}` is {encoding}; a norm or bias must be f32, f16 or bf16")]
+    #[error("{checkpoint}: `{tensor}` is {encoding}; a norm, bias or router must be f32, f16 or bf16")]
     QuantizedVector { checkpoint: String, tensor: String, encoding: String },
 
     // GGUF

@@ -9,6 +9,10 @@ pub enum Family {
     Qwen2,
     /// Qwen 3, dense: norms of each head of q and k, heads as wide as the config says.
     Qwen3,
+    /// Qwen 1.5 and 2 with experts and a shared one.
+    Qwen2Moe,
+    /// Qwen 3 with experts.
+    Qwen3Moe,
     /// Llama 2 and 3, SmolLM and whatever else calls itself `llama`.
     Llama,
     /// Mistral: Llama with a sliding window, or without.
@@ -40,7 +44,7 @@ struct Row {
     gguf_pairing: Pairing,
 }
 
-const FAMILIES: [Row; 5] = [
+const FAMILIES: [Row; 7] = [
     Row {
         family: Family::Qwen2,
         name: "qwen2",
@@ -83,6 +87,22 @@ const FAMILIES: [Row; 5] = [
         gguf_read: Some("qwen"),
         gguf_pairing: Pairing::Halves,
     },
+    Row {
+        family: Family::Qwen2Moe,
+        name: "qwen2_moe",
+        class: "Qwen2MoeForCausalLM",
+        gguf: "qwen2moe",
+        gguf_read: Some("qwen2moe"),
+        gguf_pairing: Pairing::Halves,
+    },
+    Row {
+        family: Family::Qwen3Moe,
+        name: "qwen3_moe",
+        class: "Qwen3MoeForCausalLM",
+        gguf: "qwen3moe",
+        gguf_read: Some("qwen3moe"),
+        gguf_pairing: Pairing::Halves,
+    },
 ];
 
 impl Family {
@@ -96,6 +116,8 @@ impl Family {
             Self::Llama => &FAMILIES[2],
             Self::Mistral => &FAMILIES[3],
             Self::Qwen => &FAMILIES[4],
+            Self::Qwen2Moe => &FAMILIES[5],
+            Self::Qwen3Moe => &FAMILIES[6],
         }
     }
 

@@ -25,7 +25,7 @@ use crate::checkpoint::{Format, Parts};
 use crate::safetensors_in::{self, StTensor};
 use crate::{
     Checkpoint, Error, Family, ModelConfig, Region, Role, RoleKind, TensorInfo, compressed_tensors,
-    config_json, config_out, foreign, generation1, shapes,
+    config_json, config_out, foreign, generation1, moe, shapes,
 };
 
 const LONGEST_JSON: usize = 16_000_000;
@@ -158,12 +158,13 @@ pub(crate) fn open(files: &Files) -> Result<Checkpoint, Error> {
         Family::Qwen => generation1::rename(&name, &config, stored)?,
         _ => stored,
     };
+    let stored = moe::cut_fused(&name, &config, stored)?;
     let mut tensors = logical_tensors(stored, schemes.as_deref())?;
     if config.tied {
         config.tied = drop_tied_head(&mut tensors);
     }
-    if !from_json.attention_bias && matches!(config.family, Family::Llama | Family::Qwen3) {
-        // Without `attention_bias` other readers skip these: the numbers would differ.
+    if !from_json.attention_bias {
+        // Without that key other readers skip these: the numbers would differ.
         let is_bias = |kind| {
             use RoleKind::{AttnKBias, AttnOutputBias, AttnQBias, AttnVBias};
             matches!(kind, AttnQBias | AttnKBias | AttnVBias | AttnOutputBias)
@@ -171,7 +172,7 @@ pub(crate) fn open(files: &Files) -> Result<Checkpoint, Error> {
         if let Some((info, _)) = tensors.iter().find(|(info, _)| is_bias(info.role.kind)) {
             return Err(Error::ConfigValue {
                 file: config_path,
-                key: "attention_bias".to_owned(),
+                key: config_json::bias_key(config.family).map_or("attention_bias", |(key, _)| key).to_owned(),
                 problem: format!("it is not true, and there is `{}`", info.name),
             });
         }

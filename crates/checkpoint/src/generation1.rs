@@ -67,6 +67,7 @@ pub(crate) fn read(fields: &Fields, generation: Option<&Fields>) -> Result<FromJ
         vocab_size,
         hidden_size,
         intermediate_size: doubled / 2,
+        experts: None,
         n_layers: fields.size("num_hidden_layers", Limits::LAYERS)?,
         n_heads,
         n_kv_heads: n_heads,

@@ -8,10 +8,10 @@ use std::path::Path;
 use bitmill_tensor::{Encoding, FloatType};
 
 use crate::config::{Limits, check_sizes};
-use crate::generation1;
 use crate::gguf_in::GgufTensor;
 use crate::gguf_rope::{self, ROPE_FREQS};
 use crate::{Error, Family, GgufArray, GgufValue, ModelConfig, SlidingWindow};
+use crate::{generation1, moe};
 
 /// `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -39,6 +39,7 @@ pub(crate) fn read(
     let unsupported = |what: String| Err(Error::Unsupported { file: file.to_owned(), what });
     if let Some(number) = keys.count("expert_count", usize::MAX)?
         && number > 0
+        && !family.has_experts()
     {
         return unsupported(format!("a model with `{architecture}.expert_count` {number}"));
     }
@@ -92,6 +93,7 @@ pub(crate) fn read(
         vocab_size,
         hidden_size,
         intermediate_size,
+        experts: moe::from_keys(&keys, family, intermediate_size)?,
         n_layers,
         n_heads,
         n_kv_heads: keys.size("attention.head_count_kv", Limits::WIDTH)?.unwrap_or(n_heads),
@@ -194,6 +196,14 @@ pub fn gguf_metadata(config: &ModelConfig, name: &str, file_type: u32) -> Vec<(S
     put("feed_forward_length", count(config.intermediate_size));
     put("attention.head_count", count(config.n_heads));
     put("attention.head_count_kv", count(config.n_kv_heads));
+    if let Some(experts) = &config.experts {
+        put("expert_count", count(experts.count));
+        put("expert_used_count", count(experts.used));
+        put("expert_feed_forward_length", count(experts.width));
+        if let Some(width) = experts.shared_width {
+            put("expert_shared_feed_forward_length", count(width));
+        }
+    }
     for (key, value) in gguf_rope::scaling_keys(config) {
         put(&format!("rope.scaling.{key}"), value);
     }
@@ -225,6 +235,9 @@ pub fn gguf_metadata(config: &ModelConfig, name: &str, file_type: u32) -> Vec<(S
 /// # Errors
 /// [`Error::Unsupported`] naming what has no form there: Llama 3's stretched turns exist for llama only.
 pub fn check_gguf(checkpoint: &str, config: &ModelConfig) -> Result<Vec<String>, Error> {
+    if let Some(what) = moe::unsaid_in_gguf(config) {
+        return Err(Error::Unsupported { file: checkpoint.into(), what: format!("GGUF of {what}") });
+    }
     let mut notes = Vec::new();
     gguf_rope::check(config, &mut notes)
         .map_err(|what| Error::Unsupported { file: checkpoint.into(), what })?;
@@ -298,7 +311,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn needed(&self, key: &str, limit: usize) -> Result<usize, Error> {
+    pub fn needed(&self, key: &str, limit: usize) -> Result<usize, Error> {
         self.size(key, limit)?.ok_or_else(|| self.missing(key))
     }
 

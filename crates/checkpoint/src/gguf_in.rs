@@ -22,8 +22,8 @@ use crate::checkpoint::{Format, Parts, is_addressable, matrix_shape};
 use crate::gguf_split::{self, Whole};
 use crate::gguf_value::type_name;
 use crate::{
-    Checkpoint, Error, Family, GgufArray, GgufValue, Pairing, Region, Role, RoleKind, TensorInfo, folder,
-    generation1, gguf_config, gguf_rope, shapes,
+    Checkpoint, Error, Family, GgufArray, GgufValue, Pairing, Region, RoleKind, TensorInfo, folder,
+    generation1, gguf_config, gguf_rope, moe, shapes,
 };
 
 /// Version 1 had 32-bit counts.
@@ -62,11 +62,8 @@ pub(crate) fn open(
         if config.family == Family::Qwen { generation1::unfuse(&name, &config, tensors)? } else { tensors };
     let mut infos = Vec::with_capacity(tensors.len());
     let mut parts = Vec::with_capacity(tensors.len());
-    for tensor in tensors {
-        if tensor.name == gguf_rope::ROPE_FREQS {
-            continue;
-        }
-        let role = Role::from_gguf_name(&tensor.name);
+    let tensors = tensors.into_iter().filter(|tensor| tensor.name != gguf_rope::ROPE_FREQS);
+    for (role, tensor) in moe::cut_merged(&config, tensors) {
         let stored_bytes = tensor.bytes.len() as u64;
         let canonical = role.canonical_name().unwrap_or(tensor.name);
         infos.push(TensorInfo {

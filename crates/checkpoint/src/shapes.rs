@@ -32,7 +32,7 @@ pub(crate) fn check(checkpoint: &str, config: &ModelConfig, tensors: &[TensorInf
             return Err(unexpected());
         }
         // The reference does not use one there, so using it would change the numbers.
-        if !tensor.role.kind.belongs_to(config.family) {
+        if !tensor.role.belongs_to(config) {
             return Err(unexpected());
         }
         if tensor.shape != expected {

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use crate::ops::attention::{self, AttentionShape, KvCache};
 use crate::ops::exp::exp_f64;
 use crate::ops::rope::{RopeTable, Rotations};
+use crate::ops::route::Routes;
 use crate::ops::{norm, rows, rows_per_task, softmax};
 use crate::{Isa, Path, dequantize_rows, matmul, matmul_each};
 
@@ -192,6 +193,41 @@ impl Compute {
     pub fn swiglu(&self, gate: &mut Matrix, up: &Matrix) {
         assert_eq!((gate.rows(), gate.cols()), (up.rows(), up.cols()), "two matrices of one shape");
         each_row(gate.as_mut_slice(), up.cols(), |row, gate| rows::swiglu_row(self.isa, gate, up.row(row)));
+    }
+
+    /// Chooses the experts that each token goes through: the `used` of the largest logits, the first of equals. An
+    /// expert's share is its probability among all experts, or among the chosen ones if `normalised`.
+    ///
+    /// # Shapes
+    /// `logits`: `[tokens, experts]`.
+    ///
+    /// # Panics
+    /// If there are fewer experts than `used`.
+    pub fn route(&self, logits: &Matrix, used: usize, normalised: bool, routes: &mut Routes) {
+        assert!(used <= logits.cols(), "{used} of {} experts", logits.cols());
+        routes.fill(self.isa, logits, used, normalised);
+    }
+
+    /// Adds `factors[i]` times row `i` of `other` to row `rows[i]` of `x`, one after another.
+    ///
+    /// # Panics
+    /// If widths or lengths differ, or a row is not there.
+    pub fn add_scaled_rows(&self, x: &mut Matrix, rows: &[usize], factors: &[f32], other: &Matrix) {
+        assert_eq!((rows.len(), factors.len()), (other.rows(), other.rows()), "one row and factor each");
+        assert_eq!(x.cols(), other.cols(), "rows of one width");
+        for (from, (&to, &factor)) in rows.iter().zip(factors).enumerate() {
+            rows::add_scaled_row(self.isa, x.row_mut(to), factor, other.row(from));
+        }
+    }
+
+    /// Multiplies row `t` of `x` by the sigmoid of `gates[t, 0]`.
+    ///
+    /// # Panics
+    /// If `gates` is not one column with one gate a row.
+    pub fn gate_rows(&self, x: &mut Matrix, gates: &Matrix) {
+        assert_eq!((gates.rows(), gates.cols()), (x.rows(), 1), "one gate a row");
+        let cols = x.cols();
+        each_row(x.as_mut_slice(), cols, |row, x| rows::gate_row(self.isa, x, gates.row(row)[0]));
     }
 
     /// Turns rows of logits into rows of log-probabilities; sums in f64.
@@ -414,6 +450,19 @@ mod tests {
         Compute::new(Isa::best(), Path::Exact).swiglu(&mut ends, &Matrix::from_vec(1, 4, vec![1.0; 4]));
         assert_eq!(ends.row(0)[..3], [0.0, 0.0, 200.0]);
         assert!(ends.row(0)[3].is_nan());
+    }
+
+    #[test]
+    fn rows_are_scattered_with_their_factors_and_gated_by_a_sigmoid() {
+        for isa in Isa::available() {
+            let compute = Compute::new(isa, Path::Exact);
+            let mut x = Matrix::from_vec(3, 2, vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+            let other = Matrix::from_vec(2, 2, vec![10.0, 20.0, -1.0, 1.0]);
+            compute.add_scaled_rows(&mut x, &[2, 0], &[0.5, 3.0], &other);
+            assert_eq!(x.as_slice(), [-2.0, 5.0, 3.0, 4.0, 10.0, 16.0]);
+            compute.gate_rows(&mut x, &Matrix::from_vec(3, 1, vec![0.0, 200.0, 3f32.ln()]));
+            assert_close(x.as_slice(), &[-1.0, 2.5, 3.0, 4.0, 7.5, 12.0], 5e-7, "a few roundings of f32");
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub use isa::Isa;
 pub use matmul::{Path, matmul, matmul_each};
 pub use ops::attention::{AttentionShape, KvCache};
 pub use ops::rope::{Pairing, RopeTable, Rotations, YarnStretch};
+pub use ops::route::Routes;
 
 #[cfg(test)]
 mod tests;

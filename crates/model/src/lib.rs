@@ -5,6 +5,7 @@
 
 mod cache;
 mod error;
+mod experts;
 mod model;
 mod sample;
 mod session;

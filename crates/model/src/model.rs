@@ -7,8 +7,9 @@ use bitmill_checkpoint::{Checkpoint, ModelConfig, Tensor};
 use bitmill_kernels::{AttentionShape, Compute, KvCache, Rotations};
 use bitmill_tensor::Matrix;
 
+use crate::experts::ExpertScratch;
 use crate::turns::{Turns, log_n_factor};
-use crate::weights::{Layer, Linear, Weights};
+use crate::weights::{Ffn, Layer, Linear, Weights};
 use crate::{Cache, Error, Limits, Sampler, Sampling, Session};
 
 /// A model that runs from its checkpoint: norms and biases are in memory, matrices stay where they are, as they are
@@ -97,6 +98,7 @@ struct Scratch {
     update: Matrix,
     gate: Matrix,
     up: Matrix,
+    experts: ExpertScratch,
 }
 
 impl Model {
@@ -290,13 +292,14 @@ impl Model {
 
     /// The product that ends the attention block, and the feed-forward block, into `hidden`.
     fn feed_forward(&self, compute: &Compute, layer: &Layer, scratch: &mut Scratch) {
-        let Scratch { hidden, normed, attended, update, gate, up, .. } = scratch;
+        let Scratch { hidden, normed, attended, update, gate, up, experts, .. } = scratch;
         layer.o.run(compute, attended, update);
         compute.add_assign(hidden, update);
         compute.rms_norm(hidden, &layer.ffn_norm, self.config.rms_norm_eps, normed);
-        Linear::run_each(compute, normed, [(&layer.gate, gate), (&layer.up, up)]);
-        compute.swiglu(gate, up);
-        layer.down.run(compute, gate, update);
+        match &layer.ffn {
+            Ffn::Plain(block) => block.run(compute, normed, gate, up, update),
+            Ffn::Experts(block) => block.run(compute, normed, [gate, up], experts, update),
+        }
         compute.add_assign(hidden, update);
     }
 }

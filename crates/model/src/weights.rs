@@ -5,6 +5,7 @@ use bitmill_kernels::{Compute, Isa, widen};
 use bitmill_tensor::{Matrix, WeightData};
 
 use crate::Error;
+use crate::experts::{Experts, FeedForward, Shared};
 
 /// A weight matrix, left where it lies, and the bias beside it if the checkpoint has one.
 #[derive(Debug)]
@@ -46,9 +47,14 @@ pub(crate) struct Layer {
     pub(crate) k_norm: Option<Vec<f32>>,
     pub(crate) o: Linear,
     pub(crate) ffn_norm: Vec<f32>,
-    pub(crate) gate: Linear,
-    pub(crate) up: Linear,
-    pub(crate) down: Linear,
+    pub(crate) ffn: Ffn,
+}
+
+/// What comes after attention.
+#[derive(Debug)]
+pub(crate) enum Ffn {
+    Plain(FeedForward),
+    Experts(Experts),
 }
 
 /// All of a model.
@@ -86,9 +92,15 @@ impl Weights {
 
 impl Layer {
     /// Every matrix.
-    fn matrices(&self) -> [&Tensor; 7] {
-        let Self { q, k, v, o, gate, up, down, .. } = self;
-        [q, k, v, o, gate, up, down].map(|linear| &linear.weight)
+    fn matrices(&self) -> impl Iterator<Item = &Tensor> {
+        let Self { q, k, v, o, .. } = self;
+        let (plain, experts) = match &self.ffn {
+            Ffn::Plain(plain) => (Some(plain), None),
+            Ffn::Experts(experts) => (None, Some(experts)),
+        };
+        let plain = plain.into_iter().flat_map(FeedForward::matrices);
+        let experts = experts.into_iter().flat_map(Experts::matrices);
+        [q, k, v, o].into_iter().map(|linear| &linear.weight).chain(plain).chain(experts)
     }
 
     fn load(checkpoint: &Checkpoint, index: usize) -> Result<Self, Error> {
@@ -108,10 +120,45 @@ impl Layer {
             k_norm: head_norm(RoleKind::AttnKNorm)?,
             o: linear(RoleKind::AttnOutput, Some(RoleKind::AttnOutputBias))?,
             ffn_norm: norm(RoleKind::FfnNorm)?,
-            gate: linear(RoleKind::FfnGate, None)?,
-            up: linear(RoleKind::FfnUp, None)?,
-            down: linear(RoleKind::FfnDown, None)?,
+            ffn: Ffn::load(checkpoint, index)?,
         })
+    }
+}
+
+impl Ffn {
+    fn load(checkpoint: &Checkpoint, layer: usize) -> Result<Self, Error> {
+        let Some(config) = checkpoint.config().experts_in(layer) else {
+            let kinds = [RoleKind::FfnGate, RoleKind::FfnUp, RoleKind::FfnDown];
+            let block = FeedForward::load(checkpoint, kinds.map(|kind| Role::in_layer(layer, kind)))?;
+            return Ok(Self::Plain(block));
+        };
+        let in_layer = |kind| linear(checkpoint, Role::in_layer(layer, kind), None);
+        let expert = |number| {
+            let kinds = [RoleKind::FfnGate, RoleKind::FfnUp, RoleKind::FfnDown];
+            FeedForward::load(checkpoint, kinds.map(|kind| Role::in_expert(layer, number, kind)))
+        };
+        let shared = config.shared_width.map(|_| {
+            let kinds = [RoleKind::SharedGate, RoleKind::SharedUp, RoleKind::SharedDown];
+            Ok::<_, Error>(Shared {
+                gate: in_layer(RoleKind::SharedRouter)?,
+                block: FeedForward::load(checkpoint, kinds.map(|kind| Role::in_layer(layer, kind)))?,
+            })
+        });
+        Ok(Self::Experts(Experts {
+            router: in_layer(RoleKind::Router)?,
+            experts: (0..config.count).map(expert).collect::<Result<_, _>>()?,
+            shared: shared.transpose()?,
+            used: config.used,
+            normalised: config.normalised,
+        }))
+    }
+}
+
+impl FeedForward {
+    /// From its gate, up and down.
+    fn load(checkpoint: &Checkpoint, [gate, up, down]: [Role; 3]) -> Result<Self, Error> {
+        let linear = |role| linear(checkpoint, role, None);
+        Ok(Self { gate: linear(gate)?, up: linear(up)?, down: linear(down)? })
     }
 }
 

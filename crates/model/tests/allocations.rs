@@ -38,7 +38,12 @@ static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn a_decoded_token_allocates_nothing() {
-    let model = Model::load(&Checkpoint::open(tiny(Variant::LlamaWide).path()).unwrap()).unwrap();
+    for variant in [Variant::LlamaWide, Variant::Qwen2Moe] {
+        decode(&Model::load(&Checkpoint::open(tiny(variant).path()).unwrap()).unwrap());
+    }
+}
+
+fn decode(model: &Model) {
     // One thread: with more, rayon's queues allocate a block now and then.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     for path in [Path::Exact, Path::Fast] {

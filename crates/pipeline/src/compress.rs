@@ -4,7 +4,9 @@ use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bitmill_checkpoint::{Checkpoint, Overwrite, Pairing, RoleKind, Target, Tensor, Written, halves_row};
+use bitmill_checkpoint::{
+    Checkpoint, Overwrite, Pairing, RoleKind, Target, Tensor, TensorInfo, Written, halves_row,
+};
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_prune::{Sparsity, Threshold, mask_bytes};
 use bitmill_quant::{Clip, pack_zero_points, quantize_blocks, quantize_rows_clipped};
@@ -105,7 +107,7 @@ pub fn compress(
     output.add_record(text.as_bytes())?;
     progress.begin(&format!("{}: reading back", plan.recipe.name));
     read_back(output.staged(), path, plan, &records, isa, progress)?;
-    let is_file = matches!(output, Output::Gguf(_));
+    let is_file = matches!(output, Output::Gguf(..));
     let written = output.finish()?;
     if is_file {
         let beside = record_path(path);
@@ -598,8 +600,21 @@ pub fn size_on_disk(checkpoint: &Checkpoint) -> u64 {
     checkpoint.stored_bytes() + carried_files(checkpoint).map(|(_, bytes)| bytes.len() as u64).sum::<u64>()
 }
 
+/// Weights that a token meets: all but those of the experts that it does not go through.
+pub fn active_weights(checkpoint: &Checkpoint) -> u64 {
+    let in_experts: u64 =
+        checkpoint.tensors().iter().filter(|info| info.role.expert.is_some()).map(weights_of).sum();
+    let Some(experts) = &checkpoint.config().experts else { return n_weights(checkpoint) };
+    let used = u128::from(in_experts) * experts.used as u128 / experts.count as u128;
+    n_weights(checkpoint) - in_experts + used as u64
+}
+
+fn weights_of(info: &TensorInfo) -> u64 {
+    info.shape.iter().map(|&n| n as u64).product()
+}
+
 /// Weights of a model: every element of every tensor, a tied head counted once.
 pub fn n_weights(checkpoint: &Checkpoint) -> u64 {
     let written = checkpoint.tensors().iter().filter(|info| crate::plan::is_written(checkpoint, info));
-    written.map(|info| info.shape.iter().map(|&n| n as u64).product::<u64>()).sum()
+    written.map(weights_of).sum()
 }

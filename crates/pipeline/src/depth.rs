@@ -165,6 +165,9 @@ impl Cut {
             let mut kept = numbers.iter().map(Option::is_some);
             window.layers.retain(|_| kept.next().unwrap_or(false));
         }
+        if let Some(experts) = &mut config.experts {
+            experts.dense_layers = experts.dense_layers.iter().filter_map(|&layer| numbers[layer]).collect();
+        }
         Self { numbers, config }
     }
 
@@ -195,13 +198,18 @@ impl Cut {
             let kept = self.numbers[..first].iter().flatten().count();
             fields.insert("max_window_layers".into(), kept.into());
         }
+        // Which layers have experts follows from their numbers, so those that have none are named.
+        if let Some(experts) = &self.config.experts {
+            fields.insert("decoder_sparse_step".into(), 1.into());
+            fields.insert("mlp_only_layers".into(), experts.dense_layers.clone().into());
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bitmill_checkpoint::RoleKind;
+    use bitmill_checkpoint::{Experts, RoleKind};
     use serde_json::json;
 
     fn cut(removed: &[usize]) -> Cut {
@@ -216,6 +224,23 @@ mod tests {
         assert_eq!([0, 1, 2, 3, 4].map(role), [Some(0), None, Some(1), None, Some(2)]);
         assert_eq!(cut.config.n_layers, 3);
         assert_eq!(cut.role(Role::outside(RoleKind::Output)), Some(Role::outside(RoleKind::Output)));
+    }
+
+    #[test]
+    fn layers_without_experts_keep_their_kind() {
+        let dense_layers = vec![0, 1, 2, 4];
+        let experts =
+            Experts { count: 8, used: 2, width: 64, shared_width: None, normalised: true, dense_layers };
+        let config = embedded::checkpoint().unwrap().config().clone();
+        let config = ModelConfig { n_layers: 5, experts: Some(experts), ..config };
+        let cut = Cut::new(&config, Some(&Depth { n_layers: 5, removed: vec![1], influence: None }));
+        assert_eq!(cut.config.experts.as_ref().unwrap().dense_layers, [0, 1, 3]);
+        assert!(cut.config.experts_in(2).is_some() && cut.config.experts_in(3).is_none());
+        let mut json = json!({ "num_hidden_layers": 5, "decoder_sparse_step": 4, "mlp_only_layers": [4] });
+        cut.rewrite(&mut json);
+        let expected =
+            json!({ "num_hidden_layers": 4, "decoder_sparse_step": 1, "mlp_only_layers": [0, 1, 3] });
+        assert_eq!(json, expected);
     }
 
     #[test]

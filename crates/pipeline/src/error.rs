@@ -61,8 +61,8 @@ pub enum Error {
     SplitFusion {
         /// The decoder layer.
         layer: usize,
-        /// `"q/k/v"` or `"gate/up"`.
-        members: &'static str,
+        /// `"q/k/v"` or `"gate/up"`, of an expert with its number.
+        members: String,
         /// Their encodings.
         found: String,
     },
@@ -73,6 +73,20 @@ pub enum Error {
         tokens: usize,
         /// Positions of the context.
         positions: usize,
+    },
+    /// Experts that a GGUF file holds in one tensor were given different types.
+    #[error(
+        "`{tensor}`: expert {expert} is {found} where others are {expected}, and GGUF has one type for all"
+    )]
+    ExpertsDiffer {
+        /// The tensor of the file.
+        tensor: String,
+        /// The encoding of the first.
+        expected: String,
+        /// The first that differs.
+        expert: usize,
+        /// Its encoding.
+        found: String,
     },
     /// The source's weights are codes already.
     #[error("{model} is already quantized: `{tensor}` is {encoding}")]
@@ -235,6 +249,9 @@ impl Error {
                 Some("name weight matrices, such as `*.mlp.*.weight`".into())
             }
             Self::SplitFusion { members, .. } => Some(format!("give {members} of a layer one step")),
+            Self::ExpertsDiffer { .. } => {
+                Some("give the experts of a layer one step: `*.mlp.experts.*.down_proj.weight`".into())
+            }
             Self::AlreadyQuantized { .. } => Some(
                 "start from the original weights, or accept a second loss with --allow-requantize".into(),
             ),

@@ -9,6 +9,7 @@ use bitmill_text::Tokenizer;
 
 use crate::depth::Cut;
 use crate::error::Error;
+use crate::merged::{self, Place};
 use crate::plan::{PlannedTensor, rows_and_columns};
 use crate::recipe::{Format, Recipe, Step};
 
@@ -21,6 +22,7 @@ pub(crate) enum Layout {
     Gguf {
         metadata: Vec<(String, GgufValue)>,
         specs: Vec<GgufTensorSpec>,
+        places: Vec<Place>,
         rope_factors: Option<Vec<f32>>,
     },
     Folder {
@@ -67,14 +69,7 @@ fn gguf(
     }
     metadata.push(("bitmill.version".into(), GgufValue::String(env!("CARGO_PKG_VERSION").into())));
     metadata.push(("bitmill.recipe".into(), GgufValue::String(recipe.to_toml())));
-    let mut specs: Vec<GgufTensorSpec> = tensors
-        .iter()
-        .map(|tensor| GgufTensorSpec {
-            name: tensor.role.gguf_name().unwrap_or_else(|| tensor.name.clone()),
-            shape: tensor.shape.clone(),
-            encoding: tensor.to,
-        })
-        .collect();
+    let (mut specs, places) = merged::merge(tensors)?;
     let rope_factors = bitmill_checkpoint::rope_freqs(config);
     if let Some(factors) = &rope_factors {
         specs.push(GgufTensorSpec {
@@ -83,7 +78,7 @@ fn gguf(
             encoding: Encoding::Float(FloatType::F32),
         });
     }
-    Ok(Layout::Gguf { metadata, specs, rope_factors })
+    Ok(Layout::Gguf { metadata, specs, places, rope_factors })
 }
 
 /// `general.file_type` of a file in which most weights are of this type: that of llama.cpp's usual mix around it.
@@ -162,7 +157,7 @@ fn folder(
                     shape: tensor.shape.clone(),
                     dtype: float.into(),
                 });
-                if tensor.role.is_matrix() && tensor.role.kind != RoleKind::TokenEmbedding {
+                if is_linear(tensor.role.kind) {
                     ignore.push(module);
                 }
             }
@@ -204,6 +199,11 @@ fn pretty(json: &serde_json::Value) -> Region {
     Region::from_vec(format!("{json:#}\n").into_bytes())
 }
 
+/// Whether loaders may have it as a module of the class `Linear`.
+fn is_linear(kind: RoleKind) -> bool {
+    kind.is_router() || (kind.is_matrix() && kind != RoleKind::TokenEmbedding)
+}
+
 /// Makes `config` say that the weights are plain floats, of the dtype that holds most of them: what loaders take for
 /// the whole model where nobody tells them another.
 fn declare_floats(config: &mut serde_json::Value, tensors: &[PlannedTensor]) {
@@ -241,13 +241,13 @@ impl Layout {
     /// Begins the output.
     pub(crate) fn create(&self, target: &Target) -> Result<Output<'_>, Error> {
         Ok(match self {
-            Self::Gguf { metadata, specs, rope_factors } => {
+            Self::Gguf { metadata, specs, places, rope_factors } => {
                 let writer = GgufWriter::create(target, metadata, specs)?;
                 if let Some(factors) = rope_factors {
                     let bytes: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
                     writer.write_at(specs.len() - 1, 0, &bytes)?;
                 }
-                Output::Gguf(writer)
+                Output::Gguf(writer, places)
             }
             Self::Folder { specs, shard_bytes, parts, files } => {
                 let writer = FolderWriter::create(target, specs, *shard_bytes)?;
@@ -267,7 +267,7 @@ pub(crate) fn carried_files(checkpoint: &Checkpoint) -> impl Iterator<Item = (St
 
 /// An output under way.
 pub(crate) enum Output<'a> {
-    Gguf(GgufWriter),
+    Gguf(GgufWriter, &'a [Place]),
     Folder(FolderWriter, &'a [Vec<usize>]),
 }
 
@@ -282,7 +282,10 @@ impl Output<'_> {
         bytes: &[u8],
     ) -> Result<(), Error> {
         match self {
-            Self::Gguf(writer) => writer.write_at(tensor, offset, bytes)?,
+            Self::Gguf(writer, places) => {
+                let place = places[tensor];
+                writer.write_at(place.spec, place.offset + offset, bytes)?;
+            }
             Self::Folder(writer, parts) => writer.write_at(parts[tensor][part], offset, bytes)?,
         }
         Ok(())
@@ -299,7 +302,7 @@ impl Output<'_> {
     /// Where the bytes lie until [`Output::finish`].
     pub(crate) fn staged(&self) -> &std::path::Path {
         match self {
-            Self::Gguf(writer) => writer.staged(),
+            Self::Gguf(writer, _) => writer.staged(),
             Self::Folder(writer, _) => writer.staged(),
         }
     }
@@ -307,7 +310,7 @@ impl Output<'_> {
     /// Puts the output in its place.
     pub(crate) fn finish(self) -> Result<Written, Error> {
         Ok(match self {
-            Self::Gguf(writer) => writer.finish()?,
+            Self::Gguf(writer, _) => writer.finish()?,
             Self::Folder(writer, _) => writer.finish()?,
         })
     }

@@ -20,6 +20,7 @@ mod files;
 mod generate;
 mod layout;
 mod measure;
+mod merged;
 mod pattern;
 mod plan;
 mod presets;
@@ -30,7 +31,7 @@ mod recipe;
 
 pub use chat::Chat;
 pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};
-pub use compress::{CompressRecord, TensorRecord, compress, n_weights, size_on_disk};
+pub use compress::{CompressRecord, TensorRecord, active_weights, compress, n_weights, size_on_disk};
 pub use conversion::conversion;
 pub use depth::{Depth, Influence};
 pub use error::Error;

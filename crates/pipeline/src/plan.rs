@@ -1,5 +1,7 @@
 //! What will happen to each tensor, with sizes and reasons: made from a recipe and a checkpoint's headers.
 
+use std::collections::BTreeMap;
+
 use bitmill_checkpoint::{Checkpoint, Role, RoleKind, TensorInfo};
 use bitmill_quant::{Clip, MixTensor, RtnGrid, choose};
 use bitmill_tensor::{Encoding, FloatType, WeightData};
@@ -260,10 +262,13 @@ impl Plan {
 
         let mut folded: Vec<(String, &PlannedTensor, usize, u64, u64)> = Vec::new();
         for tensor in &self.tensors {
-            let name = match tensor.role.layer {
-                Some(layer) => tensor.name.replacen(&format!(".{layer}."), ".*.", 1),
-                None => tensor.name.clone(),
-            };
+            let mut name = tensor.name.clone();
+            if let Some(layer) = tensor.role.layer {
+                name = name.replacen(&format!(".layers.{layer}."), ".layers.*.", 1);
+            }
+            if let Some(expert) = tensor.role.expert {
+                name = name.replacen(&format!(".experts.{expert}."), ".experts.*.", 1);
+            }
             let alike = |first: &PlannedTensor| (first.to, first.removal) == (tensor.to, tensor.removal);
             match folded.iter_mut().find(|(seen, first, ..)| *seen == name && alike(first)) {
                 Some((_, _, count, before, after)) => {
@@ -403,7 +408,7 @@ fn live_pattern(
 /// `Linear` modules, of which the embedding is none; floats are for whatever the format does not fix.
 fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
     match step {
-        Step::Float { .. } | Step::Keep { .. } => !(format == Format::Gguf && info.shape.len() < 2),
+        Step::Float { .. } | Step::Keep { .. } => !is_fixed(format, info),
         // Every tensor that stays is stored by another step, or kept.
         Step::Depth(_) => false,
         Step::Magnitude(_) => info.role.kind.is_matrix(),
@@ -412,6 +417,11 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
                 && !(format == Format::CompressedTensors && info.role.kind == RoleKind::TokenEmbedding)
         }
     }
+}
+
+/// llama.cpp reads vectors (norms, biases) as f32 only, and its converter stores routers so.
+fn is_fixed(format: Format, info: &TensorInfo) -> bool {
+    format == Format::Gguf && (info.shape.len() < 2 || info.role.kind.is_router())
 }
 
 fn plan_tensor(
@@ -512,6 +522,7 @@ fn decide(
                     n_dims: info.shape.len(),
                     n_heads: config.n_heads,
                     n_kv_heads: config.n_kv_heads,
+                    n_experts: config.experts.as_ref().map_or(0, |experts| experts.count),
                     architecture: config.family.gguf_name(),
                     has_output: !config.tied,
                 },
@@ -559,13 +570,12 @@ fn scale_dtype(source: Encoding) -> FloatType {
 /// A tensor that no step changes: its own floats, and codes in the dtype that the model was made in.
 fn as_floats(checkpoint: &Checkpoint, format: Format, info: &TensorInfo) -> Result<Decision, Error> {
     let model = checkpoint.config().dtype;
-    let is_vector = info.shape.len() < 2;
+    let is_small = info.shape.len() < 2 || info.role.kind.is_router();
     let (float, reason) = match info.encoding {
-        // llama.cpp reads vectors (norms, biases) as f32 only.
-        _ if is_vector && format == Format::Gguf => (FloatType::F32, String::new()),
+        _ if is_fixed(format, info) => (FloatType::F32, String::new()),
         // They go back to the model's dtype where they came from it.
         Encoding::Float(FloatType::F32)
-            if is_vector && checkpoint.format() == bitmill_checkpoint::Format::Gguf =>
+            if is_small && checkpoint.format() == bitmill_checkpoint::Format::Gguf =>
         {
             (if holds(checkpoint, info, model)? { model } else { FloatType::F32 }, String::new())
         }
@@ -575,34 +585,41 @@ fn as_floats(checkpoint: &Checkpoint, format: Format, info: &TensorInfo) -> Resu
     Ok(Decision { reason, ..Decision::rounded(Encoding::Float(float)) })
 }
 
-/// Whether `float` has every value of an f32 vector.
+/// Whether `float` has every value of an f32 tensor, which is small.
 fn holds(checkpoint: &Checkpoint, info: &TensorInfo, float: FloatType) -> Result<bool, Error> {
     let tensor = checkpoint.tensor(&info.name)?;
     let view = tensor.view();
     let WeightData::Float { float: stored, bytes } = view.data() else { return Ok(false) };
-    let mut values = (0..view.in_features()).map(|at| stored.read(bytes, at));
-    Ok(values.all(|value| float.round(value).to_bits() == value.to_bits()))
+    let mut values = (0..view.out_features() * view.in_features()).map(|at| stored.read(bytes, at));
+    let holds = values.all(|value| float.round(value).to_bits() == value.to_bits());
+    tensor.release();
+    Ok(holds)
 }
 
 /// vLLM and SGLang load q/k/v and gate/up as one matrix each.
 fn refuse_split_fusion(tensors: &[PlannedTensor]) -> Result<(), Error> {
-    use RoleKind::{AttnK, AttnQ, AttnV, FfnGate, FfnUp};
+    use RoleKind::{AttnK, AttnQ, AttnV, FfnGate, FfnUp, SharedGate, SharedUp};
 
-    let n_layers = tensors.iter().filter_map(|tensor| tensor.role.layer).max().map_or(0, |last| last + 1);
-    let fusions: [(&'static str, &[RoleKind]); 2] =
-        [("q/k/v", &[AttnQ, AttnK, AttnV]), ("gate/up", &[FfnGate, FfnUp])];
-    for (members, kinds) in fusions {
-        let mut encodings = vec![Vec::new(); n_layers];
-        for tensor in tensors {
-            if let (Some(layer), true) = (tensor.role.layer, kinds.contains(&tensor.role.kind)) {
-                encodings[layer].push(tensor.to);
-            }
+    let fusions: [(&str, &[RoleKind]); 3] = [
+        ("q/k/v", &[AttnQ, AttnK, AttnV]),
+        ("gate/up", &[FfnGate, FfnUp]),
+        ("the shared expert's gate/up", &[SharedGate, SharedUp]),
+    ];
+    let mut encodings: BTreeMap<_, Vec<Encoding>> = BTreeMap::new();
+    for tensor in tensors {
+        let fused = fusions.iter().position(|(_, kinds)| kinds.contains(&tensor.role.kind));
+        if let (Some(layer), Some(fusion)) = (tensor.role.layer, fused) {
+            encodings.entry((layer, fusion, tensor.role.expert)).or_default().push(tensor.to);
         }
-        for (layer, found) in encodings.iter().enumerate() {
-            if found.windows(2).any(|pair| pair[0] != pair[1]) {
-                let found = found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                return Err(Error::SplitFusion { layer, members, found });
-            }
+    }
+    for ((layer, fusion, expert), found) in encodings {
+        if found.windows(2).any(|pair| pair[0] != pair[1]) {
+            let members = match expert {
+                Some(expert) => format!("expert {expert}'s {}", fusions[fusion].0),
+                None => fusions[fusion].0.to_owned(),
+            };
+            let found = found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            return Err(Error::SplitFusion { layer, members, found });
         }
     }
     Ok(())

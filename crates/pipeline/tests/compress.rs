@@ -17,11 +17,16 @@ fn eight_bits_change_little_in_either_format_and_family() {
         // Past this, positions of some sources have no form in any output, and the plan says so.
         let checkpoint = Checkpoint::open(source.path()).unwrap();
         let tokens = checkpoint.config().plain_positions().min(40);
-        let noted = plan(&checkpoint, &preset("q8_0").unwrap()).unwrap().notes;
-        assert_eq!(noted.iter().any(|note| note.contains("16 tokens")), tokens == 16, "{noted:?}");
+        if variant.has_gguf_form() {
+            let noted = plan(&checkpoint, &preset("q8_0").unwrap()).unwrap().notes;
+            assert_eq!(noted.iter().any(|note| note.contains("16 tokens")), tokens == 16, "{noted:?}");
+        }
         let dense = first_logits(source.path(), tokens);
         let out = tempfile::tempdir().unwrap();
         for (name, target) in [("q8_0", "m.gguf"), ("w8a16_g32", "folder"), ("w8a16_asym", "asymmetric")] {
+            if name == "q8_0" && !variant.has_gguf_form() {
+                continue;
+            }
             let target = out.path().join(target);
             run(source.path(), &preset(name).unwrap(), &target).unwrap();
             let found = first_logits(&target, tokens);

@@ -18,7 +18,7 @@ fn convert(source: &Path, format: Format, float: Option<FloatType>, target: &Pat
 
 #[test]
 fn there_and_back_gives_every_tensor_again_in_its_own_type() {
-    for variant in Variant::ALL {
+    for variant in Variant::ALL.into_iter().filter(|variant| variant.has_gguf_form()) {
         for float in [Float::F32, Float::F16, Float::BF16] {
             let source = Tiny::new(variant).float(float).shards(2).write();
             let out = tempfile::tempdir().unwrap();

@@ -148,6 +148,8 @@ pub struct MixTensor<'a> {
     pub n_heads: usize,
     /// Key and value heads.
     pub n_kv_heads: usize,
+    /// Experts in a layer; 0 in a model without.
+    pub n_experts: usize,
     /// `general.architecture`: `"qwen2"`, `"llama"`.
     pub architecture: &'a str,
     /// Whether the model has an `output.weight` of its own (untied).
@@ -170,6 +172,7 @@ enum Category {
     Output,
     /// Attention values, alone or fused with queries and keys.
     AttnV,
+    AttnK,
     AttnOutput,
     FfnDown,
     Other,
@@ -251,6 +254,7 @@ const FALLBACKS: [(BlockType, BlockType); 6] = [
 ///     n_dims: 2,
 ///     n_heads: 64,
 ///     n_kv_heads: 8,
+///     n_experts: 0,
 ///     architecture: "qwen2",
 ///     has_output: true,
 /// };
@@ -274,6 +278,9 @@ pub fn choose(mix: Mix, tensor: &MixTensor) -> Choice {
     };
     if category == Category::AttnV && is_70b(tensor) && matches!(block, BlockType::Q3_K | BlockType::Q4_K) {
         block = BlockType::Q5_K;
+    }
+    if tensor.n_experts == 8 {
+        block = of_eight_experts(mix, category).unwrap_or(block);
     }
     if uneven(block) {
         let describe = |block: BlockType| {
@@ -301,6 +308,8 @@ fn is_quantizable(tensor: &MixTensor) -> bool {
         && tensor.out_features > 1
         && tensor.gguf_name.ends_with("weight")
         && !tensor.gguf_name.contains("_norm.weight")
+        // Routers decide for whole experts.
+        && !tensor.gguf_name.contains("ffn_gate_inp.weight")
 }
 
 fn category(tensor: &MixTensor) -> Category {
@@ -309,6 +318,8 @@ fn category(tensor: &MixTensor) -> Category {
         Category::Output
     } else if name.contains("attn_v.weight") || name.contains("attn_qkv.weight") {
         Category::AttnV
+    } else if name.contains("attn_k.weight") {
+        Category::AttnK
     } else if name.contains("attn_output.weight") {
         Category::AttnOutput
     } else if name.contains("ffn_down") {
@@ -340,6 +351,20 @@ fn is_70b(tensor: &MixTensor) -> bool {
             "llama" => tensor.n_heads != tensor.n_kv_heads,
             _ => false,
         }
+}
+
+/// llama.cpp takes any model of eight experts for Mixtral, whose attention is a small part of it: what it gives that
+/// in the place of a rule.
+fn of_eight_experts(mix: Mix, category: Category) -> Option<BlockType> {
+    use Mix::{IQ4_NL, IQ4_XS, Q2_K, Q3_K_M, Q3_K_S, Q4_K_M, Q4_K_S};
+    match (category, mix) {
+        (Category::AttnV | Category::AttnK, _) => Some(BlockType::Q8_0),
+        (Category::AttnOutput, Q2_K | Q3_K_S | Q3_K_M | Q4_K_S | Q4_K_M | IQ4_NL | IQ4_XS) => {
+            Some(BlockType::Q5_K)
+        }
+        (Category::AttnOutput, _) => Some(mix.default_block()),
+        _ => None,
+    }
 }
 
 fn more_bits(layer: usize, n_layers: usize) -> bool {

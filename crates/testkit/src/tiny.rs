@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::tokenizer::tokenizer_json;
-use crate::variant::{HEADS, Kind, Variant};
+use crate::variant::{EXPERTS, HEADS, Kind, SHARED, Variant};
 
 const VOCAB: usize = 320;
 const LAYERS: usize = 2;
@@ -123,19 +123,37 @@ impl Tiny {
         add("input_layernorm.weight", &[hidden]);
         for (name, rows) in [("q", q), ("k", kv), ("v", kv)] {
             add(&format!("self_attn.{name}_proj.weight"), &[rows, hidden]);
-            if self.variant.kind() == Kind::Qwen2 {
+            if matches!(self.variant.kind(), Kind::Qwen2 | Kind::Qwen2Moe) {
                 add(&format!("self_attn.{name}_proj.bias"), &[rows]);
             }
         }
-        if self.variant.kind() == Kind::Qwen3 {
+        if matches!(self.variant.kind(), Kind::Qwen3 | Kind::Qwen3Moe) {
             add("self_attn.q_norm.weight", &[head_dim]);
             add("self_attn.k_norm.weight", &[head_dim]);
         }
         add("self_attn.o_proj.weight", &[hidden, q]);
         add("post_attention_layernorm.weight", &[hidden]);
-        add("mlp.gate_proj.weight", &[ffn, hidden]);
-        add("mlp.up_proj.weight", &[ffn, hidden]);
-        add("mlp.down_proj.weight", &[hidden, ffn]);
+        let mut add_block = |name: &str, width: usize| {
+            for (matrix, shape) in
+                [("gate", [width, hidden]), ("up", [width, hidden]), ("down", [hidden, width])]
+            {
+                add(&format!("{name}.{matrix}_proj.weight"), &shape);
+            }
+        };
+        if !self.variant.has_experts(layer) {
+            add_block("mlp", ffn);
+            return shapes;
+        }
+        let (count, width) = EXPERTS;
+        for expert in 0..count {
+            add_block(&format!("mlp.experts.{expert}"), width);
+        }
+        let is_shared = self.variant.kind() == Kind::Qwen2Moe;
+        if is_shared {
+            add_block("mlp.shared_expert", SHARED);
+            add("mlp.shared_expert_gate.weight", &[1, hidden]);
+        }
+        add("mlp.gate.weight", &[count, hidden]);
         shapes
     }
 
@@ -165,6 +183,8 @@ impl Tiny {
             Kind::Llama => ("llama", "LlamaForCausalLM"),
             Kind::Mistral => ("mistral", "MistralForCausalLM"),
             Kind::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
+            Kind::Qwen2Moe => ("qwen2_moe", "Qwen2MoeForCausalLM"),
+            Kind::Qwen3Moe => ("qwen3_moe", "Qwen3MoeForCausalLM"),
             Kind::QwenV1 => return self.first_generation_config(),
         };
         let mut config = json!({
@@ -198,12 +218,33 @@ impl Tiny {
             }
             Kind::Mistral => set(&mut config, json!({"head_dim": variant.head_dim(), "sliding_window": 12})),
             Kind::Qwen3 => set(&mut config, json!({"attention_bias": false, "head_dim": variant.head_dim()})),
+            Kind::Qwen2Moe => {
+                set(&mut config, json!({"qkv_bias": true, "shared_expert_intermediate_size": SHARED}))
+            }
+            Kind::Qwen3Moe => {
+                set(&mut config, json!({"attention_bias": false, "head_dim": variant.head_dim()}))
+            }
             Kind::Qwen2 | Kind::QwenV1 => {}
         }
         if matches!(variant.kind(), Kind::Qwen2 | Kind::Qwen3) {
             set(
                 &mut config,
                 json!({"max_window_layers": 28, "sliding_window": null, "use_sliding_window": false}),
+            );
+        }
+        if matches!(variant.kind(), Kind::Qwen2Moe | Kind::Qwen3Moe) {
+            let (count, width) = EXPERTS;
+            // transformers 5 writes the one key of Qwen3-MoE, and published ones have the other.
+            let count_key = if variant == Variant::Qwen3Moe { "num_local_experts" } else { "num_experts" };
+            set(
+                &mut config,
+                json!({
+                    count_key: count, "moe_intermediate_size": width,
+                    "num_experts_per_tok": if variant == Variant::Qwen3Moe { 3 } else { 2 },
+                    "norm_topk_prob": variant != Variant::Qwen2Moe,
+                    "decoder_sparse_step": if variant == Variant::Qwen2MoeMixed { 2 } else { 1 },
+                    "mlp_only_layers": [], "use_sliding_window": false,
+                }),
             );
         }
         self.set_options(&mut config);

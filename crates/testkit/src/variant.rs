@@ -2,6 +2,10 @@
 
 use crate::tokenizer::Split;
 
+/// Experts of the variants that have them, and their width.
+pub(crate) const EXPERTS: (usize, usize) = (8, 64);
+/// Width of the shared expert.
+pub(crate) const SHARED: usize = 96;
 /// Query heads of every variant.
 pub(crate) const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
@@ -46,6 +50,12 @@ pub enum Variant {
     QwenV1,
     /// The same, trained on 16 positions, with dynamic NTK and log-n attention past them.
     QwenV1Long,
+    /// Qwen2-MoE: 8 experts of 64, 2 for a token, and a shared one of 96.
+    Qwen2Moe,
+    /// The same with shares that sum to one and an ordinary block in the first layer: llama.cpp has no form for either.
+    Qwen2MoeMixed,
+    /// Qwen3-MoE: 8 experts of 64, 3 for a token, their shares summing to one.
+    Qwen3Moe,
 }
 
 /// What a variant's names, shapes and config are made like.
@@ -56,11 +66,13 @@ pub(crate) enum Kind {
     Mistral,
     Qwen3,
     QwenV1,
+    Qwen2Moe,
+    Qwen3Moe,
 }
 
 impl Variant {
     /// Every variant.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::Qwen2,
         Self::Qwen2Tied,
         Self::Qwen2OldConfig,
@@ -79,6 +91,9 @@ impl Variant {
         Self::Qwen3Yarn,
         Self::QwenV1,
         Self::QwenV1Long,
+        Self::Qwen2Moe,
+        Self::Qwen2MoeMixed,
+        Self::Qwen3Moe,
     ];
 
     /// A folder's name: `tiny-qwen2`.
@@ -102,6 +117,9 @@ impl Variant {
             Self::Qwen3Yarn => "tiny-qwen3-yarn",
             Self::QwenV1 => "tiny-qwen-v1",
             Self::QwenV1Long => "tiny-qwen-v1-long",
+            Self::Qwen2Moe => "tiny-qwen2-moe",
+            Self::Qwen2MoeMixed => "tiny-qwen2-moe-mixed",
+            Self::Qwen3Moe => "tiny-qwen3-moe",
         }
     }
 
@@ -122,6 +140,22 @@ impl Variant {
             Self::Mistral | Self::MistralNull => Kind::Mistral,
             Self::Qwen3 | Self::Qwen3Yarn => Kind::Qwen3,
             Self::QwenV1 | Self::QwenV1Long => Kind::QwenV1,
+            Self::Qwen2Moe | Self::Qwen2MoeMixed => Kind::Qwen2Moe,
+            Self::Qwen3Moe => Kind::Qwen3Moe,
+        }
+    }
+
+    /// Whether llama.cpp could run it: what it cannot is not written as GGUF.
+    pub fn has_gguf_form(self) -> bool {
+        self != Self::Qwen2MoeMixed
+    }
+
+    /// Whether `layer` has experts.
+    pub(crate) fn has_experts(self, layer: usize) -> bool {
+        match self {
+            Self::Qwen2Moe | Self::Qwen3Moe => true,
+            Self::Qwen2MoeMixed => layer % 2 == 1,
+            _ => false,
         }
     }
 
@@ -140,7 +174,7 @@ impl Variant {
 
     pub(crate) fn head_dim(self) -> usize {
         match self {
-            Self::Qwen3 | Self::Qwen3Yarn | Self::MistralNull => 32,
+            Self::Qwen3 | Self::Qwen3Yarn | Self::Qwen3Moe | Self::MistralNull => 32,
             _ => self.widths().0 / HEADS,
         }
     }

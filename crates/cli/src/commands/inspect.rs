@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use bitmill_checkpoint::{Checkpoint, Format, ModelConfig, TensorInfo};
-use bitmill_pipeline::{Plan, PlanOptions, n_weights, preset, size_on_disk};
+use bitmill_pipeline::{Plan, PlanOptions, active_weights, n_weights, preset, size_on_disk};
 use bitmill_report::{size, weights};
 
 use crate::args::{Global, Inspect};
@@ -126,6 +126,21 @@ fn text(checkpoint: &Checkpoint, tensors: bool) -> String {
         config.max_positions,
     );
     let _ = writeln!(text, "{}", positions(config));
+    if let Some(experts) = &config.experts {
+        let shared = match experts.shared_width {
+            Some(width) => format!(" and a shared one of {width}"),
+            None => String::new(),
+        };
+        let _ = writeln!(
+            text,
+            "{} experts of width {} in {} layers, {} for a token{shared}: {} of the weights are active",
+            experts.count,
+            experts.width,
+            config.n_layers - experts.dense_layers.len(),
+            experts.used,
+            weights(active_weights(checkpoint)),
+        );
+    }
     let _ =
         writeln!(text, "one token in the cache: {} at 16 bits\n", size(cache_bytes_per_token(checkpoint)));
     for (name, count, n, bytes) in by_encoding(checkpoint) {
@@ -196,6 +211,13 @@ fn document(checkpoint: &Checkpoint) -> serde_json::Value {
         "layers": config.n_layers,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
+        "experts": config.experts.as_ref().map(|experts| serde_json::json!({
+            "count": experts.count,
+            "used": experts.used,
+            "width": experts.width,
+            "shared_width": experts.shared_width,
+            "layers": config.n_layers - experts.dense_layers.len(),
+        })),
         "heads": config.n_heads,
         "kv_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
@@ -207,6 +229,7 @@ fn document(checkpoint: &Checkpoint) -> serde_json::Value {
         "window": config.window.as_ref().map(|window| window.tokens),
         "window_layers": config.window.as_ref().map(|window| &window.layers),
         "weights": total,
+        "active_weights": active_weights(checkpoint),
         "bytes": bytes,
         "bits_per_weight": bytes as f64 * 8.0 / total.max(1) as f64,
         "cache_bytes_per_token": cache_bytes_per_token(checkpoint),

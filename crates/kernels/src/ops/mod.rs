@@ -8,6 +8,7 @@ pub(crate) mod attention;
 pub(crate) mod exp;
 pub(crate) mod norm;
 pub(crate) mod rope;
+pub(crate) mod route;
 pub(crate) mod rows;
 pub(crate) mod softmax;
 

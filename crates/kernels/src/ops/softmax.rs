@@ -1,6 +1,10 @@
 //! Probabilities of rows of logits, summed in f64.
 
-use super::{exp::exp_f64, largest, twins};
+use super::{
+    LANES,
+    exp::{exp, exp_f64},
+    largest, tree_sum as tree_sum_f32, twins,
+};
 
 /// f64 lanes of a sum of exponentials.
 const WIDE: usize = 8;
@@ -36,6 +40,21 @@ fn log_softmax_body(logits: &mut [f32]) {
     }
 }
 
+/// In f32 throughout, as a router's probabilities are computed elsewhere.
+#[inline(always)]
+fn softmax_body(logits: &mut [f32]) {
+    let most = largest(logits);
+    let mut lanes = [0.0; LANES];
+    for chunk in logits.chunks_mut(LANES) {
+        for (lane, logit) in lanes.iter_mut().zip(chunk) {
+            *logit = exp(*logit - most);
+            *lane += *logit;
+        }
+    }
+    let total = tree_sum_f32(lanes);
+    logits.iter_mut().for_each(|logit| *logit /= total);
+}
+
 /// With `z` the normalizers, `Σ p·ln(p/q) = Σ p·(dense − logits) − (z_dense − z_logits)`: one pass gathers the first
 /// sum and `z_dense`.
 #[inline(always)]
@@ -69,6 +88,8 @@ fn divergence_body(dense: &[f32], logits: &[f32]) -> f64 {
 twins! {
     /// `ln Σ exp(logits)`.
     fn log_sum_exp(logits: &[f32]) -> f64 = log_sum_exp_body;
+    /// Logits to probabilities.
+    fn softmax_row(logits: &mut [f32]) = softmax_body;
     /// Logits to log-probabilities.
     fn log_softmax_row(logits: &mut [f32]) = log_softmax_body;
     /// `Σ p·ln(p/q)`, p from `dense` and q from `logits`, either of them normalized or not.
