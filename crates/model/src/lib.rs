@@ -8,6 +8,7 @@ mod error;
 mod model;
 mod sample;
 mod session;
+mod staged;
 mod weights;
 
 pub use cache::Cache;
@@ -15,3 +16,4 @@ pub use error::Error;
 pub use model::{Model, Sequence, Want};
 pub use sample::{Sampler, Sampling, SplitMix64};
 pub use session::{Continuation, Limits, Session, Stop};
+pub use staged::Stage;

@@ -144,6 +144,9 @@ impl Plan {
     /// If the source is quantized already, a pattern matches nothing, a group size does not divide a row, or members
     /// that runtimes fuse would differ.
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, options: &PlanOptions) -> Result<Self, Error> {
+        if recipe.is_search() {
+            return Err(Error::NotSearched { recipe: recipe.name.clone() });
+        }
         let mut sources: Vec<&TensorInfo> =
             checkpoint.tensors().iter().filter(|info| is_written(checkpoint, info)).collect();
         sources.sort_by_key(|info| reading_order(&info.role));
@@ -309,7 +312,7 @@ pub(crate) fn is_written(checkpoint: &Checkpoint, info: &TensorInfo) -> bool {
 }
 
 /// Embedding, layers in their order, then what follows them.
-fn reading_order(role: &Role) -> (u8, usize) {
+pub(crate) fn reading_order(role: &Role) -> (u8, usize) {
     match (role.layer, role.kind) {
         (_, RoleKind::TokenEmbedding) => (0, 0),
         (Some(layer), _) => (1, layer),
@@ -328,7 +331,7 @@ struct Resolved<'a> {
 impl Resolved<'_> {
     fn claims(&self, info: &TensorInfo) -> bool {
         let targeted = match (&self.targets, self.step) {
-            (_, Step::Mix { .. }) => true,
+            (_, Step::Mix { .. } | Step::Search { .. }) => true,
             (None, _) => info.role.layer.is_some() && info.role.kind.is_matrix(),
             (Some(patterns), _) => patterns.iter().any(|pattern| pattern.matches(&info.name)),
         };
@@ -394,7 +397,7 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
     match step {
         Step::Float { .. } | Step::Keep { .. } => !(format == Format::Gguf && info.shape.len() < 2),
         // Every tensor that stays is stored by another step, or kept.
-        Step::Depth(_) => false,
+        Step::Depth(_) | Step::Search { .. } => false,
         Step::Magnitude(_) => info.role.kind.is_matrix(),
         Step::Mix { .. } | Step::Block { .. } | Step::Rtn { .. } => {
             info.role.kind.is_matrix()
@@ -534,11 +537,12 @@ fn decide(
             }
             _ => as_floats(checkpoint, format, info),
         },
+        Step::Search { .. } => as_floats(checkpoint, format, info),
     }
 }
 
 /// Scales in the checkpoint's own 16-bit dtype; bf16 where it has none, since it spans every f32 scale.
-fn scale_dtype(source: Encoding) -> FloatType {
+pub(crate) fn scale_dtype(source: Encoding) -> FloatType {
     match source {
         Encoding::Float(FloatType::F16) => FloatType::F16,
         _ => FloatType::BF16,
@@ -573,14 +577,16 @@ fn holds(checkpoint: &Checkpoint, info: &TensorInfo, float: FloatType) -> Result
     Ok(values.all(|value| float.round(value).to_bits() == value.to_bits()))
 }
 
-/// vLLM and SGLang load q/k/v and gate/up as one matrix each.
-fn refuse_split_fusion(tensors: &[PlannedTensor]) -> Result<(), Error> {
-    use RoleKind::{AttnK, AttnQ, AttnV, FfnGate, FfnUp};
+/// What vLLM and SGLang load as one matrix each.
+pub(crate) const FUSIONS: [(&str, &[RoleKind]); 2] = [
+    ("q/k/v", &[RoleKind::AttnQ, RoleKind::AttnK, RoleKind::AttnV]),
+    ("gate/up", &[RoleKind::FfnGate, RoleKind::FfnUp]),
+];
 
+/// Members of one matrix have one scheme.
+fn refuse_split_fusion(tensors: &[PlannedTensor]) -> Result<(), Error> {
     let n_layers = tensors.iter().filter_map(|tensor| tensor.role.layer).max().map_or(0, |last| last + 1);
-    let fusions: [(&'static str, &[RoleKind]); 2] =
-        [("q/k/v", &[AttnQ, AttnK, AttnV]), ("gate/up", &[FfnGate, FfnUp])];
-    for (members, kinds) in fusions {
+    for (members, kinds) in FUSIONS {
         let mut encodings = vec![Vec::new(); n_layers];
         for tensor in tensors {
             if let (Some(layer), true) = (tensor.role.layer, kinds.contains(&tensor.role.kind)) {
