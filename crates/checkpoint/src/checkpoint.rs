@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
-use bitmill_tensor::{Encoding, Grouped, WeightData, WeightView};
+use bitmill_tensor::{Encoding, Grouped, ViewError, WeightData, WeightView};
 
 use crate::folder::{self, Files};
 use crate::{Error, GgufTokenizer, GgufValue, ModelConfig, Region, Role, config_out, foreign, gguf_in};
@@ -283,6 +283,30 @@ impl Tensor {
         let (rows, cols) = matrix_shape(&self.info.shape);
         let data = self.parts.data(self.info.encoding);
         WeightView::new(rows, cols, data).expect("lengths were checked when the checkpoint was opened")
+    }
+
+    /// The same tensor with its values stored as `bytes`, row by row where this one stores them: what a rounding of
+    /// it would be, without a file.
+    ///
+    /// # Errors
+    /// [`ViewError`] if `bytes` are not the matrix in `encoding`, or that is groups, which have several parts.
+    pub fn stored_as(&self, encoding: Encoding, bytes: Vec<u8>) -> Result<Self, ViewError> {
+        let (rows, cols) = matrix_shape(&self.info.shape);
+        let data = match encoding {
+            Encoding::Float(float) => WeightData::Float { float, bytes: &bytes },
+            Encoding::Block(block) => WeightData::Block { block, bytes: &bytes },
+            Encoding::Grouped(layout) => {
+                WeightData::Grouped { layout, packed: &bytes, scales: &[], zero_points: &[] }
+            }
+        };
+        WeightView::new(rows, cols, data)?;
+        let info = TensorInfo { encoding, stored_bytes: bytes.len() as u64, ..self.info.clone() };
+        let bytes = Region::from_vec(bytes);
+        let parts = match self.parts {
+            Parts::Permuted { head_dim, .. } => Parts::Permuted { bytes, head_dim },
+            _ => Parts::Whole(bytes),
+        };
+        Ok(Self { info, parts })
     }
 
     /// Lets go of its pages of the mapped file.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bitmill_pipeline::{Budget, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Make large language models small, and prove what that cost.
@@ -52,6 +53,8 @@ pub enum Command {
     Generate(Generate),
     /// Talk with a model, by the chat template that comes with it.
     Chat(Chat),
+    /// Find the form of each tensor that loses least within a size, and write it as a recipe.
+    Search(Search),
     /// List the presets, or print one as a recipe file.
     Recipes(Recipes),
     /// Fetch a model from Hugging Face (hf:) or ModelScope (ms:) into the cache that Python uses too.
@@ -295,6 +298,65 @@ pub struct Chat {
 }
 
 #[derive(Debug, Args)]
+pub struct Search {
+    /// A Hugging Face folder or a .gguf file; the embedded model if absent.
+    pub model: Option<String>,
+    /// Stay within this size, every file of the output counted: a size such as 40GB, or bits a weight such as 4.5bpw.
+    #[arg(long, short, value_name = "BUDGET")]
+    pub budget: Budget,
+    /// Write the recipe here, and beside it NAME.sensitivity.json; absent: print the recipe.
+    #[arg(long, short, value_name = "FILE.toml")]
+    pub output: Option<PathBuf>,
+    /// Replace what is there already.
+    #[arg(long, short, requires = "output")]
+    pub force: bool,
+    /// Choose among the forms of this format.
+    #[arg(long, value_name = "FORMAT", default_value = "gguf")]
+    pub to: SearchFormat,
+    /// Measure what a tensor loses by this.
+    #[arg(long, value_name = "MEASURE", default_value = "kl")]
+    pub sensitivity: SearchMeasure,
+    /// Measure on this UTF-8 text; the default is built in. Never the text of an evaluation.
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
+    /// Run this many tokens of it [default: 256 to 1024, fewer for larger models]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
+    pub tokens: Option<u32>,
+    /// Run every form of every tensor, instead of one and following from the error of the others.
+    #[arg(long)]
+    pub exhaustive: bool,
+    /// Measure in this many rounds; those after the first run each tensor in the form that was chosen for it.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub rounds: u8,
+    /// Take what the tensors lose from this table of an earlier search of the same model.
+    #[arg(long, value_name = "FILE.sensitivity.json")]
+    pub table: Option<PathBuf>,
+    /// Accept a model whose weights are quantized already, at the price of a second loss.
+    #[arg(long)]
+    pub allow_requantize: bool,
+}
+
+/// Formats with forms to choose among.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SearchFormat {
+    /// Block types, for llama.cpp.
+    Gguf,
+    /// Groups of 2 to 8 bits, for transformers, vLLM and SGLang.
+    CompressedTensors,
+}
+
+/// What the loss of a tensor is measured by.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SearchMeasure {
+    /// Divergence from the dense model when it alone is quantized.
+    Kl,
+    /// Squared error of its output.
+    Output,
+    /// Squared error of its weights: reads no text, runs no model.
+    Weights,
+}
+
+#[derive(Debug, Args)]
 pub struct Recipes {
     /// Print this preset as a recipe file to start from.
     pub name: Option<String>,
@@ -311,30 +373,6 @@ pub struct Pull {
     /// tokenizer; may be repeated.
     #[arg(long, value_name = "PATTERN")]
     pub include: Vec<String>,
-}
-
-/// `5GB`, `500MB`, `4GiB`, or plain bytes.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let number: f64 =
-        text[..digits].parse().map_err(|_| "a size is a number and a unit, such as 5GB".to_owned())?;
-    let unit: f64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "kb" => 1e3,
-        "mb" => 1e6,
-        "gb" => 1e9,
-        "tb" => 1e12,
-        "kib" => 1024.0,
-        "mib" => 1024.0 * 1024.0,
-        "gib" => 1024.0 * 1024.0 * 1024.0,
-        other => return Err(format!("`{other}` is no unit: B, KB, MB, GB, KiB, MiB, GiB")),
-    };
-    let bytes = number * unit;
-    if !(1024.0..=1e15).contains(&bytes) {
-        return Err("a shard has at least 1 KiB and at most 1 PB".into());
-    }
-    Ok(bytes as u64)
 }
 
 /// A number of `range`, which `expected` describes.
@@ -395,15 +433,5 @@ mod tests {
                 && parse_penalty("0").is_err()
                 && parse_probability("1.1").is_err()
         );
-    }
-
-    #[test]
-    fn sizes_take_both_kinds_of_units() {
-        assert_eq!(parse_size("5GB"), Ok(5_000_000_000));
-        assert_eq!(parse_size("1.5 MiB"), Ok(1_572_864));
-        assert_eq!(parse_size("2048"), Ok(2048));
-        for bad in ["", "GB", "5 parsecs", "-1GB", "0", "1e9GB"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
     }
 }

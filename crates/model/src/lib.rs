@@ -9,6 +9,7 @@ mod experts;
 mod model;
 mod sample;
 mod session;
+mod staged;
 mod turns;
 mod weights;
 
@@ -17,3 +18,4 @@ pub use error::Error;
 pub use model::{Model, Sequence, Want};
 pub use sample::{Sampler, Sampling, SplitMix64};
 pub use session::{Continuation, Limits, Session, Stop};
+pub use staged::Stage;

@@ -35,8 +35,8 @@ use crate::{Cache, Error, Limits, Sampler, Sampling, Session};
 /// ```
 #[derive(Debug)]
 pub struct Model {
-    config: ModelConfig,
-    weights: Weights,
+    pub(crate) config: ModelConfig,
+    pub(crate) weights: Weights,
     turns: Turns,
     /// Buffers of forward passes that are over, for the next ones.
     spare: Mutex<Vec<Scratch>>,
@@ -77,26 +77,28 @@ impl Want {
 
 /// Activations of one forward pass.
 #[derive(Debug, Default)]
-struct Scratch {
-    tokens: Vec<u32>,
+pub(crate) struct Scratch {
+    pub(crate) tokens: Vec<u32>,
     /// Positions of each sequence's new tokens, and the tokens of its first pass.
-    spans: Vec<(Range<usize>, usize)>,
+    pub(crate) spans: Vec<(Range<usize>, usize)>,
     /// What each query is multiplied by, for models that do so.
-    query_factors: Vec<f32>,
+    pub(crate) query_factors: Vec<f32>,
     /// First row of each sequence, then the number of rows.
-    starts: Vec<usize>,
+    pub(crate) starts: Vec<usize>,
     /// Rows that logits are wanted for.
     wanted: Vec<usize>,
-    rotations: Rotations,
-    hidden: Matrix,
-    normed: Matrix,
+    pub(crate) rotations: Rotations,
+    pub(crate) hidden: Matrix,
+    /// What the products that begin a block multiply.
+    pub(crate) normed: Matrix,
     q: Matrix,
     k: Matrix,
     v: Matrix,
-    attended: Matrix,
+    pub(crate) attended: Matrix,
     /// What a block adds to `hidden`; also the other half of a gathering.
     update: Matrix,
-    gate: Matrix,
+    /// The gate, and then what the last product multiplies.
+    pub(crate) gate: Matrix,
     up: Matrix,
     experts: ExpertScratch,
 }
@@ -196,7 +198,7 @@ impl Model {
         Ok(session.generate(&mut sampler, prompt, limits, |_| ControlFlow::Continue(()))?.tokens)
     }
 
-    fn check(&self, batch: &[Sequence<'_>]) -> Result<(), Error> {
+    pub(crate) fn check(&self, batch: &[Sequence<'_>]) -> Result<(), Error> {
         let config = &self.config;
         let kv_width = config.n_kv_heads * config.head_dim;
         if batch.is_empty() {
@@ -239,14 +241,19 @@ impl Model {
             scratch.keep_wanted(compute);
         }
         compute.rms_norm(&scratch.hidden, &self.weights.norm, self.config.rms_norm_eps, &mut scratch.normed);
+        self.head(compute, &scratch.normed, logits);
+    }
+
+    /// The last product.
+    pub(crate) fn head(&self, compute: &Compute, normed: &Matrix, logits: &mut Matrix) {
         match &self.weights.head {
-            Some(head) => head.run(compute, &scratch.normed, logits),
-            None => compute.matmul(&self.weights.embedding.view(), &scratch.normed, logits),
+            Some(head) => head.run(compute, normed, logits),
+            None => compute.matmul(&self.weights.embedding.view(), normed, logits),
         }
     }
 
     /// Lists the rows of `batch` and looks up their embeddings.
-    fn begin(&self, compute: &Compute, batch: &mut [Sequence<'_>], scratch: &mut Scratch) {
+    pub(crate) fn begin(&self, compute: &Compute, batch: &mut [Sequence<'_>], scratch: &mut Scratch) {
         scratch.lay_out(batch, self.config.log_n);
         let tables = scratch
             .spans
@@ -257,7 +264,7 @@ impl Model {
     }
 
     /// The attention block up to its last product, into `update`; the new keys and values into the caches.
-    fn attend(
+    pub(crate) fn attend(
         &self,
         compute: &Compute,
         index: usize,
@@ -291,7 +298,7 @@ impl Model {
     }
 
     /// The product that ends the attention block, and the feed-forward block, into `hidden`.
-    fn feed_forward(&self, compute: &Compute, layer: &Layer, scratch: &mut Scratch) {
+    pub(crate) fn feed_forward(&self, compute: &Compute, layer: &Layer, scratch: &mut Scratch) {
         let Scratch { hidden, normed, attended, update, gate, up, experts, .. } = scratch;
         layer.o.run(compute, attended, update);
         compute.add_assign(hidden, update);

@@ -88,6 +88,16 @@ impl Weights {
         let head = self.head.iter().map(|head| &head.weight);
         std::iter::once(&self.embedding).chain(self.layers.iter().flat_map(Layer::matrices)).chain(head)
     }
+
+    /// The matrix with this role, if the model has it.
+    pub(crate) fn matrix_mut(&mut self, role: Role) -> Option<&mut Tensor> {
+        match (role.layer, role.kind) {
+            (None, RoleKind::TokenEmbedding) => Some(&mut self.embedding),
+            (None, RoleKind::Output) => self.head.as_mut().map(|head| &mut head.weight),
+            (Some(layer), kind) => self.layers.get_mut(layer)?.matrix_mut(kind),
+            _ => None,
+        }
+    }
 }
 
 impl Layer {
@@ -101,6 +111,20 @@ impl Layer {
         let plain = plain.into_iter().flat_map(FeedForward::matrices);
         let experts = experts.into_iter().flat_map(Experts::matrices);
         [q, k, v, o].into_iter().map(|linear| &linear.weight).chain(plain).chain(experts)
+    }
+
+    fn matrix_mut(&mut self, kind: RoleKind) -> Option<&mut Tensor> {
+        let linear = match kind {
+            RoleKind::AttnQ => &mut self.q,
+            RoleKind::AttnK => &mut self.k,
+            RoleKind::AttnV => &mut self.v,
+            RoleKind::AttnOutput => &mut self.o,
+            RoleKind::FfnGate => &mut self.gate,
+            RoleKind::FfnUp => &mut self.up,
+            RoleKind::FfnDown => &mut self.down,
+            _ => return None,
+        };
+        Some(&mut linear.weight)
     }
 
     fn load(checkpoint: &Checkpoint, index: usize) -> Result<Self, Error> {

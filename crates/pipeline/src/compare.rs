@@ -1,6 +1,7 @@
 //! The main job: each strategy compressed, read back from disk, and measured, in turn.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use bitmill_checkpoint::{Checkpoint, Overwrite};
 use bitmill_kernels::Isa;
@@ -10,8 +11,8 @@ use bitmill_text::Windows;
 use crate::compress::record_path;
 use crate::measure::{Dense, Material, Request, Subject, measure_quality};
 use crate::{
-    Error, Format, Plan, PlanOptions, PlannedTensor, Progress, Recipe, compress, n_weights, preset,
-    size_on_disk,
+    Error, Format, Plan, PlanOptions, PlannedTensor, Progress, Recipe, Resolved, compress, n_weights, preset,
+    resolve, size_on_disk,
 };
 
 /// Windows over which the fast path is compared with the exact one: it costs two forward passes, and its divergence
@@ -80,6 +81,7 @@ pub fn compare(
         recovery: quality.recovery(&quality),
         quality,
         kl_fast_path: None,
+        predicted_kl: None,
         compress_seconds: None,
         recipe: None,
         notes: Vec::new(),
@@ -137,10 +139,14 @@ struct Run<'a> {
 impl Run<'_> {
     /// Compresses, reads back, measures. What depends on the dense model's size and accuracy is filled in by the caller.
     fn strategy(&self, index: usize, recipe: &Recipe) -> Result<Row, Error> {
-        let plan = Plan::new(self.checkpoint, recipe, &self.options.plan)?;
-        let path = self.options.work.join(file_name(index, recipe));
-        let record = compress(self.checkpoint, &plan, &path, Overwrite::Force, self.progress)?;
-        let measured = self.measure(&path, &plan, record.seconds);
+        let began = Instant::now();
+        let Resolved { recipe, predicted_kl } =
+            resolve(self.checkpoint, recipe, &self.options.plan, self.progress)?;
+        let plan = Plan::new(self.checkpoint, &recipe, &self.options.plan)?;
+        let path = self.options.work.join(file_name(index, &recipe));
+        compress(self.checkpoint, &plan, &path, Overwrite::Force, self.progress)?;
+        let measured =
+            self.measure(&path, &plan, began.elapsed().as_secs_f64()).map(|row| Row { predicted_kl, ..row });
         if !self.options.keep {
             remove(&path);
         }
@@ -167,6 +173,7 @@ impl Run<'_> {
             quality,
             kl_fast_path: Some(kl_fast_path),
             recovery: None,
+            predicted_kl: None,
             compress_seconds: Some(compress_seconds),
             recipe: Some(plan.recipe.to_toml()),
             notes: fallbacks(&plan.tensors).into_iter().chain(plan.notes.iter().cloned()).collect(),

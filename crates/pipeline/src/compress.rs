@@ -397,16 +397,12 @@ impl<'a> TensorRun<'a> {
             decided.copy_from_slice(weight);
             return Ok(Parts { codes: self.copy_rows(first, weight.len() / cols), ..Parts::default() });
         }
-        let parts = match self.planned.to {
-            Encoding::Float(float) => {
-                let parts = encode_floats(float, weight, decided);
-                self.refuse_overflow(float, first, weight, decided)?;
-                Ok(parts)
-            }
-            Encoding::Block(block) => encode_blocks(self.isa, block, cols, weight, decided),
-            Encoding::Grouped(grouped) => encode_groups(&grouped, self.planned.clip, cols, weight, decided),
-        };
-        parts.map_err(|error| self.failed(error.relocate(first, 0)))
+        let parts = encode_rows(self.isa, self.planned.to, self.planned.clip, cols, weight, decided)
+            .map_err(|error| self.failed(error.relocate(first, 0)))?;
+        if let Encoding::Float(float) = self.planned.to {
+            self.refuse_overflow(float, first, weight, decided)?;
+        }
+        Ok(parts)
     }
 
     fn account(&mut self, weight: &[f32], decided: &[f32]) {
@@ -450,10 +446,28 @@ impl<'a> TensorRun<'a> {
 
 /// The bytes of one chunk of rows.
 #[derive(Default)]
-struct Parts {
-    codes: Vec<u8>,
+pub(crate) struct Parts {
+    /// Or floats.
+    pub(crate) codes: Vec<u8>,
     scales: Vec<u8>,
     zero_codes: Vec<u8>,
+}
+
+/// Rounds whole rows of `cols` weights to `encoding`, ranges of groups chosen by `clip`; `decided` becomes the values that the bytes stand for. Floats
+/// that the type does not reach become infinite.
+pub(crate) fn encode_rows(
+    isa: Isa,
+    encoding: Encoding,
+    clip: Clip,
+    cols: usize,
+    weight: &[f32],
+    decided: &mut [f32],
+) -> Result<Parts, bitmill_quant::Error> {
+    match encoding {
+        Encoding::Float(float) => Ok(encode_floats(float, weight, decided)),
+        Encoding::Block(block) => encode_blocks(isa, block, cols, weight, decided),
+        Encoding::Grouped(grouped) => encode_groups(&grouped, clip, cols, weight, decided),
+    }
 }
 
 fn encode_floats(float: FloatType, weight: &[f32], decided: &mut [f32]) -> Parts {

@@ -102,16 +102,7 @@ impl Influence {
     /// Runs the model of `checkpoint` over calibration tokens.
     fn measure(checkpoint: &Checkpoint, calibration: Option<&Path>) -> Result<Self, Error> {
         let tokenizer = Tokenizer::from_checkpoint(checkpoint)?;
-        let (name, text) = match calibration {
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| Error::ReadFile { path: path.into(), source })?;
-                (path.display().to_string(), text)
-            }
-            None => {
-                ("built-in calibration text".into(), embedded::divided(embedded::CALIBRATION, &tokenizer))
-            }
-        };
+        let (name, text) = embedded::calibration(calibration, &tokenizer)?;
         let model = Model::load(checkpoint)?;
         let window = WINDOW.min(model.config().max_positions);
         let windows = Windows::of_text(&tokenizer, &text, window, Some(WINDOWS))?;

@@ -1,5 +1,7 @@
 //! `millet`, the model inside the binary, with its text and tasks: what every command uses when none is named.
 
+use std::path::Path;
+
 use bitmill_checkpoint::{Checkpoint, ModelConfig, Region};
 use bitmill_text::{Task, Tokenizer};
 
@@ -35,7 +37,7 @@ const TASKS: &[(&str, &str)] = &[
 pub(crate) const TEXT: &str = include_str!("../../../assets/millet/text/eval.txt");
 
 /// The built-in calibration text: of the same kind, and no part of the other.
-pub(crate) const CALIBRATION: &str = include_str!("../../../assets/millet/text/calib.txt");
+const CALIBRATION: &str = include_str!("../../../assets/millet/text/calib.txt");
 
 /// The token between documents of the built-in texts.
 const END_OF_TEXT: &str = "<|endoftext|>";
@@ -47,6 +49,19 @@ pub(crate) fn divided(text: &str, tokenizer: &Tokenizer) -> String {
         Some(_) => text.into(),
         None => text.replace(END_OF_TEXT, "\n\n"),
     }
+}
+
+/// The name and text of the calibration text at `path`, or of the built-in one.
+///
+/// # Errors
+/// [`Error::ReadFile`].
+pub(crate) fn calibration(path: Option<&Path>, tokenizer: &Tokenizer) -> Result<(String, String), Error> {
+    let Some(path) = path else {
+        return Ok(("built-in calibration text".into(), divided(CALIBRATION, tokenizer)));
+    };
+    let text =
+        std::fs::read_to_string(path).map_err(|source| Error::ReadFile { path: path.into(), source })?;
+    Ok((path.display().to_string(), text))
 }
 
 /// Opens the embedded model.

@@ -210,6 +210,72 @@ pub enum Error {
         /// Tokens of a window.
         window: usize,
     },
+    /// The calibration text has fewer tokens than were asked for.
+    #[error("{text}: {found} tokens in whole windows, and {tokens} are to be run")]
+    ShortCalibration {
+        /// Where the text is from.
+        text: String,
+        /// Tokens it has.
+        found: usize,
+        /// Tokens wanted.
+        tokens: usize,
+    },
+    /// Even the smallest forms take more than the budget.
+    #[error(
+        "{model} as {format} within {budget} bytes ({budget_bits:.2} bits/weight): the smallest that can be written is {smallest} bytes ({smallest_bits:.2} bits/weight)"
+    )]
+    BudgetTooSmall {
+        /// The model.
+        model: String,
+        /// The format's name.
+        format: &'static str,
+        /// Bytes allowed.
+        budget: u64,
+        /// The same as bits a weight.
+        budget_bits: f64,
+        /// Bytes of the smallest output, every file counted.
+        smallest: u64,
+        /// The same as bits a weight.
+        smallest_bits: f64,
+    },
+    /// A tensor that no form can hold.
+    #[error("`{tensor}`: no form of {format} holds its weights")]
+    NoForm {
+        /// The tensor.
+        tensor: String,
+        /// The format's name.
+        format: &'static str,
+    },
+    /// A rounded model that gave no finite prediction.
+    #[error("{model}: a rounded model's predictions are not finite on the calibration text")]
+    NotFiniteOnCalibration {
+        /// The model.
+        model: String,
+    },
+    /// A recipe that asks for a search was to be planned as it is.
+    #[error("recipe `{recipe}` asks for a search, which has to be run before it can be planned")]
+    NotSearched {
+        /// The recipe's name.
+        recipe: String,
+    },
+    /// The file is no table of sensitivities.
+    #[error("{}: {message}", path.display())]
+    MalformedTable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// A table that was measured for something else.
+    #[error("the table of {table} is none for this search of {model}: {what}")]
+    ForeignTable {
+        /// The model that the table is of.
+        table: String,
+        /// The model at hand.
+        model: String,
+        /// How they differ.
+        what: String,
+    },
     /// From reading or writing a checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] bitmill_checkpoint::Error),
@@ -277,7 +343,22 @@ impl Error {
                 Some("the disk or memory is faulty, or this is a bug: run it again".into())
             }
             Self::ShortText { .. } => Some("give a longer --text or a shorter --window".into()),
-            Self::ReadFile { .. } | Self::WriteFile { .. } | Self::Timing { .. } => None,
+            Self::ShortCalibration { .. } => Some("give a longer --calibration or fewer --tokens".into()),
+            Self::BudgetTooSmall { smallest_bits, .. } => {
+                Some(format!("a --budget of {:.2}bpw can be reached", (smallest_bits * 100.0).ceil() / 100.0))
+            }
+            Self::NotFiniteOnCalibration { .. } => {
+                Some("search with --sensitivity weights, which runs no model".into())
+            }
+            Self::NotSearched { .. } => {
+                Some("`bitmill search MODEL --budget 4.5bpw -o FILE` writes the recipe".into())
+            }
+            Self::MalformedTable { .. } | Self::ForeignTable { .. } => {
+                Some("search without --table to measure anew".into())
+            }
+            Self::NoForm { .. } | Self::ReadFile { .. } | Self::WriteFile { .. } | Self::Timing { .. } => {
+                None
+            }
             Self::Checkpoint(error) => error.hint(),
             Self::Text(error) => error.hint(),
             Self::Model(error) => error.hint(),

@@ -6,7 +6,7 @@
 //!          asked)      tensor, with sizes)      renamed into place)
 //! ```
 //!
-//! [`compare`] runs several recipes on one model and measures each result from disk; [`embedded`] is the model that
+//! [`search`](search()) writes the recipe itself: it measures how sensitive each tensor is. [`compare`] runs several recipes on one model and measures each result from disk; [`embedded`] is the model that
 //! every command falls back to.
 
 mod chat;
@@ -28,6 +28,7 @@ mod progress;
 mod pruned;
 mod pruning;
 mod recipe;
+mod search;
 
 pub use chat::Chat;
 pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};
@@ -45,4 +46,8 @@ pub use pruning::{DepthStep, MagnitudeStep, Removal};
 pub use recipe::{
     BitsNumber, BlockName, FloatName, Format, GranularityName, MixName, Recipe, ScaleName, Step,
     ZeroPointName,
+};
+pub use search::{
+    Assigned, Budget, Measure, OptionSensitivity, Resolved, Round, SearchOptions, SearchReport, SearchResult,
+    Sensitivity, UnitSensitivity, parse_size, resolve, search,
 };

@@ -148,6 +148,9 @@ impl Plan {
     /// If the source is quantized already, a pattern matches nothing, a group size does not divide a row, or members
     /// that runtimes fuse would differ.
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, options: &PlanOptions) -> Result<Self, Error> {
+        if recipe.is_search() {
+            return Err(Error::NotSearched { recipe: recipe.name.clone() });
+        }
         let mut sources: Vec<&TensorInfo> =
             checkpoint.tensors().iter().filter(|info| is_written(checkpoint, info)).collect();
         sources.sort_by_key(|info| reading_order(&info.role));
@@ -325,7 +328,7 @@ pub(crate) fn is_written(checkpoint: &Checkpoint, info: &TensorInfo) -> bool {
 }
 
 /// Embedding, layers in their order, then what follows them.
-fn reading_order(role: &Role) -> (u8, usize) {
+pub(crate) fn reading_order(role: &Role) -> (u8, usize) {
     match (role.layer, role.kind) {
         (_, RoleKind::TokenEmbedding) => (0, 0),
         (Some(layer), _) => (1, layer),
@@ -344,7 +347,7 @@ struct Resolved<'a> {
 impl Resolved<'_> {
     fn claims(&self, info: &TensorInfo) -> bool {
         let targeted = match (&self.targets, self.step) {
-            (_, Step::Mix { .. }) => true,
+            (_, Step::Mix { .. } | Step::Search { .. }) => true,
             (None, _) => info.role.layer.is_some() && info.role.kind.is_matrix(),
             (Some(patterns), _) => patterns.iter().any(|pattern| pattern.matches(&info.name)),
         };
@@ -410,7 +413,7 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
     match step {
         Step::Float { .. } | Step::Keep { .. } => !is_fixed(format, info),
         // Every tensor that stays is stored by another step, or kept.
-        Step::Depth(_) => false,
+        Step::Depth(_) | Step::Search { .. } => false,
         Step::Magnitude(_) => info.role.kind.is_matrix(),
         Step::Mix { .. } | Step::Block { .. } | Step::Rtn { .. } => {
             info.role.kind.is_matrix()
@@ -556,11 +559,12 @@ fn decide(
             }
             _ => as_floats(checkpoint, format, info),
         },
+        Step::Search { .. } => as_floats(checkpoint, format, info),
     }
 }
 
 /// Scales in the checkpoint's own 16-bit dtype; bf16 where it has none, since it spans every f32 scale.
-fn scale_dtype(source: Encoding) -> FloatType {
+pub(crate) fn scale_dtype(source: Encoding) -> FloatType {
     match source {
         Encoding::Float(FloatType::F16) => FloatType::F16,
         _ => FloatType::BF16,
@@ -596,18 +600,18 @@ fn holds(checkpoint: &Checkpoint, info: &TensorInfo, float: FloatType) -> Result
     Ok(holds)
 }
 
-/// vLLM and SGLang load q/k/v and gate/up as one matrix each.
-fn refuse_split_fusion(tensors: &[PlannedTensor]) -> Result<(), Error> {
-    use RoleKind::{AttnK, AttnQ, AttnV, FfnGate, FfnUp, SharedGate, SharedUp};
+/// What vLLM and SGLang load as one matrix each.
+pub(crate) const FUSIONS: [(&str, &[RoleKind]); 3] = [
+    ("q/k/v", &[RoleKind::AttnQ, RoleKind::AttnK, RoleKind::AttnV]),
+    ("gate/up", &[RoleKind::FfnGate, RoleKind::FfnUp]),
+    ("the shared expert's gate/up", &[RoleKind::SharedGate, RoleKind::SharedUp]),
+];
 
-    let fusions: [(&str, &[RoleKind]); 3] = [
-        ("q/k/v", &[AttnQ, AttnK, AttnV]),
-        ("gate/up", &[FfnGate, FfnUp]),
-        ("the shared expert's gate/up", &[SharedGate, SharedUp]),
-    ];
+/// Members of one matrix have one scheme.
+fn refuse_split_fusion(tensors: &[PlannedTensor]) -> Result<(), Error> {
     let mut encodings: BTreeMap<_, Vec<Encoding>> = BTreeMap::new();
     for tensor in tensors {
-        let fused = fusions.iter().position(|(_, kinds)| kinds.contains(&tensor.role.kind));
+        let fused = FUSIONS.iter().position(|(_, kinds)| kinds.contains(&tensor.role.kind));
         if let (Some(layer), Some(fusion)) = (tensor.role.layer, fused) {
             encodings.entry((layer, fusion, tensor.role.expert)).or_default().push(tensor.to);
         }
@@ -615,8 +619,8 @@ fn refuse_split_fusion(tensors: &[PlannedTensor]) -> Result<(), Error> {
     for ((layer, fusion, expert), found) in encodings {
         if found.windows(2).any(|pair| pair[0] != pair[1]) {
             let members = match expert {
-                Some(expert) => format!("expert {expert}'s {}", fusions[fusion].0),
-                None => fusions[fusion].0.to_owned(),
+                Some(expert) => format!("expert {expert}'s {}", FUSIONS[fusion].0),
+                None => FUSIONS[fusion].0.to_owned(),
             };
             let found = found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             return Err(Error::SplitFusion { layer, members, found });

@@ -8,6 +8,7 @@ use bitmill_tensor::Bits;
 
 use crate::pruning::{DepthStep, MagnitudeStep, Removal};
 use crate::recipe::{BitsNumber, ClipName, Format, GranularityName, MixName, Recipe, Step, ZeroPointName};
+use crate::search::{Budget, Measure};
 
 /// A preset as `bitmill recipes` lists it.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +35,10 @@ pub const PRESETS: &[Preset] = &[
         about: "GGUF, q3_k with q4_k and q5_k where it matters: for the tightest memory",
     },
     Preset { name: "iq4_xs", about: "GGUF, 4.25 bits a weight: smaller than q4_k_m, slower to unpack" },
+    Preset {
+        name: "mixed_4.5",
+        about: "GGUF, 4.5 bits a weight (any `mixed_N`) where they count most: measures first",
+    },
     Preset { name: "w8a16", about: "compressed-tensors, 8-bit codes, one scale a row" },
     Preset { name: "w4a16_g128", about: "compressed-tensors, 4-bit codes, one scale for 128 weights" },
     Preset {
@@ -71,7 +76,7 @@ pub fn preset(name: &str) -> Option<Recipe> {
         let steps = vec![Step::Mix { mix: MixName(mix) }];
         return Some(Recipe { name: mix.name().into(), format: Format::Gguf, steps });
     }
-    weight_only(name).or_else(|| pruned(name)).or_else(|| shallower(name))
+    mixed(name).or_else(|| weight_only(name)).or_else(|| pruned(name)).or_else(|| shallower(name))
 }
 
 /// `prune_N` (percent of every row) and `prune_NofM`.
@@ -100,6 +105,18 @@ fn percent(digits: &str) -> Option<f64> {
 /// A number from 1 in its one spelling: no sign, no leading zero.
 fn plain_number(digits: &str) -> Option<usize> {
     digits.starts_with(|c: char| c.is_ascii_digit() && c != '0').then(|| digits.parse().ok())?
+}
+
+/// `mixed_N`: a search for N bits a weight.
+fn mixed(name: &str) -> Option<Recipe> {
+    let digits = name.strip_prefix("mixed_")?;
+    let budget: Budget = format!("{digits}bpw").parse().ok()?;
+    // One spelling a recipe: as the number itself is written.
+    if budget.to_string() != format!("{digits}bpw") {
+        return None;
+    }
+    let step = Step::Search { budget, sensitivity: Measure::Kl, tokens: None };
+    Some(Recipe { name: name.into(), format: Format::Gguf, steps: vec![step] })
 }
 
 /// `w{2..8}a16[_gN][_asym][_clip]`.
@@ -154,6 +171,11 @@ mod tests {
             "w4a16_",
             "w4a16_g",
             "w4a16_g0",
+            "mixed_",
+            "mixed_4.50",
+            "mixed_+4",
+            "mixed_0",
+            "mixed_99",
             "w4a16_g+64",
             "w4a16_g064",
             "w1a16",

@@ -28,6 +28,7 @@ use bitmill_tensor::{Bits, BlockType, FloatType, Granularity, ZeroPoint};
 use serde::{Deserialize, Serialize};
 
 use crate::pruning::{DepthStep, MagnitudeStep};
+use crate::search::{Budget, Measure};
 use crate::{Error, presets};
 
 /// What a run writes.
@@ -59,6 +60,7 @@ impl Format {
             Step::Mix { .. } | Step::Block { .. } => self == Self::Gguf,
             Step::Rtn { .. } => self == Self::CompressedTensors,
             Step::Keep { .. } => self != Self::CompressedTensors,
+            Step::Search { .. } => self != Self::HuggingFace,
         }
     }
 }
@@ -147,6 +149,17 @@ pub enum Step {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         skip: Vec<String>,
     },
+    /// The forms that lose least within a budget, found for the model at hand: the only step of its recipe.
+    Search {
+        /// The most that the output may take: `"4.5bpw"` or `"40GB"`.
+        budget: Budget,
+        /// `"kl"` (the default), `"output"` or `"weights"`.
+        #[serde(default)]
+        sensitivity: Measure,
+        /// Calibration tokens to run; absent: fewer for larger models.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tokens: Option<u32>,
+    },
 }
 
 impl Step {
@@ -160,6 +173,7 @@ impl Step {
             Self::Rtn { .. } => "rtn",
             Self::Float { .. } => "float",
             Self::Keep { .. } => "keep",
+            Self::Search { .. } => "search",
         }
     }
 
@@ -171,7 +185,7 @@ impl Step {
     /// The patterns of what it is for; `None`: every matrix of the decoder layers, or (a mix) everything.
     pub(crate) fn targets(&self) -> Option<&[String]> {
         match self {
-            Self::Depth(_) | Self::Mix { .. } => None,
+            Self::Depth(_) | Self::Mix { .. } | Self::Search { .. } => None,
             Self::Magnitude(step) => step.targets.as_deref(),
             Self::Block { targets, .. }
             | Self::Rtn { targets, .. }
@@ -183,7 +197,7 @@ impl Step {
     /// The patterns of what it leaves alone.
     pub(crate) fn skip(&self) -> &[String] {
         match self {
-            Self::Depth(_) | Self::Mix { .. } => &[],
+            Self::Depth(_) | Self::Mix { .. } | Self::Search { .. } => &[],
             Self::Magnitude(step) => &step.skip,
             Self::Block { skip, .. }
             | Self::Rtn { skip, .. }
@@ -240,7 +254,17 @@ impl Recipe {
         if recipe.steps.iter().filter(|step| matches!(step, Step::Depth(_))).count() > 1 {
             return Err(malformed("two steps of kind `depth`".into()));
         }
+        if recipe.is_search() && recipe.steps.len() > 1 {
+            return Err(malformed(
+                "a step of kind `search` decides about everything: it stands alone".into(),
+            ));
+        }
         Ok(recipe)
+    }
+
+    /// Whether it asks for a search, whose result can be planned: see [`resolve`](crate::resolve).
+    pub fn is_search(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Search { .. }))
     }
 
     /// The recipe as TOML, every default written out.
@@ -443,7 +467,8 @@ mod tests {
 
     #[test]
     fn written_recipes_read_back_equal() {
-        for name in ["q4_k_m", "q8_0", "w4a16_g128", "w8a16", "w4a16_g32_asym", "w3a16_g64_clip"] {
+        for name in ["q4_k_m", "q8_0", "w4a16_g128", "w8a16", "w4a16_g32_asym", "w3a16_g64_clip", "mixed_4.5"]
+        {
             let recipe = presets::preset(name).unwrap();
             assert_eq!(parse(&recipe.to_toml()).unwrap(), recipe, "{}", recipe.to_toml());
         }
@@ -480,6 +505,11 @@ mod tests {
             (
                 "format = \"compressed-tensors\"\n[[step]]\nkind = \"rtn\"\nbits = 9\ngranularity = \"channel\"",
                 "9 bits",
+            ),
+            ("format = \"gguf\"\n[[step]]\nkind = \"search\"\nbudget = \"4.5\"", "4.5"),
+            (
+                "format = \"gguf\"\n[[step]]\nkind = \"search\"\nbudget = \"4bpw\"\n[[step]]\nkind = \"keep\"",
+                "stands alone",
             ),
             (
                 "format = \"compressed-tensors\"\n[[step]]\nkind = \"rtn\"\nbits = 4\ngranularity = { group = { size = 0 } }",

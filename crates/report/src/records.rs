@@ -181,7 +181,10 @@ pub struct Row {
     pub kl_fast_path: Option<f64>,
     /// Accuracy ÷ dense accuracy; 1 for the dense model, none without tasks.
     pub recovery: Option<f64>,
-    /// How long compressing and writing took; none for the dense model.
+    /// What the search that wrote the recipe said `kl_mean` would be; none for recipes that no search wrote.
+    #[serde(default)]
+    pub predicted_kl: Option<f64>,
+    /// How long compressing and writing took, the search for a recipe included; none for the dense model.
     pub compress_seconds: Option<f64>,
     /// The recipe with every default filled in, as TOML; none for the dense model.
     pub recipe: Option<String>,

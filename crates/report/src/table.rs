@@ -94,7 +94,7 @@ pub(crate) fn detail_columns(report: &CompareReport) -> Vec<Column> {
         Column { title, cells, expendable }
     };
     let decode = Digits::of(rows.iter().map(|row| row.speed.decode_ms.p10), 3, 0, 3);
-    vec![
+    let mut columns = vec![
         strategies(&rows),
         column("perplexity\n±", 0, 4, 4, &|row| Some(row.quality.perplexity_stderr)),
         divergences("KL\n±", 0, &rows, 2, &|row| row.quality.divergence.map(|d| d.kl_stderr)),
@@ -123,7 +123,12 @@ pub(crate) fn detail_columns(report: &CompareReport) -> Vec<Column> {
         },
         column("peak\nMB", 0, 0, 1, &|row| row.speed.peak_bytes.map(megabytes)),
         column("compress\ns", 1, 1, 2, &|row| row.compress_seconds),
-    ]
+    ];
+    // Only where a search said beforehand what it would be.
+    if rows.iter().any(|row| row.predicted_kl.is_some()) {
+        columns.insert(1, divergences("KL\npredicted", 0, &rows, 3, &|row| row.predicted_kl));
+    }
+    columns
 }
 
 fn divergences(

@@ -55,6 +55,11 @@ impl Matrix {
         &self.data
     }
 
+    /// All elements, row after row, given away.
+    pub fn into_vec(self) -> Vec<f32> {
+        self.data
+    }
+
     /// All elements, row after row, to write.
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
         &mut self.data

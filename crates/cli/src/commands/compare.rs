@@ -68,7 +68,9 @@ fn refuse_early(checkpoint: &Checkpoint, recipes: &[Recipe], args: &Compare) -> 
         }
     }
     let options = PlanOptions { allow_requantize: args.allow_requantize, ..PlanOptions::default() };
-    let plans = recipes.iter().map(|recipe| Plan::new(checkpoint, recipe, &options));
+    // What a search would find is known only once it has run.
+    let known = recipes.iter().filter(|recipe| !recipe.is_search());
+    let plans = known.map(|recipe| Plan::new(checkpoint, recipe, &options));
     let mut failed: Vec<Error> = plans.filter_map(Result::err).collect();
     if !failed.is_empty() && (!args.recipes.is_empty() || failed.len() == recipes.len()) {
         return Err(failed.swap_remove(0).into());

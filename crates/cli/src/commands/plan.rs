@@ -1,10 +1,11 @@
 //! `bitmill plan`.
 
 use bitmill_checkpoint::Checkpoint;
-use bitmill_pipeline::{Plan, PlanOptions, Recipe};
+use bitmill_pipeline::{Plan, PlanOptions, Recipe, resolve};
 
 use crate::args::{Global, How, Plan as Args};
 use crate::failure::Failure;
+use crate::progress::Bar;
 use crate::{Outcome, models, stdout};
 
 pub fn plan(args: &Args, global: &Global) -> Result<Outcome, Failure> {
@@ -22,5 +23,6 @@ pub fn plan(args: &Args, global: &Global) -> Result<Outcome, Failure> {
 pub fn planned(checkpoint: &Checkpoint, how: &How) -> Result<Plan, Failure> {
     let recipe = Recipe::read(&how.recipe)?;
     let options = PlanOptions { allow_requantize: how.allow_requantize, shard_bytes: how.shard_size };
-    Ok(Plan::new(checkpoint, &recipe, &options)?)
+    let resolved = resolve(checkpoint, &recipe, &options, &Bar::new())?;
+    Ok(Plan::new(checkpoint, &resolved.recipe, &options)?)
 }
