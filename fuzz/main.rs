@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 
-static TARGET: LazyLock<fn(&[u8])> = LazyLock::new(|| {
+static TARGET: LazyLock<targets::Target> = LazyLock::new(|| {
     let name = std::env::var("BITMILL_FUZZ").unwrap_or_default();
     let known: Vec<_> = targets::TARGETS.iter().map(|(name, _)| *name).collect();
     let found = targets::TARGETS.iter().find(|(known, _)| *known == name);

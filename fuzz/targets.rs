@@ -10,8 +10,11 @@ use bitmill_checkpoint::{Checkpoint, GgufTokenizer, Region};
 use bitmill_pipeline::{Format, Plan, PlanOptions, Recipe, conversion};
 use bitmill_text::{Task, Tokenizer};
 
+/// Takes any bytes.
+pub type Target = fn(&[u8]);
+
 /// Names, which are folders of the corpus, and what is fed.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("gguf", gguf),
     ("folder", folder),
     ("config_json", config_json),

@@ -127,8 +127,8 @@ fn pack(weights: &[f32; 32], inverse: f32, nibbles: &mut [u8]) {
             let middle = (f32::from(pair[0]) + f32::from(pair[1])) / 2.0;
             counts = counts + scaled.below(F8::splat(middle)).select(F8::ZERO, F8::splat(1.0));
         }
-        for lane in 0..8 {
-            codes[lane] = counts.0[lane] as u8;
+        for (code, count) in codes.iter_mut().zip(counts.0) {
+            *code = count as u8;
         }
     }
     for (i, byte) in nibbles.iter_mut().enumerate() {
