@@ -46,6 +46,7 @@ mod region;
 mod role;
 mod safetensors_in;
 mod shapes;
+mod sparse_bitmask;
 
 pub use atomic::{Overwrite, Target, Written};
 pub use checkpoint::{
@@ -61,3 +62,4 @@ pub use gguf_out::{GgufTensorSpec, GgufWriter, gguf_bytes};
 pub use gguf_value::{GgufArray, GgufTokenizer, GgufValue};
 pub use region::Region;
 pub use role::{Role, RoleKind};
+pub use sparse_bitmask::{sparse_config, sparse_specs};
