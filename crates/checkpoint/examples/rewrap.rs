@@ -95,7 +95,7 @@ fn write_folder(checkpoint: &Checkpoint, path: &Path) -> Result<(), Box<dyn Erro
             Encoding::Grouped(grouped) => {
                 specs.extend(grouped_specs(&info.name, info.shape[0], info.shape[1], &grouped))
             }
-            Encoding::Block(_) => return Err("a folder has no blocks".into()),
+            Encoding::Block(_) | Encoding::Sparse { .. } => return Err("floats and groups alone".into()),
         }
     }
     let target = Target { path: path.to_owned(), overwrite: Overwrite::Force };
@@ -122,6 +122,7 @@ fn write_folder(checkpoint: &Checkpoint, path: &Path) -> Result<(), Box<dyn Erro
                     index += 1;
                 }
             }
+            WeightData::Sparse { .. } => unreachable!("refused above"),
         }
         tensor.release();
     }

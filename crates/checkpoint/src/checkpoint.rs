@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
-use bitmill_tensor::{Encoding, Grouped, ViewError, WeightData, WeightView};
+use bitmill_tensor::{Encoding, FloatType, Grouped, ViewError, WeightData, WeightView};
 
 use crate::folder::{self, Files};
 use crate::{Error, GgufTokenizer, GgufValue, ModelConfig, Region, Role, config_out, foreign, gguf_in};
@@ -76,6 +76,12 @@ pub(crate) enum Parts {
         packed: Region,
         scales: Region,
         zero_points: Option<Region>,
+    },
+    Sparse {
+        float: FloatType,
+        bitmask: Region,
+        values: Region,
+        row_offsets: Region,
     },
     /// Rows permuted for adjacent-pair RoPE within heads of this width.
     Permuted {
@@ -336,7 +342,7 @@ impl Parts {
             Self::Whole(bytes) | Self::Permuted { bytes, .. } => match encoding {
                 Encoding::Float(float) => WeightData::Float { float, bytes },
                 Encoding::Block(block) => WeightData::Block { block, bytes },
-                Encoding::Grouped(_) => unreachable!("grouped tensors have parts"),
+                Encoding::Grouped(_) | Encoding::Sparse { .. } => unreachable!("they have parts"),
             },
             Self::Grouped { layout, packed, scales, zero_points } => WeightData::Grouped {
                 layout: *layout,
@@ -344,6 +350,9 @@ impl Parts {
                 scales,
                 zero_points: zero_points.as_deref().unwrap_or_default(),
             },
+            Self::Sparse { float, bitmask, values, row_offsets } => {
+                WeightData::Sparse { float: *float, bitmask, values, row_offsets }
+            }
         }
     }
 
@@ -356,6 +365,9 @@ impl Parts {
                 if let Some(zero_points) = zero_points {
                     act(zero_points);
                 }
+            }
+            Self::Sparse { bitmask, values, row_offsets, .. } => {
+                [bitmask, values, row_offsets].into_iter().for_each(act);
             }
         }
     }

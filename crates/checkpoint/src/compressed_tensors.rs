@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::Parts;
 use crate::config_json::Fields;
 use crate::safetensors_in::StTensor;
-use crate::{Error, StTensorSpec};
+use crate::{Error, StTensorSpec, sparse_bitmask};
 
 const PACKED: &str = "weight_packed";
 const SCALE: &str = "weight_scale";
@@ -71,16 +71,23 @@ pub(crate) fn schemes(file: &Path, config: &Map<String, Value>) -> Result<Option
     {
         return Err(unsupported(format!("the status `{status}`")));
     }
+    let sparse = match fields.get("sparsity_config") {
+        Some(config) => sparse_bitmask::is_declared(file, config)?,
+        None => false,
+    };
     for key in ["kv_cache_scheme", "sparsity_config", "moe_sparsity_config", "transform_config"] {
         // Older files write `sparsity_config: {"format": "dense", …}` for none.
         let is_empty = |value: &Value| {
             let format = value.get("format").and_then(Value::as_str);
             value.as_object().is_some_and(Map::is_empty)
-                || (key == "sparsity_config" && format == Some("dense"))
+                || (key == "sparsity_config" && (sparse || format == Some("dense")))
         };
         if fields.get(key).is_some_and(|value| !is_empty(value)) {
             return Err(unsupported(format!("a `{key}`")));
         }
+    }
+    if sparse && fields.get("config_groups").is_none() {
+        return Ok(Some(Vec::new()));
     }
     let Some(Value::Object(groups)) = fields.get("config_groups") else {
         return Err(fields.wrong("config_groups", "expected an object of groups".to_owned()));
@@ -160,8 +167,8 @@ pub(crate) fn matrix_of(name: &str) -> Option<(String, &'static str)> {
     Some((format!("{module}.weight"), part))
 }
 
-/// A packed matrix put together from the tensors it is stored as.
-pub(crate) struct PackedMatrix {
+/// A matrix put together from the tensors it is stored as.
+pub(crate) struct StoredMatrix {
     pub shape: [usize; 2],
     pub encoding: Encoding,
     pub parts: Parts,
@@ -172,7 +179,7 @@ pub(crate) fn assemble(
     name: &str,
     mut parts: HashMap<&'static str, StTensor>,
     schemes: &[Scheme],
-) -> Result<PackedMatrix, Error> {
+) -> Result<StoredMatrix, Error> {
     let wrong = |problem: String| Error::PackedTensor { tensor: name.to_owned(), problem };
     let mut take = |part: &str| parts.remove(part);
     let (Some(packed), Some(scale), Some(shape)) = (take(PACKED), take(SCALE), take(SHAPE)) else {
@@ -244,10 +251,11 @@ pub(crate) fn assemble(
     let encoding = Encoding::Grouped(layout);
     WeightView::new(out_features, in_features, parts.data(encoding))
         .map_err(|source| Error::View { tensor: name.to_owned(), source })?;
-    Ok(PackedMatrix { shape: [out_features, in_features], encoding, parts })
+    Ok(StoredMatrix { shape: [out_features, in_features], encoding, parts })
 }
 
-fn stored_shape(tensor: &StTensor) -> Option<[usize; 2]> {
+/// The two sizes that a tensor of shapes holds; `None` if they cannot be addressed.
+pub(crate) fn stored_shape(tensor: &StTensor) -> Option<[usize; 2]> {
     let values: Vec<i64> = match (tensor.dtype, tensor.bytes.len()) {
         (Dtype::I64, 16) => {
             tensor.bytes.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect()

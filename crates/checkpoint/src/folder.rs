@@ -25,7 +25,7 @@ use crate::checkpoint::{Format, Parts};
 use crate::safetensors_in::{self, StTensor};
 use crate::{
     Checkpoint, Error, Family, ModelConfig, Region, Role, RoleKind, TensorInfo, compressed_tensors,
-    config_json, config_out, foreign, generation1, moe, shapes,
+    config_json, config_out, foreign, generation1, moe, shapes, sparse_bitmask,
 };
 
 const LONGEST_JSON: usize = 16_000_000;
@@ -295,7 +295,8 @@ fn logical_tensors(
         if tensor.name.ends_with(".rotary_emb.inv_freq") {
             continue;
         }
-        match compressed_tensors::matrix_of(&tensor.name) {
+        let sparse = || schemes.and_then(|_| sparse_bitmask::matrix_of(&tensor.name));
+        match compressed_tensors::matrix_of(&tensor.name).or_else(sparse) {
             Some((matrix, _)) if schemes.is_none() => {
                 return Err(Error::PackedTensor {
                     tensor: matrix,
@@ -345,7 +346,10 @@ fn logical_tensors(
             }
             (None, Some(parts)) => {
                 let stored_bytes = parts.values().map(|part| part.bytes.len() as u64).sum();
-                let matrix = compressed_tensors::assemble(&name, parts, schemes.unwrap_or_default())?;
+                let matrix = match sparse_bitmask::is_sparse(&parts) {
+                    true => sparse_bitmask::assemble(&name, parts)?,
+                    false => compressed_tensors::assemble(&name, parts, schemes.unwrap_or_default())?,
+                };
                 let (shape, encoding) = (matrix.shape.to_vec(), matrix.encoding);
                 tensors.push((TensorInfo { name, shape, encoding, stored_bytes, role }, matrix.parts));
             }
@@ -400,6 +404,7 @@ fn embedding_dtype(infos: &[TensorInfo]) -> FloatType {
     match embedding.map(|info| info.encoding) {
         Some(Encoding::Float(float)) => float,
         Some(Encoding::Grouped(grouped)) => grouped.scale,
+        Some(Encoding::Sparse { float, .. }) => float,
         _ => FloatType::BF16,
     }
 }

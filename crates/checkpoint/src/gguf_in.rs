@@ -248,14 +248,14 @@ fn encoding_by_id(id: u32) -> Option<Encoding> {
     }
 }
 
-/// ggml's number of an encoding; `None` for groups, which GGUF does not have.
+/// ggml's number of an encoding; `None` for groups and sparse matrices, which GGUF does not have.
 pub(crate) fn encoding_id(encoding: Encoding) -> Option<u32> {
     match encoding {
         Encoding::Float(FloatType::F32) => Some(0),
         Encoding::Float(FloatType::F16) => Some(1),
         Encoding::Float(FloatType::BF16) => Some(30),
         Encoding::Block(block) => Some(block.ggml_id()),
-        Encoding::Grouped(_) => None,
+        Encoding::Grouped(_) | Encoding::Sparse { .. } => None,
     }
 }
 

@@ -187,6 +187,7 @@ fn check_specs(metadata: &[(String, GgufValue)], tensors: &[GgufTensorSpec]) -> 
         }
         match spec.encoding {
             Encoding::Grouped(_) => return bad(&spec.name, "GGUF has no such groups of codes"),
+            Encoding::Sparse { .. } => return bad(&spec.name, "GGUF has no sparse tensors"),
             Encoding::Block(block) if !spec.shape[spec.shape.len() - 1].is_multiple_of(block.weights()) => {
                 return bad(&spec.name, "its rows do not divide into blocks");
             }

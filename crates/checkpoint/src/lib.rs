@@ -50,6 +50,7 @@ mod region;
 mod role;
 mod safetensors_in;
 mod shapes;
+mod sparse_bitmask;
 
 pub use atomic::{Overwrite, Target, Written};
 pub use checkpoint::{
@@ -68,3 +69,4 @@ pub use gguf_value::{GgufArray, GgufTokenizer, GgufValue};
 pub use moe::Experts;
 pub use region::Region;
 pub use role::{Role, RoleKind};
+pub use sparse_bitmask::{sparse_config, sparse_specs};

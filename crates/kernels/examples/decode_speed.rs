@@ -96,6 +96,7 @@ fn main() {
             if i % 2 == 1 { 0x24 } else { (state >> 56) as u8 }
         })
         .collect();
+    let kept = Kept::half(rows, columns);
     // The definition is not made to be fast.
     let mut isas = Isa::available();
     if isas.len() > 1 {
@@ -115,9 +116,9 @@ fn main() {
             "{:24} {:12} {:>15} {:>15} {:>15} {:>15}",
             "encoding", "isa", "exact GB/s", "fast GB/s", "exact GFLOP/s", "fast GFLOP/s"
         );
-        for encoding in encodings() {
+        for encoding in encodings().into_iter().chain(kept.encodings()) {
             let in_features = columns / group(encoding) * group(encoding);
-            let view = view(encoding, rows, in_features, &bytes);
+            let view = view(encoding, rows, in_features, &bytes, &kept);
             if !encoding.to_string().contains(name) {
                 continue;
             }
@@ -148,13 +149,53 @@ fn main() {
 
 fn group(encoding: Encoding) -> usize {
     match encoding {
-        Encoding::Float(_) => 1,
+        Encoding::Float(_) | Encoding::Sparse { .. } => 1,
         Encoding::Block(block) => block.weights(),
         Encoding::Grouped(layout) => layout.group_size.get(),
     }
 }
 
-fn view(encoding: Encoding, rows: usize, columns: usize, bytes: &[u8]) -> WeightView<'_> {
+/// Which weights of a sparse matrix were kept: about half, at random.
+struct Kept {
+    bitmask: Vec<u8>,
+    row_offsets: Vec<u8>,
+    values: usize,
+}
+
+impl Kept {
+    fn half(rows: usize, columns: usize) -> Self {
+        let (mut bitmask, mut row_offsets, mut values, mut state) = (Vec::new(), Vec::new(), 0, 1u64);
+        for _ in 0..rows {
+            row_offsets.extend((values as i64).to_le_bytes());
+            for first in (0..columns).step_by(8) {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let bits = (state >> 56) as u8 & u8::MAX >> (8 - (columns - first).min(8));
+                values += bits.count_ones() as usize;
+                bitmask.push(bits);
+            }
+        }
+        Self { bitmask, row_offsets, values }
+    }
+
+    fn encodings(&self) -> [Encoding; 2] {
+        let values = self.values;
+        [FloatType::F32, FloatType::BF16].map(|float| Encoding::Sparse { float, values })
+    }
+}
+
+fn view<'a>(
+    encoding: Encoding,
+    rows: usize,
+    columns: usize,
+    bytes: &'a [u8],
+    kept: &'a Kept,
+) -> WeightView<'a> {
+    if let Encoding::Sparse { float, values } = encoding {
+        let Kept { bitmask, row_offsets, .. } = kept;
+        let values = &bytes[..values * float.size_bytes()];
+        let data = WeightData::Sparse { float, bitmask, values, row_offsets };
+        return WeightView::new(rows, columns, data).unwrap();
+    }
     let whole = &bytes[..encoding.matrix_bytes(rows, columns)];
     let data = match encoding {
         Encoding::Float(float) => WeightData::Float { float, bytes: whole },
@@ -165,6 +206,7 @@ fn view(encoding: Encoding, rows: usize, columns: usize, bytes: &[u8]) -> Weight
                 rest.split_at(rows * layout.groups_per_row(columns) * layout.scale.size_bytes());
             WeightData::Grouped { layout, packed, scales, zero_points }
         }
+        Encoding::Sparse { .. } => unreachable!("seen above"),
     };
     WeightView::new(rows, columns, data).unwrap()
 }

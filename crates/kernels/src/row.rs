@@ -8,6 +8,17 @@ pub(crate) enum Row<'a> {
     Float { float: FloatType, bytes: &'a [u8] },
     Block { block: BlockType, bytes: &'a [u8] },
     Grouped(GroupedRow<'a>),
+    Sparse(SparseRow<'a>),
+}
+
+/// A row of which some weights were kept.
+#[derive(Clone, Copy)]
+pub(crate) struct SparseRow<'a> {
+    pub float: FloatType,
+    /// A bit for each weight.
+    pub bitmask: &'a [u8],
+    /// Kept values from this row's first on, those of later rows too; there may be fewer than the bits say.
+    pub values: &'a [u8],
 }
 
 /// A row of codes in groups.
@@ -50,7 +61,40 @@ impl<'a> Row<'a> {
                     groups,
                 })
             }
+            WeightData::Sparse { float, bitmask, values, row_offsets } => {
+                let offset = part(row_offsets, 8).try_into().map_or(i64::MAX, i64::from_le_bytes);
+                let first = usize::try_from(offset).ok().and_then(|at| at.checked_mul(float.size_bytes()));
+                Self::Sparse(SparseRow {
+                    float,
+                    bitmask: part(bitmask, in_features.div_ceil(8)),
+                    values: first.and_then(|first| values.get(first..)).unwrap_or(&[]),
+                })
+            }
         }
+    }
+}
+
+impl SparseRow<'_> {
+    /// Whether weight `index` was kept.
+    #[inline(always)]
+    pub fn keeps(&self, index: usize) -> bool {
+        self.bitmask[index / 8] >> (index % 8) & 1 == 1
+    }
+
+    /// How many weights before `index` were kept.
+    #[inline(always)]
+    pub fn kept_before(&self, index: usize) -> usize {
+        let (words, rest) = self.bitmask[..index / 8].as_chunks::<8>();
+        let words: usize = words.iter().map(|word| u64::from_le_bytes(*word).count_ones() as usize).sum();
+        let rest: usize = rest.iter().map(|byte| byte.count_ones() as usize).sum();
+        let last = if index % 8 == 0 { 0 } else { self.bitmask[index / 8] & ((1 << (index % 8)) - 1) };
+        words + rest + last.count_ones() as usize
+    }
+
+    /// Kept value `at`, counted from the row's first; zero if it is not there.
+    #[inline(always)]
+    pub fn value(&self, at: usize) -> f32 {
+        if at < self.values.len() / self.float.size_bytes() { self.float.read(self.values, at) } else { 0.0 }
     }
 }
 

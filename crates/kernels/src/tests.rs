@@ -162,6 +162,25 @@ impl Sample {
                 }
                 random.bytes(4 * out_features * layout.words_per_row(in_features))
             }
+            Encoding::Sparse { float, values } => {
+                // The bitmask stands in for the scales, the row offsets for the zero points.
+                let row_bytes = in_features.div_ceil(8);
+                scales.resize(out_features * row_bytes, 0);
+                let (mut bytes, mut kept) = (Vec::new(), 0);
+                for row in 0..out_features {
+                    zero_points.extend((kept as i64).to_le_bytes());
+                    for i in 0..in_features {
+                        let left = out_features * in_features - row * in_features - i;
+                        if (random.next() >> 20) as usize % left < values - kept {
+                            scales[row * row_bytes + i / 8] |= 1 << (i % 8);
+                            float.push(random.float(), &mut bytes);
+                            kept += 1;
+                        }
+                    }
+                }
+                assert_eq!(kept, values, "values of a sparse sample");
+                bytes
+            }
         };
         let [weights, scales, zero_points] = [weights, scales, zero_points].map(|bytes| Guarded::new(&bytes));
         Self { encoding, out_features, in_features, weights, scales, zero_points }
@@ -176,6 +195,12 @@ impl Sample {
                 packed: &self.weights,
                 scales: &self.scales,
                 zero_points: &self.zero_points,
+            },
+            Encoding::Sparse { float, .. } => WeightData::Sparse {
+                float,
+                bitmask: &self.scales,
+                values: &self.weights,
+                row_offsets: &self.zero_points,
             },
         };
         WeightView::new(self.out_features, self.in_features, data).unwrap()
@@ -204,6 +229,13 @@ fn samples() -> Vec<Sample> {
     for float in [FloatType::F32, FloatType::F16, FloatType::BF16] {
         for in_features in [1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 255, 256, 300] {
             samples.push(Sample::new(Encoding::Float(float), 5, in_features));
+        }
+    }
+    for float in [FloatType::F32, FloatType::F16, FloatType::BF16] {
+        for in_features in [1, 7, 8, 9, 31, 32, 33, 64, 255, 256, 300, 1000] {
+            for values in [0, 5 * in_features / 3, 5 * in_features - 1, 5 * in_features] {
+                samples.push(Sample::new(Encoding::Sparse { float, values }, 5, in_features));
+            }
         }
     }
     for block in BlockType::ALL {
@@ -293,6 +325,42 @@ fn every_isa_unpacks_the_same_bits() {
                 let expected = &expected[first * sample.in_features..][..n];
                 assert_eq!(bits_of(&found), expected, "{isa} {} {}", sample.encoding, sample.in_features);
             }
+        }
+    }
+}
+
+#[test]
+fn kept_weights_lie_where_their_bits_are_and_what_is_not_there_is_zero() {
+    let (rows, cols, float) = (3, 75, FloatType::BF16);
+    let mut random = Random(11);
+    let dense: Vec<f32> =
+        (0..rows * cols).map(|i| if i * i % 5 < 2 { 0.0 } else { float.round(random.float()) }).collect();
+    let (mut bitmask, mut values, mut row_offsets) = (vec![0u8; rows * 10], Vec::new(), Vec::new());
+    for (r, row) in dense.chunks(cols).enumerate() {
+        row_offsets.extend((values.len() as i64 / 2).to_le_bytes());
+        for (i, weight) in row.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
+            bitmask[10 * r + i / 8] |= 1 << (i % 8);
+            float.push(*weight, &mut values);
+        }
+    }
+    let unpacked = |isa: Isa, values: &[u8], row_offsets: &[u8]| {
+        let values = Guarded::new(values);
+        let data = WeightData::Sparse { float, bitmask: &bitmask, values: &values, row_offsets };
+        let view = WeightView::new(rows, cols, data).unwrap();
+        guarded_floats(rows * cols, |out| dequantize_rows(isa, &view, 0, out))
+    };
+    let mut cut = dense.clone();
+    let last = cut.iter().rposition(|weight| *weight != 0.0).unwrap();
+    cut[last] = 0.0;
+    for isa in twins() {
+        assert_eq!(unpacked(isa, &values, &row_offsets), dense, "{isa}");
+        assert_eq!(unpacked(isa, &values[..values.len() - 2], &row_offsets), cut, "{isa}");
+        for hostile in [-1, i64::MIN, i64::MAX, values.len() as i64] {
+            let mut offsets = row_offsets.clone();
+            offsets[8..16].copy_from_slice(&hostile.to_le_bytes());
+            let found = unpacked(isa, &values, &offsets);
+            assert!(found[cols..2 * cols].iter().all(|weight| *weight == 0.0), "{isa} {hostile}");
+            assert_eq!(found[2 * cols..], dense[2 * cols..], "{isa} {hostile}");
         }
     }
 }

@@ -6,9 +6,11 @@ use std::time::Instant;
 use bitmill_checkpoint::{Checkpoint, Overwrite};
 use bitmill_kernels::Isa;
 use bitmill_report::{CompareReport, CompareSchema, Failure, Machine, Row, Settings, Speed, timestamp};
+use bitmill_tensor::Encoding;
 use bitmill_text::Windows;
 
 use crate::compress::record_path;
+use crate::depth::Depth;
 use crate::measure::{Dense, Material, Request, Subject, measure_quality};
 use crate::{
     Error, Format, Plan, PlanOptions, PlannedTensor, Progress, Recipe, Resolved, compress, n_weights, preset,
@@ -43,13 +45,15 @@ pub struct CompareOptions<'a> {
     pub seed: u64,
 }
 
-/// One recipe of each kind that is written, with groups that divide every row of the model.
+/// One recipe of each kind that is written, pruning first, with groups that divide every row of the model.
 pub fn default_recipes(checkpoint: &Checkpoint) -> Vec<Recipe> {
     let options = PlanOptions { allow_requantize: true, ..PlanOptions::default() };
     let fits =
         |name: &&str| preset(name).is_some_and(|recipe| Plan::new(checkpoint, &recipe, &options).is_ok());
     let groups = ["w4a16_g128", "w4a16_g64", "w4a16_g32"].into_iter().find(fits);
-    ["q8_0", "q4_k_m", "q4_0", "w8a16"].into_iter().chain(groups).filter_map(preset).collect()
+    let pruned = ["prune_50", "prune_50_sparse", "depth_25"];
+    let stored = ["q8_0", "q4_k_m", "q4_0", "w8a16"];
+    pruned.into_iter().chain(stored).chain(groups).chain(["mixed_4.5"]).filter_map(preset).collect()
 }
 
 /// Measures the dense model and then every recipe of `options`. A strategy that fails is listed with its reason; the
@@ -176,7 +180,7 @@ impl Run<'_> {
             predicted_kl: None,
             compress_seconds: Some(compress_seconds),
             recipe: Some(plan.recipe.to_toml()),
-            notes: fallbacks(&plan.tensors).into_iter().chain(plan.notes.iter().cloned()).collect(),
+            notes: notes(plan),
         })
     }
 }
@@ -212,6 +216,28 @@ fn file_name(index: usize, recipe: &Recipe) -> String {
         .collect();
     let extension = if recipe.format == Format::Gguf { ".gguf" } else { "" };
     format!("{}-{plain}{extension}", index + 1)
+}
+
+/// What a row's figures do not say by themselves.
+fn notes(plan: &Plan) -> Vec<String> {
+    let layers = plan.depth.iter().map(Depth::summary);
+    let (sparse, dense): (Vec<&PlannedTensor>, Vec<&PlannedTensor>) = plan
+        .tensors
+        .iter()
+        .filter(|tensor| tensor.removal.is_some())
+        .partition(|tensor| matches!(tensor.to, Encoding::Sparse { .. }));
+    let about = |tensors: &[&PlannedTensor], what: &str| {
+        let weights: u64 = tensors.iter().map(|tensor| tensor.weights()).sum();
+        let zeros: u64 = tensors.iter().map(|tensor| tensor.zeros()).sum();
+        let percent = (zeros as f64 * 1_000.0 / weights.max(1) as f64).round() / 10.0;
+        (!tensors.is_empty()).then(|| format!("{} tensors: {percent} % zeros, {what}", tensors.len()))
+    };
+    let zeros = [
+        about(&dense, "which take the space and the time of any other weight"),
+        about(&sparse, "not stored; other runtimes of today do not load this form"),
+    ];
+    let rest = fallbacks(&plan.tensors).into_iter().chain(plan.notes.iter().cloned());
+    layers.chain(zeros.into_iter().flatten()).chain(rest).collect()
 }
 
 /// Each reason of the plan, with how many tensors it is about.

@@ -166,10 +166,16 @@ pub(crate) fn peak_bytes(tensors: &[PlannedTensor]) -> u64 {
         let (rows, cols) = rows_and_columns(&tensor.shape);
         let chunk_rows = rows_per_chunk(cols).min(rows);
         let weights = (chunk_rows * cols) as u64;
-        let bytes = tensor.from.matrix_bytes(chunk_rows, cols) + tensor.to.matrix_bytes(chunk_rows, cols);
-        // Zero points are packed along the rows, so they are held until the tensor ends.
+        // A sparse encoding counts the values of the whole matrix; of a chunk there are no more than weights.
+        let after = match tensor.to {
+            Encoding::Sparse { float, .. } => Encoding::Float(float),
+            to => to,
+        };
+        let bytes = tensor.from.matrix_bytes(chunk_rows, cols) + after.matrix_bytes(chunk_rows, cols);
+        // Zero points are packed along the rows, and row offsets follow from them: both are held until the tensor ends.
         let held = match tensor.to {
             Encoding::Grouped(grouped) => rows * grouped.groups_per_row(cols),
+            Encoding::Sparse { .. } => 8 * rows,
             _ => 0,
         };
         // The source's values, those decided, and, where weights are removed, what is left with its mask.
@@ -243,6 +249,7 @@ impl<'a> TensorRun<'a> {
         let mut decided = Vec::new();
         let mask = self.planned.removal.map(|removal| self.mask(removal));
         let mut zero_codes = Vec::new();
+        let (mut row_offsets, mut values) = (Vec::new(), 0);
         let mut offsets = [0u64; 2];
         for first in (0..rows).step_by(rows_per_chunk(cols)) {
             let chunk = rows_per_chunk(cols).min(rows - first);
@@ -250,16 +257,21 @@ impl<'a> TensorRun<'a> {
             decided.resize(chunk * cols, 0.0);
             self.read_rows(first, &mut weight);
             self.refuse_non_finite(first, &weight)?;
-            let left = match &mask {
-                None => &weight,
+            let (left, bits) = match &mask {
+                None => (&weight, Vec::new()),
                 Some(mask) => {
                     pruned.clone_from(&weight);
-                    mask.apply(&mut pruned, cols, rows_per_task(cols), |row| self.source_row(first + row))
+                    let bits = mask
+                        .apply(&mut pruned, cols, rows_per_task(cols), |row| self.source_row(first + row))
                         .map_err(|source| Error::Prune { tensor: self.planned.name.clone(), source })?;
-                    &pruned
+                    (&pruned, bits)
                 }
             };
-            let parts = self.encode(first, left, &mut decided)?;
+            let parts = self.encode(first, left, bits, &mut decided)?;
+            for kept in &parts.kept {
+                row_offsets.extend((values as i64).to_le_bytes());
+                values += kept;
+            }
             for (part, bytes) in [parts.codes, parts.scales].iter().enumerate() {
                 if !bytes.is_empty() {
                     output.write_at(index, part, offsets[part], bytes)?;
@@ -271,13 +283,17 @@ impl<'a> TensorRun<'a> {
             self.tensor.release();
             advance((chunk * cols) as u64);
         }
-        if let Encoding::Grouped(grouped) = self.planned.to {
+        if matches!(self.planned.to, Encoding::Grouped(_) | Encoding::Sparse { .. }) {
             let shape: Vec<u8> = [rows, cols].iter().flat_map(|&n| (n as i64).to_le_bytes()).collect();
             output.write_at(index, 2, 0, &shape)?;
-            if !zero_codes.is_empty() {
+        }
+        match self.planned.to {
+            Encoding::Sparse { .. } => output.write_at(index, 3, 0, &row_offsets)?,
+            Encoding::Grouped(grouped) if !zero_codes.is_empty() => {
                 let packed = pack_zero_points(&zero_codes, rows, grouped.groups_per_row(cols), grouped.bits);
                 output.write_at(index, 3, 0, &packed)?;
             }
+            _ => {}
         }
         Ok(())
     }
@@ -391,15 +407,25 @@ impl<'a> TensorRun<'a> {
         Error::Quantize { tensor: self.planned.name.clone(), source }
     }
 
-    fn encode(&self, first: usize, weight: &[f32], decided: &mut [f32]) -> Result<Parts, Error> {
+    /// The bytes of a chunk of rows; `bits` marks what was kept of them where some was removed.
+    fn encode(
+        &self,
+        first: usize,
+        weight: &[f32],
+        bits: Vec<u8>,
+        decided: &mut [f32],
+    ) -> Result<Parts, Error> {
         let cols = self.planned.in_features();
         if self.planned.treatment == Treatment::Copied {
             decided.copy_from_slice(weight);
             return Ok(Parts { codes: self.copy_rows(first, weight.len() / cols), ..Parts::default() });
         }
-        let parts = encode_rows(self.isa, self.planned.to, self.planned.clip, cols, weight, decided)
-            .map_err(|error| self.failed(error.relocate(first, 0)))?;
-        if let Encoding::Float(float) = self.planned.to {
+        let parts = match self.planned.to {
+            Encoding::Sparse { float, .. } => Ok(encode_sparse(float, cols, weight, bits, decided)),
+            encoding => encode_rows(self.isa, encoding, self.planned.clip, cols, weight, decided),
+        };
+        let parts = parts.map_err(|error| self.failed(error.relocate(first, 0)))?;
+        if let Encoding::Float(float) | Encoding::Sparse { float, .. } = self.planned.to {
             self.refuse_overflow(float, first, weight, decided)?;
         }
         Ok(parts)
@@ -447,10 +473,13 @@ impl<'a> TensorRun<'a> {
 /// The bytes of one chunk of rows.
 #[derive(Default)]
 pub(crate) struct Parts {
-    /// Or floats.
+    /// Or floats; of a sparse matrix the kept weights.
     pub(crate) codes: Vec<u8>,
+    /// Of a sparse matrix the bits.
     scales: Vec<u8>,
     zero_codes: Vec<u8>,
+    /// Of a sparse matrix the weights kept of each row.
+    kept: Vec<usize>,
 }
 
 /// Rounds whole rows of `cols` weights to `encoding`, ranges of groups chosen by `clip`; `decided` becomes the values that the bytes stand for. Floats
@@ -467,6 +496,7 @@ pub(crate) fn encode_rows(
         Encoding::Float(float) => Ok(encode_floats(float, weight, decided)),
         Encoding::Block(block) => encode_blocks(isa, block, cols, weight, decided),
         Encoding::Grouped(grouped) => encode_groups(&grouped, clip, cols, weight, decided),
+        Encoding::Sparse { .. } => unreachable!("what is kept of a sparse matrix is not told by its weights"),
     }
 }
 
@@ -482,6 +512,29 @@ fn encode_floats(float: FloatType, weight: &[f32], decided: &mut [f32]) -> Parts
     );
     decided.par_iter_mut().zip(weight).for_each(|(decided, &value)| *decided = float.round(value));
     Parts { codes, ..Parts::default() }
+}
+
+/// The values that `bits` keeps, row after row.
+fn encode_sparse(float: FloatType, cols: usize, weight: &[f32], bits: Vec<u8>, decided: &mut [f32]) -> Parts {
+    let rows: Vec<(Vec<u8>, usize)> = weight
+        .par_chunks(cols)
+        .zip(bits.par_chunks(mask_bytes(cols)))
+        .map(|(weight, bits)| {
+            let (mut values, mut kept) = (Vec::new(), 0);
+            for (_, value) in weight.iter().enumerate().filter(|(i, _)| bits[i / 8] >> (i % 8) & 1 == 1) {
+                float.push(*value, &mut values);
+                kept += 1;
+            }
+            (values, kept)
+        })
+        .collect();
+    decided.par_iter_mut().zip(weight).for_each(|(decided, &value)| *decided = float.round(value));
+    let mut parts = Parts { scales: bits, ..Parts::default() };
+    for (values, kept) in rows {
+        parts.codes.extend_from_slice(&values);
+        parts.kept.push(kept);
+    }
+    parts
 }
 
 fn encode_blocks(

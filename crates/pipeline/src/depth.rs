@@ -76,11 +76,15 @@ impl Depth {
         4 * (tokens * (layer_widths + caches + 2 * config.intermediate_size)) as u64
     }
 
-    /// The layers for people: `1 of 4 layers removed: 1 (block influence 0.940 0.130* 0.203 0.351)`.
+    /// `1 of 4 layers removed: 1`.
+    pub(crate) fn summary(&self) -> String {
+        let removed = self.removed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        format!("{} of {} layers removed: {removed}", self.removed.len(), self.n_layers)
+    }
+
+    /// The layers for people, and the influence of each where it was measured.
     pub(crate) fn to_text(&self) -> String {
-        let list = |layers: &[usize]| layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let removed =
-            format!("{} of {} layers removed: {}", self.removed.len(), self.n_layers, list(&self.removed));
+        let removed = self.summary();
         let Some(Influence { influence, calibration, calibration_tokens }) = &self.influence else {
             return format!("{removed}\n");
         };

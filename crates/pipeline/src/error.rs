@@ -114,6 +114,18 @@ pub enum Error {
         /// Why.
         source: bitmill_prune::Error,
     },
+    /// Sparse storage of a matrix that a later step makes codes of, or beside such matrices.
+    #[error("recipe `{recipe}`: `{sparse}` would be stored sparse and `{quantized}` as {encoding}")]
+    SparseBesideCodes {
+        /// The recipe's name.
+        recipe: String,
+        /// A sparse matrix.
+        sparse: String,
+        /// A quantized one, perhaps the same.
+        quantized: String,
+        /// Its encoding.
+        encoding: String,
+    },
     /// So small or large a part of the layers that none, or all, would go.
     #[error("recipe `{recipe}` would remove {removed} of {n_layers} layers")]
     DepthRemoves {
@@ -327,6 +339,9 @@ impl Error {
             Self::DepthRemoves { n_layers, .. } => Some(format!(
                 "one layer at least goes and one stays: a fraction of 1/{n_layers} is one layer"
             )),
+            Self::SparseBesideCodes { .. } => {
+                Some("sparse storage is for floats: take it out, or the step that quantizes".into())
+            }
             Self::NoSuchLayer { .. } => Some("layers are counted from 0".into()),
             Self::OutputIsSource { .. } => {
                 Some("write beside it; the original may be removed once the output is there".into())

@@ -151,6 +151,9 @@ fn folder(
                     None => groups.push((scheme, vec![module])),
                 }
             }
+            Encoding::Sparse { float, values } => {
+                specs.extend(bitmill_checkpoint::sparse_specs(&tensor.name, rows, cols, float, values));
+            }
             Encoding::Float(float) => {
                 specs.push(StTensorSpec {
                     name: tensor.name.clone(),
@@ -172,7 +175,10 @@ fn folder(
     let mut config = checkpoint.to_config_json()?;
     cut.rewrite(&mut config);
     if recipe.format == Format::CompressedTensors {
-        config["quantization_config"] = bitmill_checkpoint::packed_config(&groups, &ignore);
+        config["quantization_config"] = match sparsity(tensors) {
+            Some(sparsity) => bitmill_checkpoint::sparse_config(sparsity, &ignore),
+            None => bitmill_checkpoint::packed_config(&groups, &ignore),
+        };
     } else {
         declare_floats(&mut config, tensors);
     }
@@ -202,6 +208,14 @@ fn pretty(json: &serde_json::Value) -> Region {
 /// Whether loaders may have it as a module of the class `Linear`.
 fn is_linear(kind: RoleKind) -> bool {
     kind.is_router() || (kind.is_matrix() && kind != RoleKind::TokenEmbedding)
+}
+
+/// The fraction of zeros of the matrices that are stored sparse, to four places; `None` if there are none.
+fn sparsity(tensors: &[PlannedTensor]) -> Option<f64> {
+    let sparse = tensors.iter().filter(|tensor| matches!(tensor.to, Encoding::Sparse { .. }));
+    let (zeros, weights) =
+        sparse.fold((0, 0), |(zeros, weights), tensor| (zeros + tensor.zeros(), weights + tensor.weights()));
+    (weights > 0).then(|| (zeros as f64 / weights as f64 * 1e4).round() / 1e4)
 }
 
 /// Makes `config` say that the weights are plain floats, of the dtype that holds most of them: what loaders take for
@@ -272,7 +286,8 @@ pub(crate) enum Output<'a> {
 }
 
 impl Output<'_> {
-    /// Writes `bytes` at `offset` into part `part` (0: weights or codes, 1: scales, 2: shape, 3: zero points) of planned
+    /// Writes `bytes` at `offset` into part `part` (0: weights, codes or kept values, 1: scales or bits, 2: shape, 3: zero
+    /// points or row offsets) of planned
     /// tensor `tensor`.
     pub(crate) fn write_at(
         &self,

@@ -42,7 +42,7 @@ pub use measure::{Dense, Material, Request, Subject, TaskChoice, measure_quality
 pub use plan::{Plan, PlanOptions, PlannedTensor, Treatment};
 pub use presets::{PRESETS, Preset, preset};
 pub use progress::{Progress, Silent};
-pub use pruning::{DepthStep, MagnitudeStep, Removal};
+pub use pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 pub use recipe::{
     BitsNumber, BlockName, FloatName, Format, GranularityName, MixName, Recipe, ScaleName, Step,
     ZeroPointName,

@@ -11,7 +11,7 @@ use crate::depth::{Cut, Depth};
 use crate::error::Error;
 use crate::layout::{self, Layout};
 use crate::pattern::Pattern;
-use crate::pruning::Removal;
+use crate::pruning::{Removal, Storage};
 use crate::recipe::{Format, Recipe, Step};
 
 /// Choices of a run that are no part of the recipe.
@@ -180,7 +180,17 @@ impl Plan {
         }
         if recipe.format == Format::CompressedTensors {
             // Its config would list no scheme, and its readers then find nothing that they know.
-            if !tensors.iter().any(|tensor| tensor.to.is_quantized()) {
+            let sparse = tensors.iter().find(|tensor| matches!(tensor.to, Encoding::Sparse { .. }));
+            let quantized = tensors.iter().find(|tensor| tensor.to.is_quantized());
+            if let (Some(sparse), Some(quantized)) = (sparse, quantized) {
+                return Err(Error::SparseBesideCodes {
+                    recipe: recipe.name.clone(),
+                    sparse: sparse.name.clone(),
+                    quantized: quantized.name.clone(),
+                    encoding: quantized.to.to_string(),
+                });
+            }
+            if sparse.or(quantized).is_none() {
                 return Err(Error::NothingToDo { recipe: recipe.name.clone(), model: checkpoint.name() });
             }
             refuse_split_fusion(&tensors)?;
@@ -414,8 +424,8 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
         Step::Float { .. } | Step::Keep { .. } => !is_fixed(format, info),
         // Every tensor that stays is stored by another step, or kept.
         Step::Depth(_) | Step::Search { .. } => false,
-        Step::Magnitude(_) => info.role.kind.is_matrix(),
-        Step::Mix { .. } | Step::Block { .. } | Step::Rtn { .. } => {
+        Step::Magnitude(step) if step.storage == Storage::Dense => info.role.kind.is_matrix(),
+        Step::Magnitude(_) | Step::Mix { .. } | Step::Block { .. } | Step::Rtn { .. } => {
             info.role.kind.is_matrix()
                 && !(format == Format::CompressedTensors && info.role.kind == RoleKind::TokenEmbedding)
         }
@@ -442,14 +452,13 @@ fn plan_tensor(
         };
         (steps.iter().rev().filter(may_decide).find(|step| step.claims(info)), may_decide)
     };
-    let removal = match last_claim(true).0.map(|claim| claim.step) {
-        Some(Step::Magnitude(step)) => Some(step.removal),
+    let pruning = match last_claim(true).0.map(|claim| claim.step) {
+        Some(Step::Magnitude(step)) => Some(step),
         _ => None,
     };
-    if let Some(removal) = removal {
-        let refused = |source| Error::Prune { tensor: info.name.clone(), source };
-        removal.kept(rows, cols).map_err(refused)?;
-    }
+    let removal = pruning.map(|step| step.removal);
+    let refused = |source| Error::Prune { tensor: info.name.clone(), source };
+    let kept = removal.map(|removal| removal.kept(rows, cols).map_err(refused)).transpose()?;
     let (claim, may_decide) = last_claim(false);
     let Decision { to, treatment, clip, reason } = match claim {
         Some(claim) => decide(checkpoint, recipe.format, cut, claim.step, info, role)?,
@@ -458,6 +467,18 @@ fn plan_tensor(
             let kept = as_floats(checkpoint, recipe.format, info)?;
             if skipped { Decision { reason: "matched `skip`".into(), ..kept } } else { kept }
         }
+    };
+    let to = match (pruning.map(|step| step.storage), kept, to) {
+        (Some(Storage::Sparse), Some(values), Encoding::Float(float)) => Encoding::Sparse { float, values },
+        (Some(Storage::Sparse), _, codes) => {
+            return Err(Error::SparseBesideCodes {
+                recipe: recipe.name.clone(),
+                sparse: info.name.clone(),
+                quantized: info.name.clone(),
+                encoding: codes.to_string(),
+            });
+        }
+        (_, _, to) => to,
     };
     // Copied codes know nothing of zeros.
     let treatment = if removal.is_some() { Treatment::Rounded } else { treatment };

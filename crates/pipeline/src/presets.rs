@@ -6,7 +6,7 @@ use bitmill_prune::{NOfM, RowRule, Sparsity};
 use bitmill_quant::Mix;
 use bitmill_tensor::Bits;
 
-use crate::pruning::{DepthStep, MagnitudeStep, Removal};
+use crate::pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 use crate::recipe::{BitsNumber, ClipName, Format, GranularityName, MixName, Recipe, Step, ZeroPointName};
 use crate::search::{Budget, Measure};
 
@@ -58,6 +58,10 @@ pub const PRESETS: &[Preset] = &[
         about: "plain floats, 2 kept of every 4 inputs (any `prune_N`, `prune_NofM`)",
     },
     Preset {
+        name: "prune_50_sparse",
+        about: "compressed-tensors, what is left and a bit a weight (any `prune_…`)",
+    },
+    Preset {
         name: "depth_25",
         about: "a quarter of the layers removed, those that change least (any `depth_N`)",
     },
@@ -79,15 +83,19 @@ pub fn preset(name: &str) -> Option<Recipe> {
     mixed(name).or_else(|| weight_only(name)).or_else(|| pruned(name)).or_else(|| shallower(name))
 }
 
-/// `prune_N` (percent of every row) and `prune_NofM`.
+/// `prune_N` (percent of every row) and `prune_NofM`, either with `_sparse`.
 fn pruned(name: &str) -> Option<Recipe> {
     let what = name.strip_prefix("prune_")?;
+    let (what, format, storage) = match what.strip_suffix("_sparse") {
+        Some(what) => (what, Format::CompressedTensors, Storage::Sparse),
+        None => (what, Format::HuggingFace, Storage::Dense),
+    };
     let rule = match what.split_once("of") {
         Some((kept, of)) => RowRule::NOfM(NOfM::new(plain_number(kept)?, plain_number(of)?)?),
         None => RowRule::Sparsity(Sparsity::new(percent(what)?)?),
     };
-    let step = MagnitudeStep { targets: None, skip: Vec::new(), removal: Removal::Rows(rule) };
-    Some(Recipe { name: name.into(), format: Format::HuggingFace, steps: vec![Step::Magnitude(step)] })
+    let step = MagnitudeStep { targets: None, skip: Vec::new(), removal: Removal::Rows(rule), storage };
+    Some(Recipe { name: name.into(), format, steps: vec![Step::Magnitude(step)] })
 }
 
 /// `depth_N`: percent of the layers.

@@ -9,6 +9,7 @@
 //! kind = "magnitude"
 //! sparsity = 0.5         # or: n_of_m = "2:4"
 //! scope = "row"          # or "tensor"
+//! storage = "dense"      # or "sparse": a bit for each weight, and those that are left
 //! ```
 
 use std::path::PathBuf;
@@ -90,6 +91,19 @@ pub struct MagnitudeStep {
     pub skip: Vec<String>,
     /// Which weights go.
     pub removal: Removal,
+    /// How what is left is stored, where no later step decides.
+    pub storage: Storage,
+}
+
+/// How a matrix with zeros is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Storage {
+    /// Zeros as any other weight.
+    #[default]
+    Dense,
+    /// The weights that are left, and a bit for each that says whether it is.
+    Sparse,
 }
 
 /// Which weights of a matrix go.
@@ -131,6 +145,8 @@ struct RawMagnitude {
     n_of_m: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     scope: Option<Scope>,
+    #[serde(default)]
+    storage: Storage,
 }
 
 /// Among which weights those that go are the smallest.
@@ -145,7 +161,7 @@ impl TryFrom<RawMagnitude> for MagnitudeStep {
     type Error = String;
 
     fn try_from(raw: RawMagnitude) -> Result<Self, String> {
-        let RawMagnitude { targets, skip, sparsity, n_of_m, scope } = raw;
+        let RawMagnitude { targets, skip, sparsity, n_of_m, scope, storage } = raw;
         let removal = match (sparsity, n_of_m, scope) {
             (Some(fraction), None, scope) => {
                 let sparsity = Sparsity::new(fraction)
@@ -165,7 +181,7 @@ impl TryFrom<RawMagnitude> for MagnitudeStep {
             }
             _ => return Err("one of `sparsity` (a fraction) and `n_of_m` (such as \"2:4\")".into()),
         };
-        Ok(Self { targets, skip, removal })
+        Ok(Self { targets, skip, removal, storage })
     }
 }
 
@@ -178,7 +194,8 @@ impl From<MagnitudeStep> for RawMagnitude {
             }
             Removal::Tensor(sparsity) => (Some(sparsity.get()), None, Scope::Tensor),
         };
-        Self { targets: step.targets, skip: step.skip, sparsity, n_of_m, scope: Some(scope) }
+        let MagnitudeStep { targets, skip, storage, .. } = step;
+        Self { targets, skip, sparsity, n_of_m, scope: Some(scope), storage }
     }
 }
 
@@ -208,14 +225,17 @@ mod tests {
                 "kind = \"depth\"\nremove = 0.5\ncalibration = \"c.txt\"",
                 "kind = \"depth\"\nremove = 0.5\ncalibration = \"c.txt\"",
             ),
-            ("kind = \"magnitude\"\nsparsity = 0.5", "kind = \"magnitude\"\nsparsity = 0.5\nscope = \"row\""),
+            (
+                "kind = \"magnitude\"\nsparsity = 0.5",
+                "kind = \"magnitude\"\nsparsity = 0.5\nscope = \"row\"\nstorage = \"dense\"",
+            ),
             (
                 "kind = \"magnitude\"\nskip = [\"*.k_proj.weight\"]\nn_of_m = \"2:4\"",
-                "kind = \"magnitude\"\nskip = [\"*.k_proj.weight\"]\nn_of_m = \"2:4\"\nscope = \"row\"",
+                "kind = \"magnitude\"\nskip = [\"*.k_proj.weight\"]\nn_of_m = \"2:4\"\nscope = \"row\"\nstorage = \"dense\"",
             ),
             (
                 "kind = \"magnitude\"\nscope = \"tensor\"\nsparsity = 0.3",
-                "kind = \"magnitude\"\nsparsity = 0.3\nscope = \"tensor\"",
+                "kind = \"magnitude\"\nsparsity = 0.3\nscope = \"tensor\"\nstorage = \"dense\"",
             ),
         ] {
             let recipe = parse(step).unwrap();
@@ -244,6 +264,10 @@ mod tests {
             ("kind = \"magnitude\"\nn_of_m = \"2:4\"\nscope = \"tensor\"", "along rows"),
             ("kind = \"magnitude\"\nsparsity = 0.5\nscope = \"layer\"", "layer"),
             ("kind = \"magnitude\"\nsparsity = 0.5\nspeed = 1", "speed"),
+            (
+                "kind = \"magnitude\"\nsparsity = 0.5\nstorage = \"sparse\"",
+                "`magnitude` with `storage = \"sparse\"` cannot be written as hugging-face",
+            ),
             (
                 "kind = \"float\"\ntype = \"bf16\"\n[[step]]\nkind = \"magnitude\"\nsparsity = 0.5",
                 "`magnitude` comes after `float`",

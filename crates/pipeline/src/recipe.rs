@@ -27,7 +27,7 @@ use bitmill_quant::{Clip, Mix};
 use bitmill_tensor::{Bits, BlockType, FloatType, Granularity, ZeroPoint};
 use serde::{Deserialize, Serialize};
 
-use crate::pruning::{DepthStep, MagnitudeStep};
+use crate::pruning::{DepthStep, MagnitudeStep, Storage};
 use crate::search::{Budget, Measure};
 use crate::{Error, presets};
 
@@ -56,7 +56,8 @@ impl Format {
     /// Whether a step can be written in it.
     fn takes(self, step: &Step) -> bool {
         match step {
-            Step::Depth(_) | Step::Magnitude(_) | Step::Float { .. } => true,
+            Step::Magnitude(step) => step.storage == Storage::Dense || self == Self::CompressedTensors,
+            Step::Depth(_) | Step::Float { .. } => true,
             Step::Mix { .. } | Step::Block { .. } => self == Self::Gguf,
             Step::Rtn { .. } => self == Self::CompressedTensors,
             Step::Keep { .. } => self != Self::CompressedTensors,
@@ -242,7 +243,10 @@ impl Recipe {
         for step in &recipe.steps {
             if !recipe.format.takes(step) {
                 let (kind, format) = (step.kind(), recipe.format.name());
-                return Err(malformed(format!("a step of kind `{kind}` cannot be written as {format}")));
+                let with = if step.prunes() { " with `storage = \"sparse\"`" } else { "" };
+                return Err(malformed(format!(
+                    "a step of kind `{kind}`{with} cannot be written as {format}"
+                )));
             }
         }
         for pair in recipe.steps.windows(2) {

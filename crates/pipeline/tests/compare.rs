@@ -22,7 +22,7 @@ fn quick(path: Option<&std::path::Path>) -> Result<Speed, Error> {
 }
 
 #[test]
-fn every_default_strategy_recovers_the_embedded_model() {
+fn every_default_strategy_runs_and_rounding_recovers_the_embedded_model() {
     let checkpoint = embedded::checkpoint().unwrap();
     let work = tempfile::tempdir().unwrap();
     let options = CompareOptions {
@@ -37,10 +37,21 @@ fn every_default_strategy_recovers_the_embedded_model() {
     let report = compare(&checkpoint, &options, &Silent).unwrap();
     assert!(report.failed.is_empty(), "{:?}", report.failed);
     let strategies: Vec<&str> = report.rows.iter().map(|row| row.strategy.as_str()).collect();
-    assert_eq!(strategies, ["none", "q8_0", "q4_k_m", "q4_0", "w8a16", "w4a16_g128"]);
+    let expected =
+        ["none", "prune_50", "prune_50_sparse", "depth_25", "q8_0", "q4_k_m", "q4_0", "w8a16", "w4a16_g128"];
+    assert_eq!(strategies[..expected.len()], expected);
     let dense = &report.rows[0];
     assert_eq!((dense.ratio, dense.recovery), (1.0, Some(1.0)));
-    for row in &report.rows[1..] {
+    let [pruned, sparse, shallow] = [1, 2, 3].map(|row| &report.rows[row]);
+    assert!((0.99..1.01).contains(&pruned.ratio), "zeros save nothing: {}", pruned.ratio);
+    assert!(sparse.ratio > 1.3, "sparse storage does: {}", sparse.ratio);
+    assert!((1.1..1.34).contains(&shallow.ratio), "one of four layers: {}", shallow.ratio);
+    assert_eq!(pruned.quality.perplexity, sparse.quality.perplexity, "the same weights");
+    assert!(pruned.quality.divergence.unwrap().kl_mean > 1e-3, "half of the weights is missed");
+    assert!(pruned.notes[0].contains("28 tensors: 50 % zeros, which take the space"), "{:?}", pruned.notes);
+    assert!(sparse.notes[0].contains("50 % zeros, not stored"), "{:?}", sparse.notes);
+    assert_eq!(shallow.notes, ["1 of 4 layers removed: 1"]);
+    for row in &report.rows[4..expected.len()] {
         let name = &row.strategy;
         let divergence = row.quality.divergence.expect(name);
         // Eight bits on millet diverge by about 1e-5, four by some 1e-3.

@@ -244,6 +244,76 @@ fn what_cannot_be_pruned_is_refused_by_name_with_a_hint() {
 }
 
 #[test]
+fn sparse_storage_holds_what_is_left_in_exactly_the_bytes_that_were_planned() {
+    for (variant, float) in [(Variant::Qwen2, Float::BF16), (Variant::Llama, Float::F32)] {
+        let source = Tiny::new(variant).float(float).write();
+        let out = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(source.path()).unwrap();
+        for name in ["prune_50", "prune_2of4", "prune_90"] {
+            let dense = out.path().join(name);
+            run(source.path(), &preset(name).unwrap(), &dense).unwrap();
+            let planned = plan(&checkpoint, &preset(&format!("{name}_sparse")).unwrap()).unwrap();
+            let path = out.path().join(format!("{name}_sparse"));
+            let record = compress(&checkpoint, &planned, &path, Overwrite::Refuse, &Silent).unwrap();
+            let beside = std::fs::metadata(path.join("bitmill.json")).unwrap().len();
+            assert_eq!(record.written.bytes, planned.output_bytes + beside, "{name}");
+            assert_eq!(logits(&path), logits(&dense), "{name}: the same weights in the same order");
+            let [packed, plain] = [&path, &dense].map(|path| Checkpoint::open(path).unwrap());
+            let up = "model.layers.1.mlp.up_proj.weight";
+            assert_eq!(values(&packed, up), values(&plain, up));
+            let bytes = |of: &Checkpoint| of.tensor(up).unwrap().info.stored_bytes;
+            let kept = if name == "prune_90" { 160 * 6 } else { 160 * 32 };
+            let width = if float == Float::BF16 { 2 } else { 4 };
+            assert_eq!(
+                bytes(&packed),
+                kept * width + 160 * (8 + 8) + 16,
+                "values, bits, row offsets and shape"
+            );
+            assert_eq!(bytes(&plain), 160 * 64 * width);
+        }
+    }
+}
+
+#[test]
+fn a_weight_that_is_zero_already_may_be_kept_and_the_count_holds() {
+    let zeros = |name: &str, _: &[usize], weights: &mut [f32]| {
+        if name == "model.layers.0.mlp.down_proj.weight" {
+            weights.iter_mut().step_by(2).for_each(|weight| *weight = -0.0);
+        }
+    };
+    let source = Tiny::new(Variant::Qwen2).write_with(zeros);
+    let out = tempfile::tempdir().unwrap();
+    run(source.path(), &preset("prune_25_sparse").unwrap(), &out.path().join("m")).unwrap();
+    let written = Checkpoint::open(&out.path().join("m")).unwrap();
+    let name = "model.layers.0.mlp.down_proj.weight";
+    let stored = values(&written, name);
+    assert_eq!(written.tensor(name).unwrap().info.encoding.to_string(), "sparse f32");
+    assert_eq!(stored.iter().filter(|weight| **weight == 0.0).count(), 64 * 160 / 2);
+    assert!(stored.iter().all(|weight| weight.to_bits() != (-0.0f32).to_bits()));
+}
+
+#[test]
+fn sparse_storage_stands_beside_no_codes() {
+    let source = tiny(Variant::Qwen2);
+    let checkpoint = Checkpoint::open(source.path()).unwrap();
+    let sparse = "[[step]]\nkind = \"magnitude\"\nsparsity = 0.5\nstorage = \"sparse\"\n";
+    let rtn = "[[step]]\nkind = \"rtn\"\nbits = 8\ngranularity = \"channel\"\n";
+    for steps in [
+        format!("{sparse}{rtn}"),
+        format!("{sparse}targets = [\"*.mlp.*\"]\n{rtn}targets = [\"*.self_attn.?_proj.weight\"]\n"),
+    ] {
+        let error = plan(&checkpoint, &pruning("compressed-tensors", &steps, "")).unwrap_err();
+        assert!(matches!(error, Error::SparseBesideCodes { .. }), "{error}");
+        assert!(error.to_string().contains("8-bit") && error.hint().is_some(), "{error}");
+    }
+    // A float step says of what type the values are.
+    let float = format!("{sparse}[[step]]\nkind = \"float\"\ntype = \"f16\"\n");
+    let planned = plan(&checkpoint, &pruning("compressed-tensors", &float, "")).unwrap();
+    let up = planned.tensors.iter().find(|tensor| tensor.name.ends_with("0.mlp.up_proj.weight")).unwrap();
+    assert_eq!(up.to.to_string(), "sparse f16");
+}
+
+#[test]
 fn the_plan_says_how_much_of_what_is_zero() {
     let source = tiny(Variant::Qwen2);
     let checkpoint = Checkpoint::open(source.path()).unwrap();

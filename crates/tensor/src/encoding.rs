@@ -1,4 +1,5 @@
-//! How the weights of one matrix are stored: plain floats, GGUF blocks, or groups of codes with a scale.
+//! How the weights of one matrix are stored: plain floats, GGUF blocks, groups of codes with a scale, or some floats and
+//! where they lie.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -197,6 +198,13 @@ pub enum Encoding {
     Block(BlockType),
     /// Groups of codes with a scale.
     Grouped(Grouped),
+    /// The weights that were kept, and a bit for each weight that says whether it was; the others are zero.
+    Sparse {
+        /// The type of a kept weight.
+        float: FloatType,
+        /// Weights kept of the whole matrix.
+        values: usize,
+    },
 }
 
 impl Encoding {
@@ -219,17 +227,21 @@ impl Encoding {
                 out_features * (4 * grouped.words_per_row(in_features) + groups * grouped.scale.size_bytes())
                     + zero_points
             }
+            // A row begins a byte of bits, and an offset of 8 bytes says where its values begin.
+            Self::Sparse { float, values } => {
+                *values * float.size_bytes() + out_features * (in_features.div_ceil(8) + 8)
+            }
         }
     }
 
     /// Whether the weights were rounded to codes.
     pub const fn is_quantized(&self) -> bool {
-        !matches!(self, Self::Float(_))
+        !matches!(self, Self::Float(_) | Self::Sparse { .. })
     }
 }
 
 impl fmt::Display for Encoding {
-    /// As people write it: `bf16`, `q4_k`, `4-bit g128`, `8-bit g128 asymmetric`.
+    /// As people write it: `bf16`, `q4_k`, `4-bit g128`, `8-bit g128 asymmetric`, `sparse bf16`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Float(float) => float.fmt(f),
@@ -241,6 +253,7 @@ impl fmt::Display for Encoding {
                 }
                 Ok(())
             }
+            Self::Sparse { float, .. } => write!(f, "sparse {float}"),
         }
     }
 }
@@ -269,6 +282,14 @@ mod tests {
         grouped.zero_point = ZeroPoint::Asymmetric;
         // 3 rows x 4 bits fit one word for each of the 2 groups.
         assert_eq!(Encoding::Grouped(grouped).matrix_bytes(3, 64), 3 * (32 + 4) + 8);
+    }
+
+    #[test]
+    fn sparse_bytes_count_values_bits_and_row_offsets() {
+        // 3 rows of 20: 3 bytes of bits and an offset each.
+        let sparse = Encoding::Sparse { float: FloatType::BF16, values: 30 };
+        assert_eq!(sparse.matrix_bytes(3, 20), 2 * 30 + 3 * (3 + 8));
+        assert!(!sparse.is_quantized());
     }
 
     #[test]

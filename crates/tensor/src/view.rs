@@ -41,6 +41,17 @@ pub enum WeightData<'a> {
         /// i32 words `[zero_point_words, groups_per_row]`, packed along `out`; empty when symmetric.
         zero_points: &'a [u8],
     },
+    /// compressed-tensors `sparse-bitmask`.
+    Sparse {
+        /// The type of the values.
+        float: FloatType,
+        /// `[out, ceil(in / 8)]`: weight `i` of a row was kept if bit `i % 8` of byte `i / 8` is set.
+        bitmask: &'a [u8],
+        /// The kept weights, row after row.
+        values: &'a [u8],
+        /// i64 `[out]`: kept weights before each row. What they and the bits say of values that are not there is zero.
+        row_offsets: &'a [u8],
+    },
 }
 
 /// Why bytes are not the matrix they were said to be.
@@ -50,7 +61,7 @@ pub enum ViewError {
     /// A part has another length than its shape and encoding ask for.
     #[error("{part}: {found} bytes where [{out_features}, {in_features}] in {encoding} takes {expected}")]
     Length {
-        /// `"weights"`, `"codes"`, `"scales"` or `"zero points"`.
+        /// `"weights"`, `"codes"`, `"scales"`, `"zero points"`, `"bits"`, `"values"` or `"row offsets"`.
         part: &'static str,
         /// Bytes found.
         found: usize,
@@ -92,7 +103,7 @@ impl<'a> WeightView<'a> {
         let view = Self { out_features, in_features, data };
         let encoding = view.encoding();
         let group_size = match encoding {
-            Encoding::Float(_) => 1,
+            Encoding::Float(_) | Encoding::Sparse { .. } => 1,
             Encoding::Block(block) => block.weights(),
             Encoding::Grouped(grouped) => grouped.group_size.get(),
         };
@@ -130,6 +141,12 @@ impl<'a> WeightView<'a> {
                 };
                 check("zero points", zero_points.len(), 4 * words)?;
             }
+            WeightData::Sparse { float, bitmask, values, row_offsets } => {
+                check("bits", bitmask.len(), out_features * in_features.div_ceil(8))?;
+                check("row offsets", row_offsets.len(), 8 * out_features)?;
+                let kept = (values.len() / float.size_bytes()).min(out_features * in_features);
+                check("values", values.len(), kept * float.size_bytes())?;
+            }
         }
         Ok(view)
     }
@@ -155,6 +172,9 @@ impl<'a> WeightView<'a> {
             WeightData::Float { float, .. } => Encoding::Float(float),
             WeightData::Block { block, .. } => Encoding::Block(block),
             WeightData::Grouped { layout, .. } => Encoding::Grouped(layout),
+            WeightData::Sparse { float, values, .. } => {
+                Encoding::Sparse { float, values: values.len() / float.size_bytes() }
+            }
         }
     }
 
@@ -179,5 +199,22 @@ mod tests {
         ));
         assert!(matches!(WeightView::new(1, 200, data(&bytes)), Err(ViewError::UnevenGroups { .. })));
         assert!(matches!(WeightView::new(usize::MAX, 256, data(&bytes)), Err(ViewError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn sparse_parts_have_the_lengths_that_the_shape_asks_for() {
+        let view = |bits: usize, values: usize, offsets: usize| {
+            let bytes = [0u8; 64];
+            let (float, bitmask, row_offsets) = (FloatType::BF16, &bytes[..bits], &bytes[..offsets]);
+            let data = WeightData::Sparse { float, bitmask, values: &bytes[..values], row_offsets };
+            WeightView::new(2, 9, data).map(|view| view.encoding())
+        };
+        assert_eq!(view(4, 10, 16), Ok(Encoding::Sparse { float: FloatType::BF16, values: 5 }));
+        for (bits, values, offsets, part) in
+            [(3, 10, 16, "bits"), (4, 11, 16, "values"), (4, 38, 16, "values"), (4, 10, 8, "row offsets")]
+        {
+            let error = view(bits, values, offsets).unwrap_err();
+            assert!(matches!(error, ViewError::Length { part: found, .. } if found == part), "{error}");
+        }
     }
 }

@@ -12,6 +12,7 @@ pub(crate) mod exact;
 pub(crate) mod fast;
 pub(crate) mod groups;
 mod round;
+pub(crate) mod sparse;
 pub(crate) mod super_blocks;
 mod tile;
 pub(crate) mod unpack;

@@ -20,6 +20,7 @@ macro_rules! with_unpack {
         use bitmill_tensor::FloatType;
         use $crate::avx2::blocks::with_block;
         use $crate::avx2::groups::with_group;
+        use $crate::avx2::sparse::with_sparse;
         use $crate::avx2::unpack::*;
         match *$row {
             Row::Float { float: FloatType::F32, bytes } => {
@@ -36,6 +37,7 @@ macro_rules! with_unpack {
             }
             Row::Block { block, bytes } => with_block!(block, bytes, $weights => $body),
             Row::Grouped(row) => with_group!(row, $weights => $body),
+            Row::Sparse(row) => with_sparse!(row, $weights => $body),
         }
     }};
 }
@@ -65,7 +67,7 @@ unsafe fn unpack_blocks<U: Unpack>(weights: U, row: &Row<'_>, first: usize, out:
         }
         at += 32;
     }
-    // Only floats and groups of codes end within a block; both may be read from any column.
+    // Floats, sparse ones too, and groups of codes end within a block; all may be read from any column.
     let rest = blocks.into_remainder();
     if !rest.is_empty() {
         scalar::unpack(row, at, rest);

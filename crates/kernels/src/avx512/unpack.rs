@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use crate::avx2::Codes;
 use crate::avx2::blocks::{Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Simple, SimpleBlock};
 use crate::avx2::groups::{AnyGrouped, Grouped, Uneven};
+use crate::avx2::sparse::{KeptBf16, KeptF16, KeptF32, Sparse};
 use crate::avx2::super_blocks::{Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K, scale_and_min};
 use crate::avx2::unpack::{self as narrow, Bf16, F16, F32, with_unpack};
 use crate::row::Row;
@@ -42,7 +43,7 @@ unsafe fn unpack_blocks<U: Unpack>(weights: U, row: &Row<'_>, first: usize, out:
         }
         at += 32;
     }
-    // Only floats and groups of codes end within a block; both may be read from any column.
+    // Floats, sparse ones too, and groups of codes end within a block; all may be read from any column.
     let rest = blocks.into_remainder();
     if !rest.is_empty() {
         scalar::unpack(row, at, rest);
@@ -223,6 +224,7 @@ macro_rules! joined {
     };
 }
 joined!(Simple<Q4_1>, Simple<Q5_1>, Simple<Iq4Nl>, Q2K, Q3K, Iq4Xs, AnyGrouped<'_>);
+joined!(Sparse<'_, KeptF32>, Sparse<'_, KeptF16>, Sparse<'_, KeptBf16>);
 
 impl<const BITS: usize> Unpack for Grouped<'_, BITS> {
     #[inline(always)]
