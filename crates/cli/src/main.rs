@@ -62,6 +62,7 @@ fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Chat(args) => commands::chat(args, global),
         Command::Search(args) => commands::search(args, global),
         Command::Recipes(args) => commands::recipes(args, global),
+        Command::Watch(args) => commands::watch(args, global),
         Command::Pull(args) => commands::pull(args, global),
     }
 }

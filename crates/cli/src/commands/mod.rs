@@ -12,6 +12,7 @@ mod plan;
 mod pull;
 mod recipes;
 mod search;
+mod watch;
 
 pub use bench::bench;
 pub use chat::chat;
@@ -25,3 +26,4 @@ pub use plan::plan;
 pub use pull::pull;
 pub use recipes::recipes;
 pub use search::search;
+pub use watch::watch;
