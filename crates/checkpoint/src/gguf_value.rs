@@ -183,12 +183,16 @@ pub struct GgufTokenizer {
     pub bos: Option<u32>,
     /// The token that ends a text.
     pub eos: Option<u32>,
+    /// The token that ends a turn of a chat, where it is another.
+    pub eot: Option<u32>,
     /// The padding token.
     pub padding: Option<u32>,
     /// The token for what has none.
     pub unknown: Option<u32>,
     /// Whether `bos` is put before every text.
     pub add_bos: Option<bool>,
+    /// Whether SentencePiece puts a space before a text.
+    pub add_space_prefix: Option<bool>,
     /// The chat template, in Jinja.
     pub chat_template: Option<String>,
 }
@@ -215,6 +219,7 @@ impl GgufTokenizer {
         let ids = [
             ("ggml.bos_token_id", self.bos),
             ("ggml.eos_token_id", self.eos),
+            ("ggml.eot_token_id", self.eot),
             ("ggml.unknown_token_id", self.unknown),
             ("ggml.padding_token_id", self.padding),
         ];
@@ -225,6 +230,9 @@ impl GgufTokenizer {
         }
         if let Some(add_bos) = self.add_bos {
             put("ggml.add_bos_token", GgufValue::Bool(add_bos));
+        }
+        if let Some(space) = self.add_space_prefix {
+            put("ggml.add_space_prefix", GgufValue::Bool(space));
         }
         if let Some(template) = &self.chat_template {
             put("chat_template", GgufValue::String(template.clone()));
@@ -263,9 +271,11 @@ impl GgufTokenizer {
             },
             bos: id("ggml.bos_token_id"),
             eos: id("ggml.eos_token_id"),
+            eot: id("ggml.eot_token_id"),
             padding: id("ggml.padding_token_id"),
             unknown: id("ggml.unknown_token_id"),
             add_bos: get("ggml.add_bos_token").and_then(GgufValue::as_bool),
+            add_space_prefix: get("ggml.add_space_prefix").and_then(GgufValue::as_bool),
             chat_template: text("chat_template"),
         })
     }
@@ -286,9 +296,11 @@ mod tests {
             scores: Some(vec![0.5, -1.0]),
             bos: Some(0),
             eos: Some(1),
+            eot: Some(0),
             padding: Some(1),
             unknown: None,
             add_bos: Some(false),
+            add_space_prefix: Some(true),
             chat_template: Some("{{ x }}".to_owned()),
         };
         assert_eq!(GgufTokenizer::from_metadata(&tokenizer.to_metadata()), Some(tokenizer));

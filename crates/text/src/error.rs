@@ -18,9 +18,11 @@ pub enum Error {
     AddedTokenId { file: String, token: String, declared: u32, assigned: u32 },
     #[error("{file}: the tokens {first} and {second} are both `{token}`")]
     DuplicateToken { file: String, token: String, first: usize, second: usize },
+    #[error("{file} is {found}; bitmill reads BPE pieces without a normalizer")]
+    UnreadPieces { file: String, found: String },
     #[error("`{checkpoint}` has no tokenizer")]
     NoTokenizer { checkpoint: String },
-    #[error("tokenizer.ggml.model is `{model}`; bitmill reads `gpt2`")]
+    #[error("tokenizer.ggml.model is `{model}`; bitmill reads `gpt2` and `llama`")]
     UnknownGgufModel { model: String },
     #[error("tokenizer.ggml.pre is `{pre}`; bitmill reads {known}")]
     UnknownGgufPre { pre: String, known: String },
@@ -51,8 +53,11 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::NoTokenizer { .. } => "put the model's tokenizer.json into its folder",
+            Self::UnreadPieces { .. } => {
+                "let transformers write a tokenizer.json: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            }
             Self::UnknownGgufModel { .. } => {
-                "SentencePiece vocabularies are not read yet: give the Hugging Face folder instead"
+                "give the Hugging Face folder instead: its tokenizer.json says how to read it"
             }
             Self::UnknownGgufPre { .. } => {
                 "give the Hugging Face folder instead: its tokenizer.json says how to split"

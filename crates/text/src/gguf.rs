@@ -1,26 +1,32 @@
-//! A byte-level BPE tokenizer as GGUF keys, and back.
+//! A tokenizer as GGUF keys, and back: byte-level BPE here, SentencePiece in `pieces`.
 
 use std::collections::HashMap;
 
 use bitmill_checkpoint::GgufTokenizer;
 use serde_json::{Map, Value, json};
 
+use crate::byte_level::byte_level_json;
+use crate::pieces::{Pieces, keys_of_json};
 use crate::special::SpecialTokens;
 use crate::tokenizer::{added_token, merge_parts};
 use crate::{Error, Split};
 
 /// `tokenizer.ggml.token_type`: llama.cpp's numbers.
-const NORMAL: i32 = 1;
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
-const UNUSED: i32 = 5;
+pub(crate) const NORMAL: i32 = 1;
+pub(crate) const UNKNOWN: i32 = 2;
+pub(crate) const CONTROL: i32 = 3;
+pub(crate) const USER_DEFINED: i32 = 4;
+pub(crate) const UNUSED: i32 = 5;
+pub(crate) const BYTE: i32 = 6;
 
 const FILE: &str = "tokenizer.ggml";
 
-/// The tokenizer.json that GGUF keys stand for.
-pub(crate) fn to_json(keys: &GgufTokenizer) -> Result<(Split, Value), Error> {
-    if keys.model != "gpt2" {
-        return Err(Error::UnknownGgufModel { model: keys.model.clone() });
+/// The tokenizer.json that GGUF keys stand for, and whether llama.cpp puts BOS first where they do not say.
+pub(crate) fn to_json(keys: &GgufTokenizer) -> Result<(bool, Value), Error> {
+    match keys.model.as_str() {
+        "gpt2" => {}
+        "llama" => return Ok((true, Pieces::from_gguf(FILE, keys)?.to_json(FILE)?)),
+        _ => return Err(Error::UnknownGgufModel { model: keys.model.clone() }),
     }
     let split = Split::parse(&keys.pre).ok_or_else(|| Error::UnknownGgufPre {
         pre: keys.pre.clone(),
@@ -59,26 +65,19 @@ pub(crate) fn to_json(keys: &GgufTokenizer) -> Result<(Split, Value), Error> {
         Some((left, right)) => Ok(json!([left, right])),
         None => Err(malformed(format!("merge {index}, `{merge}`, is no pair of tokens"))),
     });
-    let json = json!({
-        "version": "1.0", "truncation": null, "padding": null,
-        "added_tokens": added,
-        "normalizer": split.normalizer(),
-        "pre_tokenizer": split.pre_tokenizer(),
-        "post_processor": null,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": split.ignores_merges(),
-            "vocab": vocab,
-            "merges": merges.collect::<Result<Vec<_>, _>>()?,
-        },
-    });
-    Ok((split, json))
+    let merges = merges.collect::<Result<Vec<_>, _>>()?;
+    Ok((split.adds_bos(), byte_level_json(split, vocab, merges, added)))
 }
 
-/// The GGUF keys of a tokenizer.json, less padding and chat template.
-pub(crate) fn from_json(json: &Value, special: SpecialTokens) -> Result<GgufTokenizer, Error> {
+/// The GGUF keys of a tokenizer.json, less padding and chat template; `known` are the folder's SentencePiece scores.
+pub(crate) fn from_json(
+    json: &Value,
+    special: SpecialTokens,
+    known: Option<&Pieces>,
+) -> Result<GgufTokenizer, Error> {
+    if let Some(keys) = keys_of_json(json, special, known)? {
+        return Ok(keys);
+    }
     let model = &json["model"];
     let split = supported(json)?;
     let malformed =
@@ -131,10 +130,12 @@ pub(crate) fn from_json(json: &Value, special: SpecialTokens) -> Result<GgufToke
         scores: None,
         bos: special.bos,
         eos: special.eos,
+        eot: None,
         padding: special.padding,
         unknown: special.unknown,
         // Written even when false: Llama 3's split defaults to true.
         add_bos: Some(special.add_bos.unwrap_or(false)),
+        add_space_prefix: None,
         chat_template: None,
     })
 }
@@ -159,12 +160,12 @@ pub(crate) fn pad(mut keys: GgufTokenizer, vocab_rows: usize) -> Result<GgufToke
     Ok(keys)
 }
 
-fn padding_token(id: usize) -> String {
+pub(crate) fn padding_token(id: usize) -> String {
     format!("[PAD{id}]")
 }
 
 /// Tokens that some checkpoints add without marking them special: the list of llama.cpp's converter.
-fn looks_special(token: &str) -> bool {
+pub(crate) fn looks_special(token: &str) -> bool {
     matches!(token, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
         || (token.starts_with("<|") && token.ends_with("|>"))
         || (token.starts_with("<\u{ff5c}") && token.ends_with("\u{ff5c}>"))
@@ -179,9 +180,6 @@ fn supported(json: &Value) -> Result<Split, Error> {
     let kind = &model["type"];
     if !(kind == "BPE" || (kind.is_null() && model["merges"].is_array())) {
         return Err(no_form("model type", kind));
-    }
-    if model["byte_fallback"] == true {
-        return Err(no_form("SentencePiece vocabulary", &json!({"byte_fallback": true})));
     }
     let split = Split::of_pre_tokenizer(&json["pre_tokenizer"])
         .ok_or_else(|| no_form("pre-tokenizer", &json["pre_tokenizer"]))?;

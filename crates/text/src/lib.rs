@@ -3,10 +3,14 @@
 //! [`Tokenizer`] reads a Hugging Face `tokenizer.json` or a GGUF file's tokenizer keys and turns the one into
 //! the other; [`ChatTemplate`] turns messages into text and [`TextStream`] tokens into text as they arrive; [`Windows`] cuts a token stream for perplexity; [`Task`] reads multiple-choice items.
 
+mod byte_level;
 mod ends;
 mod error;
 mod folder_files;
 mod gguf;
+mod pieces;
+mod ranks;
+mod sentencepiece;
 mod special;
 mod split;
 mod stream;

@@ -22,6 +22,8 @@ pub(crate) struct SpecialSources {
     pub special_tokens_map: Value,
     pub config: Value,
     pub generation_config: Value,
+    /// Whether such a vocabulary asks for BOS where no file says otherwise: SentencePiece's and tekken's do.
+    pub bos_by_default: bool,
 }
 
 impl SpecialSources {
@@ -51,7 +53,8 @@ impl SpecialSources {
                 .tokenizer_config
                 .get("add_bos_token")
                 .and_then(Value::as_bool)
-                .or_else(|| self.template_adds_bos()),
+                .or_else(|| self.template_adds_bos())
+                .or(self.bos_by_default.then_some(true)),
         }
     }
 

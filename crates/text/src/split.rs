@@ -14,14 +14,17 @@ pub enum Split {
     SmolLm,
     /// Llama 3: digits up to three at a time; a piece that is a token already is not merged.
     LlamaBpe,
+    /// Mistral Nemo: words divided where small letters turn large, digits one by one; as Llama 3 leaves tokens whole.
+    Tekken,
 }
 
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA_BPE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 impl Split {
     /// Every split.
-    pub const ALL: [Self; 3] = [Self::Qwen2, Self::SmolLm, Self::LlamaBpe];
+    pub const ALL: [Self; 4] = [Self::Qwen2, Self::SmolLm, Self::LlamaBpe, Self::Tekken];
 
     /// The value of `tokenizer.ggml.pre`.
     pub const fn gguf_name(self) -> &'static str {
@@ -29,6 +32,7 @@ impl Split {
             Self::Qwen2 => "qwen2",
             Self::SmolLm => "smollm",
             Self::LlamaBpe => "llama-bpe",
+            Self::Tekken => "tekken",
         }
     }
 
@@ -39,19 +43,19 @@ impl Split {
 
     /// Whether llama.cpp puts a BOS token first where the file does not say.
     pub const fn adds_bos(self) -> bool {
-        matches!(self, Self::LlamaBpe)
+        matches!(self, Self::LlamaBpe | Self::Tekken)
     }
 
     /// Whether a piece that is a token already stays whole, whatever the merges would make of it.
     pub(crate) const fn ignores_merges(self) -> bool {
-        matches!(self, Self::LlamaBpe)
+        matches!(self, Self::LlamaBpe | Self::Tekken)
     }
 
     /// The `normalizer` of such a tokenizer.json.
     pub(crate) fn normalizer(self) -> Value {
         match self {
             Self::Qwen2 => json!({"type": "NFC"}),
-            Self::SmolLm | Self::LlamaBpe => Value::Null,
+            Self::SmolLm | Self::LlamaBpe | Self::Tekken => Value::Null,
         }
     }
 
@@ -60,6 +64,7 @@ impl Split {
         let pattern = match self {
             Self::Qwen2 => QWEN2,
             Self::LlamaBpe => LLAMA_BPE,
+            Self::Tekken => TEKKEN,
             Self::SmolLm => {
                 return json!({"type": "Sequence", "pretokenizers": [
                     {"type": "Digits", "individual_digits": true},
@@ -71,6 +76,11 @@ impl Split {
             {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
         ]})
+    }
+
+    /// Whether this is the split of `pattern`.
+    pub(crate) fn has_pattern(self, pattern: &str) -> bool {
+        self.pre_tokenizer()["pretokenizers"][0]["pattern"]["Regex"] == pattern
     }
 
     /// The split that a tokenizer.json's `pre_tokenizer` asks for, if it is one of these.
@@ -101,7 +111,7 @@ mod tests {
             assert_eq!(Split::of_pre_tokenizer(&split.pre_tokenizer()), Some(split));
             assert_eq!(Split::parse(split.gguf_name()), Some(split));
         }
-        assert_eq!(Split::parse("tekken"), None);
+        assert_eq!(Split::parse("gpt-4o"), None);
     }
 
     #[test]

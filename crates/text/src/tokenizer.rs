@@ -44,14 +44,14 @@ impl Tokenizer {
     /// # Errors
     /// Another model than byte-level BPE, an unknown split, or keys that contradict each other.
     pub fn from_gguf(keys: &GgufTokenizer) -> Result<Self, Error> {
-        let (split, json) = crate::gguf::to_json(keys)?;
+        let (adds_bos, json) = crate::gguf::to_json(keys)?;
         let bytes = json.to_string();
         let special = SpecialTokens {
             bos: keys.bos,
             eos: keys.eos,
             padding: keys.padding,
             unknown: keys.unknown,
-            add_bos: Some(keys.add_bos.unwrap_or(split.adds_bos())),
+            add_bos: Some(keys.add_bos.unwrap_or(adds_bos)),
         };
         Ok(Self { inner: load("tokenizer.ggml", &json, bytes.as_bytes())?, special })
     }
@@ -63,13 +63,13 @@ impl Tokenizer {
     /// [`from_gguf`](Self::from_gguf).
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, Error> {
         match checkpoint.tokenizer_source() {
-            TokenizerSource::Json(bytes) => {
-                let sources = folder_sources(checkpoint, &bytes)?;
-                let inner = load(TOKENIZER_JSON, &sources.tokenizer, &bytes)?;
+            TokenizerSource::Gguf(keys) => Self::from_gguf(&keys),
+            TokenizerSource::Json(_) | TokenizerSource::None => {
+                let (file, sources) = folder_sources(checkpoint)?;
+                let bytes = sources.tokenizer.to_string();
+                let inner = load(file, &sources.tokenizer, bytes.as_bytes())?;
                 Ok(Self { inner, special: sources.resolve() })
             }
-            TokenizerSource::Gguf(keys) => Self::from_gguf(&keys),
-            TokenizerSource::None => Err(Error::NoTokenizer { checkpoint: checkpoint.name() }),
         }
     }
 
@@ -178,14 +178,16 @@ impl Tokenizer {
     /// [`Error::NoGgufForm`] naming the part that such a file cannot say; [`Error::TokensBeyondRows`].
     pub fn to_gguf(&self, vocab_rows: usize, checkpoint: &Checkpoint) -> Result<GgufTokenizer, Error> {
         let keys = match checkpoint.tokenizer_source() {
-            TokenizerSource::Json(bytes) => {
-                let sources = folder_sources(checkpoint, &bytes)?;
-                let mut keys = crate::gguf::from_json(&sources.tokenizer, self.special)?;
+            TokenizerSource::Gguf(keys) => keys,
+            TokenizerSource::Json(_) | TokenizerSource::None => {
+                let (_, sources) = folder_sources(checkpoint)?;
+                let pieces = checkpoint.other_files().into_iter().find(|(name, _)| name == TOKENIZER_MODEL);
+                // Scores that bitmill cannot read do not matter where the tokenizer.json is whole.
+                let pieces = pieces.and_then(|(name, bytes)| crate::sentencepiece::read(&name, &bytes).ok());
+                let mut keys = crate::gguf::from_json(&sources.tokenizer, self.special, pieces.as_ref())?;
                 keys.chat_template = checkpoint.chat_template();
                 keys
             }
-            TokenizerSource::Gguf(keys) => keys,
-            TokenizerSource::None => return Err(Error::NoTokenizer { checkpoint: checkpoint.name() }),
         };
         crate::gguf::pad(keys, vocab_rows)
     }
@@ -193,10 +195,33 @@ impl Tokenizer {
 
 const TOKENIZER_JSON: &str = "tokenizer.json";
 
-fn folder_sources(checkpoint: &Checkpoint, tokenizer: &[u8]) -> Result<SpecialSources, Error> {
+/// Turns a named file's bytes into a tokenizer.json.
+type ToJson = fn(&str, &[u8]) -> Result<Value, Error>;
+
+/// The file of SentencePiece.
+const TOKENIZER_MODEL: &str = "tokenizer.model";
+
+/// What a folder says of its tokenizer, and the file that the vocabulary is in: tokenizer.json, or what was there
+/// before such files were.
+fn folder_sources(checkpoint: &Checkpoint) -> Result<(&'static str, SpecialSources), Error> {
+    let files = checkpoint.other_files();
+    let native: [(&'static str, ToJson); 4] = [
+        (TOKENIZER_JSON, SpecialSources::parse),
+        ("qwen.tiktoken", crate::ranks::qwen_json),
+        (TOKENIZER_MODEL, |file, bytes| crate::sentencepiece::read(file, bytes)?.to_json(file)),
+        ("tekken.json", crate::ranks::tekken_json),
+    ];
+    let found = native.into_iter().find_map(|(file, read)| {
+        let (_, bytes) = files.iter().find(|(name, _)| name == file)?;
+        Some((file, read, bytes))
+    });
+    let Some((file, read, bytes)) = found else {
+        return Err(Error::NoTokenizer { checkpoint: checkpoint.name() });
+    };
     let mut sources = SpecialSources {
-        tokenizer: SpecialSources::parse(TOKENIZER_JSON, tokenizer)?,
+        tokenizer: read(file, bytes)?,
         config: checkpoint.config_json().cloned().unwrap_or_default(),
+        bos_by_default: file == TOKENIZER_MODEL || file == "tekken.json",
         ..SpecialSources::default()
     };
     for (name, bytes) in checkpoint.other_files() {
@@ -208,7 +233,7 @@ fn folder_sources(checkpoint: &Checkpoint, tokenizer: &[u8]) -> Result<SpecialSo
         };
         *slot = SpecialSources::parse(&name, &bytes)?;
     }
-    Ok(sources)
+    Ok((file, sources))
 }
 
 /// Builds the tokenizer after checking what the library takes on trust.

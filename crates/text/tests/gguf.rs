@@ -224,13 +224,19 @@ fn gguf_files_that_cannot_be_read_say_why() {
         change(&mut keys);
         Tokenizer::from_gguf(&keys).unwrap_err()
     };
-    let error = refused(&|keys| keys.pre = "tekken".to_owned());
+    let error = refused(&|keys| keys.pre = "gpt-4o".to_owned());
     assert_eq!(
         error.to_string(),
-        "tokenizer.ggml.pre is `tekken`; bitmill reads `qwen2`, `smollm`, `llama-bpe`"
+        "tokenizer.ggml.pre is `gpt-4o`; bitmill reads `qwen2`, `smollm`, `llama-bpe`, `tekken`"
     );
     assert!(error.hint().is_some());
-    assert!(matches!(refused(&|keys| keys.model = "llama".to_owned()), Error::UnknownGgufModel { .. }));
+    assert!(matches!(refused(&|keys| keys.model = "t5".to_owned()), Error::UnknownGgufModel { .. }));
+    assert!(refused(&|keys| keys.model = "llama".to_owned()).to_string().contains("there are no scores"));
+    let error = refused(&|keys| {
+        keys.model = "llama".to_owned();
+        keys.scores = Some(vec![0.0; 5]);
+    });
+    assert!(error.to_string().contains("5 scores for 2048 tokens"), "{error}");
     let error = refused(&|keys| keys.merges.push("nonsense".to_owned()));
     assert!(error.to_string().contains("`nonsense`, is no pair"), "{error}");
     let error = refused(&|keys| keys.merges.push("he the".to_owned()));
@@ -260,7 +266,7 @@ fn tokenizers_that_gguf_cannot_say_are_refused_by_their_pattern() {
     let error = refused(&|json| json["normalizer"] = json!({"type": "Lowercase"}));
     assert!(error.to_string().contains("Lowercase"), "{error}");
     let error = refused(&|json| json["model"]["byte_fallback"] = json!(true));
-    assert!(error.to_string().contains("SentencePiece"), "{error}");
+    assert!(error.to_string().contains("the normalizer `{\"type\":\"NFC\"}`"), "{error}");
     let json = millet_json();
     let checkpoint = checkpoint(&json, &[]);
     let error = Tokenizer::from_checkpoint(&checkpoint).unwrap().to_gguf(1919, &checkpoint).unwrap_err();
