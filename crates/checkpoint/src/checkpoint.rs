@@ -295,7 +295,7 @@ impl Tensor {
     /// it would be, without a file.
     ///
     /// # Errors
-    /// [`ViewError`] if `bytes` are not the matrix in `encoding`, or that is groups, which have several parts.
+    /// [`ViewError`] if `bytes` are not the matrix in `encoding`, or that has several parts, as groups have.
     pub fn stored_as(&self, encoding: Encoding, bytes: Vec<u8>) -> Result<Self, ViewError> {
         let (rows, cols) = matrix_shape(&self.info.shape);
         let data = match encoding {
@@ -303,6 +303,9 @@ impl Tensor {
             Encoding::Block(block) => WeightData::Block { block, bytes: &bytes },
             Encoding::Grouped(layout) => {
                 WeightData::Grouped { layout, packed: &bytes, scales: &[], zero_points: &[] }
+            }
+            Encoding::Sparse { float, .. } => {
+                WeightData::Sparse { float, bitmask: &[], values: &bytes, row_offsets: &[] }
             }
         };
         WeightView::new(rows, cols, data)?;
