@@ -6,6 +6,7 @@ use bitmill_kernels::Compute;
 use bitmill_tensor::Matrix;
 
 use crate::model::Scratch;
+use crate::weights::Ffn;
 use crate::{Cache, Error, Model, Sequence, Want};
 
 /// Whole texts on their way through a model, before one of its layers; made by [`Model::enter`].
@@ -83,7 +84,7 @@ impl Model {
     }
 
     /// Runs the layer that `stage` stands before. `see` is shown what each of its matrices multiplies,
-    /// `[tokens, in_features]`.
+    /// `[tokens, in_features]`; not those of experts, each of which meets some of the tokens only.
     ///
     /// # Panics
     /// If `stage` is past the last layer.
@@ -99,10 +100,12 @@ impl Model {
         }
         see(RoleKind::AttnOutput, &scratch.attended);
         self.feed_forward(compute, layer, scratch);
-        for kind in [RoleKind::FfnGate, RoleKind::FfnUp] {
-            see(kind, &scratch.normed);
+        if matches!(layer.ffn, Ffn::Plain(_)) {
+            for kind in [RoleKind::FfnGate, RoleKind::FfnUp] {
+                see(kind, &scratch.normed);
+            }
+            see(RoleKind::FfnDown, &scratch.gate);
         }
-        see(RoleKind::FfnDown, &scratch.gate);
         stage.layer += 1;
     }
 

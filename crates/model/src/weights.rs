@@ -94,7 +94,7 @@ impl Weights {
         match (role.layer, role.kind) {
             (None, RoleKind::TokenEmbedding) => Some(&mut self.embedding),
             (None, RoleKind::Output) => self.head.as_mut().map(|head| &mut head.weight),
-            (Some(layer), kind) => self.layers.get_mut(layer)?.matrix_mut(kind),
+            (Some(layer), _) => self.layers.get_mut(layer)?.matrix_mut(role),
             _ => None,
         }
     }
@@ -113,16 +113,13 @@ impl Layer {
         [q, k, v, o].into_iter().map(|linear| &linear.weight).chain(plain).chain(experts)
     }
 
-    fn matrix_mut(&mut self, kind: RoleKind) -> Option<&mut Tensor> {
-        let linear = match kind {
+    fn matrix_mut(&mut self, role: Role) -> Option<&mut Tensor> {
+        let linear = match role.kind {
             RoleKind::AttnQ => &mut self.q,
             RoleKind::AttnK => &mut self.k,
             RoleKind::AttnV => &mut self.v,
             RoleKind::AttnOutput => &mut self.o,
-            RoleKind::FfnGate => &mut self.gate,
-            RoleKind::FfnUp => &mut self.up,
-            RoleKind::FfnDown => &mut self.down,
-            _ => return None,
+            kind => self.ffn.block_mut(role)?.linear_mut(kind)?,
         };
         Some(&mut linear.weight)
     }
@@ -150,6 +147,16 @@ impl Layer {
 }
 
 impl Ffn {
+    /// The block that has the matrix with this role.
+    fn block_mut(&mut self, role: Role) -> Option<&mut FeedForward> {
+        match (self, role.expert) {
+            (Self::Plain(block), None) => Some(block),
+            (Self::Experts(experts), Some(number)) => experts.experts.get_mut(number),
+            (Self::Experts(experts), None) => experts.shared.as_mut().map(|shared| &mut shared.block),
+            (Self::Plain(_), Some(_)) => None,
+        }
+    }
+
     fn load(checkpoint: &Checkpoint, layer: usize) -> Result<Self, Error> {
         let Some(config) = checkpoint.config().experts_in(layer) else {
             let kinds = [RoleKind::FfnGate, RoleKind::FfnUp, RoleKind::FfnDown];
@@ -179,6 +186,15 @@ impl Ffn {
 }
 
 impl FeedForward {
+    fn linear_mut(&mut self, kind: RoleKind) -> Option<&mut Linear> {
+        match kind {
+            RoleKind::FfnGate | RoleKind::SharedGate => Some(&mut self.gate),
+            RoleKind::FfnUp | RoleKind::SharedUp => Some(&mut self.up),
+            RoleKind::FfnDown | RoleKind::SharedDown => Some(&mut self.down),
+            _ => None,
+        }
+    }
+
     /// From its gate, up and down.
     fn load(checkpoint: &Checkpoint, [gate, up, down]: [Role; 3]) -> Result<Self, Error> {
         let linear = |role| linear(checkpoint, role, None);
