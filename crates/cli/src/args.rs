@@ -1,6 +1,7 @@
 //! The command line, as clap reads it and `--help` shows it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -54,6 +55,8 @@ pub enum Command {
     Chat(Chat),
     /// List the presets, or print one as a recipe file.
     Recipes(Recipes),
+    /// Measure a model against a baseline of its dense original, once or again and again, and keep the history.
+    Watch(Watch),
     /// Fetch a model from Hugging Face (hf:) or ModelScope (ms:) into the cache that Python uses too.
     Pull(Pull),
 }
@@ -178,6 +181,57 @@ pub struct Eval {
     /// Exit with 1 if accuracy falls below this fraction of the dense model's (0 to 1); needs --against and a task.
     #[arg(long, value_name = "FRACTION", requires = "against", conflicts_with = "no_tasks", value_parser = parse_fraction)]
     pub min_recovery: Option<f64>,
+    /// Take MODEL for the dense one and keep what it said in this file, for `bitmill watch`: about 1 % of its logits.
+    #[arg(long, value_name = "FILE", conflicts_with = "against")]
+    pub save_baseline: Option<PathBuf>,
+}
+
+/// Prints drift from dense with its confidence and appends it to a history. Drift is the relative increase of perplexity
+/// over the baseline's tokens, target by target; KL, top-1 agreement, task flips and the noise floor stand beside it.
+#[derive(Debug, Args)]
+pub struct Watch {
+    /// A Hugging Face folder, a .gguf file, hf:OWNER/NAME or ms:OWNER/NAME; the embedded model if absent.
+    pub model: Option<String>,
+    /// The file that `bitmill eval DENSE --save-baseline FILE` wrote.
+    #[arg(long, value_name = "FILE")]
+    pub baseline: PathBuf,
+    /// Measure again after this long (30s, 5m, 1h, 1d), until stopped or --max-drift is missed.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub every: Option<Duration>,
+    /// Exit with 1 if perplexity rose by more than this fraction (0.01: 1 %): if the whole 95 % interval lies above it.
+    #[arg(long, value_name = "FRACTION", value_parser = parse_fraction)]
+    pub max_drift: Option<f64>,
+    /// Also measure these prompts, JSON lines of `prompt` or `text`: against DENSE, else against the history's first
+    /// entry with the same prompts. Counts for --max-drift too.
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
+    /// The dense model: prompts are compared with it, and the tensors that deserve more bits first are named.
+    #[arg(long, value_name = "DENSE")]
+    pub against: Option<String>,
+    /// Write the recipe for DENSE that gives these tensors more bits within --budget.
+    #[arg(long, value_name = "FILE", requires_all = ["against", "budget"])]
+    pub adjust: Option<PathBuf>,
+    /// The adjusted file's size: 40GB, 4.5GiB, or 4.5bpw (bits per weight).
+    #[arg(long, value_name = "SIZE", requires = "adjust", value_parser = parse_budget)]
+    pub budget: Option<SizeBudget>,
+    /// Leave the baseline's tasks out.
+    #[arg(long)]
+    pub no_tasks: bool,
+    /// The history, one JSON document a line [default: the baseline's name with .history.jsonl]
+    #[arg(long, value_name = "FILE")]
+    pub history: Option<PathBuf>,
+    /// The page that shows it [default: the baseline's name with .history.html]
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
+/// How large an output may be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum SizeBudget {
+    /// In all.
+    Bytes(u64),
+    /// Times the number of weights.
+    BitsPerWeight(f64),
 }
 
 #[derive(Debug, Args)]
@@ -362,6 +416,35 @@ fn parse_setting(text: &str) -> Result<(String, serde_json::Value), String> {
     Ok((name.to_owned(), value))
 }
 
+/// `30s`, `5m`, `1h`, `1d`.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let wrong = || "a time is a number and a unit from s, m, h, d, such as 1h; at least 1s".to_owned();
+    let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    match number.checked_mul(seconds) {
+        Some(seconds @ 1..=31_536_000) => Ok(Duration::from_secs(seconds)),
+        _ => Err(wrong()),
+    }
+}
+
+/// A size, or `4.5bpw`.
+fn parse_budget(text: &str) -> Result<SizeBudget, String> {
+    match text.trim().strip_suffix("bpw") {
+        Some(bits) => match bits.trim().parse::<f64>() {
+            Ok(bits) if (1.0..=32.0).contains(&bits) => Ok(SizeBudget::BitsPerWeight(bits)),
+            _ => Err("bits per weight are from 1 to 32, such as 4.5bpw".into()),
+        },
+        None => parse_size(text).map(SizeBudget::Bytes),
+    }
+}
+
 fn parse_fraction(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(fraction) if (0.0..=1.0).contains(&fraction) => Ok(fraction),
@@ -395,6 +478,18 @@ mod tests {
                 && parse_penalty("0").is_err()
                 && parse_probability("1.1").is_err()
         );
+    }
+
+    #[test]
+    fn times_and_budgets_have_units() {
+        assert_eq!(parse_time("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_time("1h"), Ok(Duration::from_secs(3600)));
+        for bad in ["", "h", "0s", "1", "1w", "-1h", "1.5h", "99999999999999999999d", "é"] {
+            assert!(parse_time(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_budget("4.5bpw"), Ok(SizeBudget::BitsPerWeight(4.5)));
+        assert_eq!(parse_budget("3MB"), Ok(SizeBudget::Bytes(3_000_000)));
+        assert!(parse_budget("0bpw").is_err() && parse_budget("bpw").is_err());
     }
 
     #[test]

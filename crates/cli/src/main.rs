@@ -61,6 +61,7 @@ fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Generate(args) => commands::generate(args, global),
         Command::Chat(args) => commands::chat(args, global),
         Command::Recipes(args) => commands::recipes(args, global),
+        Command::Watch(args) => commands::watch(args, global),
         Command::Pull(args) => commands::pull(args, global),
     }
 }

@@ -23,6 +23,10 @@ pub enum Error {
     OtherVocabulary { dense: usize, found: usize },
     #[error("cannot read the dense model's spooled logits back: {source}")]
     Spool { source: io::Error },
+    #[error("prompt {prompt} has {tokens} tokens; at least {least} are needed")]
+    ShortPrompt { prompt: usize, tokens: usize, least: usize },
+    #[error("{file}: {problem}")]
+    Baseline { file: String, problem: String },
     #[error("task `{task}`, item {item}: {part} has no tokens")]
     NoTokens { task: String, item: usize, part: String },
     #[error("task `{task}`, item {item}: {source}")]
@@ -44,6 +48,9 @@ impl Error {
                 Some("a weight or scale of the model is NaN or infinite, or overflows".to_owned())
             }
             Self::OtherVocabulary { .. } => Some("compare a model with the one it was made from".to_owned()),
+            Self::Baseline { .. } => {
+                Some("record it again: bitmill eval DENSE --save-baseline FILE".to_owned())
+            }
             Self::NoTokens { .. } => {
                 Some("the tokenizer names no BOS or EOS that could stand for an empty context".to_owned())
             }

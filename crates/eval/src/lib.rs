@@ -9,19 +9,25 @@
 //! | perplexity, all targets and second halves | [`perplexity`] |
 //! | the same and the divergence from dense, in one pass | [`DenseReference::build`], then [`against_dense`] |
 //! | multiple-choice accuracy, flips, McNemar's p | [`tasks`], then [`TaskAnswers::score`] |
+//! | all of these later, without the dense model | [`Baseline::record`], then [`Baseline::drift`] |
 //! | divergence of the fast path | [`fast_path_kl`] |
 
+mod baseline;
 mod divergence;
 mod error;
 mod perplexity;
+mod prompts;
 mod quality;
+mod sketch;
 mod statistics;
 mod tasks;
 mod walk;
 
+pub use baseline::{Baseline, BaselineHeader, BaselineTask, Drift};
 pub use divergence::{DenseReference, against_dense, fast_path_kl};
 pub use error::Error;
 pub use perplexity::{NllScore, PerplexityScore, perplexity};
+pub use prompts::{PromptScore, paired_prompts, prompts};
 pub use quality::{Budget, quality};
 pub use statistics::{mcnemar_p, mean, standard_error};
 pub use tasks::{Answer, TaskAnswers, tasks};

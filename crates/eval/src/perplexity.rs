@@ -90,7 +90,7 @@ pub(crate) fn score(
 }
 
 /// Negative log-likelihoods of the targets of positions from `first` on, window after window.
-fn nlls_of(
+pub(crate) fn nlls_of(
     model: &Model,
     compute: &Compute,
     windows: &Windows,

@@ -14,6 +14,30 @@ pub enum Error {
         /// What was asked for.
         name: String,
     },
+    /// A task's items are not those that a baseline holds answers to.
+    #[error("task `{task}` is not what the baseline's answers are to")]
+    OtherTask {
+        /// The task.
+        task: String,
+    },
+    /// A line of a JSON-lines file is not what it should be.
+    #[error("{}, line {line}: {problem}", path.display())]
+    MalformedLine {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong.
+        problem: String,
+    },
+    /// No recipe can give this model's tensors more bits.
+    #[error("{model}: {problem}")]
+    NotAdjustable {
+        /// The model.
+        model: String,
+        /// Why.
+        problem: String,
+    },
     /// The recipe file could not be read.
     #[error("{}: {source}", path.display())]
     ReadRecipe {
@@ -234,6 +258,12 @@ impl Error {
             Self::UnknownRecipe { .. } => {
                 Some("`bitmill recipes` lists the presets; a recipe file ends in .toml".into())
             }
+            Self::OtherTask { .. } => Some(
+                "restore the task's file, record the baseline again, or leave tasks out with --no-tasks"
+                    .into(),
+            ),
+            Self::MalformedLine { .. } => Some("correct or remove the line".into()),
+            Self::NotAdjustable { .. } => None,
             Self::ReadRecipe { .. } => Some("`bitmill recipes` lists what needs no file".into()),
             Self::MalformedRecipe { .. } => {
                 Some("`bitmill recipes NAME` prints a preset as a file to start from".into())

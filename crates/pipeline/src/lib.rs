@@ -9,11 +9,13 @@
 //! [`compare`] runs several recipes on one model and measures each result from disk; [`embedded`] is the model that
 //! every command falls back to.
 
+mod baseline;
 mod chat;
 mod compare;
 mod compress;
 mod conversion;
 mod depth;
+mod deserving;
 pub mod embedded;
 mod error;
 mod files;
@@ -28,12 +30,15 @@ mod progress;
 mod pruned;
 mod pruning;
 mod recipe;
+mod watch;
 
+pub use baseline::{read_baseline, record_baseline};
 pub use chat::Chat;
 pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};
 pub use compress::{CompressRecord, TensorRecord, active_weights, compress, n_weights, size_on_disk};
 pub use conversion::conversion;
 pub use depth::{Depth, Influence};
+pub use deserving::{adjust, deserving};
 pub use error::Error;
 pub use files::write_file;
 pub use generate::{Writer, model_sampling, sampled};
@@ -46,3 +51,4 @@ pub use recipe::{
     BitsNumber, BlockName, FloatName, Format, GranularityName, MixName, Recipe, ScaleName, Step,
     ZeroPointName,
 };
+pub use watch::{WatchOptions, append_history, read_history, watch};

@@ -176,7 +176,7 @@ pub fn measure_quality(
     Ok(bitmill_eval::quality(&perplexity, divergence, &answers, dense_answers)?)
 }
 
-fn answer(
+pub(crate) fn answer(
     subject: &Subject,
     compute: &Compute,
     material: &Material,

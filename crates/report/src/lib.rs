@@ -19,19 +19,22 @@ mod table;
 mod tasks;
 mod text;
 mod utc;
+mod watch;
 
 pub use figures::{size, weights};
 pub use generation::{ChatReport, GenerateReport, Generation, Sampled, Turn};
-pub use html::compare_html;
+pub use html::{compare_html, watch_html};
 pub use latency::{Latency, quantile};
 pub use machine::Machine;
 pub use records::{
     BenchReport, CompareReport, Divergence, EvalReport, Failure, PeakScope, Quality, Row, Settings, Speed,
 };
 pub use schema::{
-    BenchSchema, ChatSchema, CompareSchema, Document, Error, EvalSchema, GenerateSchema, from_json, to_json,
+    BenchSchema, ChatSchema, CompareSchema, Document, Error, EvalSchema, GenerateSchema, WatchSchema,
+    from_json, to_json,
 };
 pub use table::compare_table;
 pub use tasks::{TaskScore, Tasks};
 pub use text::{bench_text, eval_text};
 pub use utc::{Utc, timestamp};
+pub use watch::{Deserving, PairedDifference, PromptReport, WatchReport, watch_text};

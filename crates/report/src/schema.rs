@@ -55,6 +55,11 @@ schema! {
     ChatSchema = "bitmill.chat/1"
 }
 
+schema! {
+    /// Marks a [`WatchReport`](crate::WatchReport): `bitmill.watch/1`. Reading any other name is an error.
+    WatchSchema = "bitmill.watch/1"
+}
+
 /// What can go wrong with a document.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -101,6 +106,10 @@ impl Document for crate::GenerateReport {
 }
 impl Document for crate::ChatReport {
     const SCHEMA: &'static str = ChatSchema::NAME;
+}
+
+impl Document for crate::WatchReport {
+    const SCHEMA: &'static str = WatchSchema::NAME;
 }
 
 /// The document as indented JSON, ending in a newline.

@@ -2,7 +2,8 @@
 
 use bitmill_kernels::Isa;
 use bitmill_pipeline::{
-    Dense, Material, Progress as _, Request, Subject, TaskChoice, measure_quality, n_weights, size_on_disk,
+    Dense, Material, Progress as _, Request, Subject, TaskChoice, measure_quality, n_weights,
+    record_baseline, size_on_disk,
 };
 use bitmill_report::{EvalReport, EvalSchema, Machine, eval_text, timestamp, to_json};
 
@@ -30,7 +31,21 @@ pub fn eval(args: &Eval, global: &Global) -> Result<Outcome, Failure> {
         }
         false => None,
     };
+    let saved = match &args.save_baseline {
+        Some(path) => {
+            let source = args.model.as_deref().unwrap_or(bitmill_pipeline::embedded::NAME);
+            let baseline = record_baseline((&checkpoint, source), &subject, &request, &material, isa, &bar)?;
+            let bytes = baseline.to_bytes()?;
+            bitmill_pipeline::write_file(path, &bytes)?;
+            Some((path, bytes.len(), baseline.share(bytes.len())))
+        }
+        None => None,
+    };
     bar.end();
+    if let Some((path, bytes, share)) = saved {
+        let size = bitmill_report::size(bytes as u64);
+        eprintln!("baseline in {}: {size}, {:.2} % of the full logits", path.display(), 100.0 * share);
+    }
     let bytes = size_on_disk(&checkpoint);
     let dense_quality = dense_side.as_ref().map(Dense::quality).transpose()?;
     let report = EvalReport {

@@ -11,6 +11,7 @@ mod inspect;
 mod plan;
 mod pull;
 mod recipes;
+mod watch;
 
 pub use bench::bench;
 pub use chat::chat;
@@ -23,3 +24,4 @@ pub use inspect::inspect;
 pub use plan::plan;
 pub use pull::pull;
 pub use recipes::recipes;
+pub use watch::watch;

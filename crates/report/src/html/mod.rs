@@ -1,12 +1,15 @@
-//! The comparison as one page: no script, nothing loaded from elsewhere, light and dark, wide and narrow, print.
+//! The comparison, and a history of watching, as one page each: no script, nothing loaded from elsewhere, light and dark, wide and narrow, print.
 
 mod axis;
 mod labels;
 mod markup;
 mod plots;
 mod svg;
+mod watch;
 
 use std::fmt::Write;
+
+pub use self::watch::watch_html;
 
 use self::markup::escape;
 use self::plots::{Look, formats, look, name, scatters, task_bars};
@@ -24,19 +27,7 @@ use crate::{CompareReport, Row};
 pub fn compare_html(report: &CompareReport) -> String {
     let title = format!("{}: compression strategies compared", one_line(&report.model));
     let mut page = String::new();
-    page.push_str("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
-    page.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
-    page.push_str("<meta name=\"color-scheme\" content=\"light dark\">\n");
-    page.push_str(
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n",
-    );
-    put(
-        &mut page,
-        format_args!("<meta name=\"generator\" content=\"bitmill {}\">\n", escape(&report.version)),
-    );
-    put(&mut page, format_args!("<title>{}</title>\n", escape(&title)));
-    put(&mut page, format_args!("<style>\n{}</style>\n</head>\n<body>\n<main>\n", include_str!("style.css")));
-
+    page_head(&mut page, &title, &report.version);
     header(&mut page, report);
     main_table(&mut page, report);
     plot_section(&mut page, report);
@@ -46,8 +37,25 @@ pub fn compare_html(report: &CompareReport) -> String {
     method_section(&mut page, report);
     recipe_section(&mut page, report);
 
-    page.push_str("</main>\n</body>\n</html>\n");
+    page_end(&mut page);
     page
+}
+
+/// Everything before a page's content.
+fn page_head(page: &mut String, title: &str, version: &str) {
+    page.push_str("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
+    page.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
+    page.push_str("<meta name=\"color-scheme\" content=\"light dark\">\n");
+    page.push_str(
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n",
+    );
+    put(page, format_args!("<meta name=\"generator\" content=\"bitmill {}\">\n", escape(version)));
+    put(page, format_args!("<title>{}</title>\n", escape(title)));
+    put(page, format_args!("<style>\n{}</style>\n</head>\n<body>\n<main>\n", include_str!("style.css")));
+}
+
+fn page_end(page: &mut String) {
+    page.push_str("</main>\n</body>\n</html>\n");
 }
 
 fn put(page: &mut String, text: std::fmt::Arguments<'_>) {
