@@ -122,13 +122,15 @@ pub(crate) fn rounded(compute: &Compute, tensor: &Tensor, candidate: Candidate) 
         let parts = encode_rows(compute.isa(), encoding, candidate.clip(), cols, &weight, &mut decided)
             .map_err(|error| failed(error.relocate(first, 0)))?;
         match encoding {
-            // Groups have several parts; their values as floats are the same numbers.
-            Encoding::Grouped(_) => bytes.extend(decided.iter().flat_map(|value| value.to_le_bytes())),
+            // They have several parts; their values as floats are the same numbers.
+            Encoding::Grouped(_) | Encoding::Sparse { .. } => {
+                bytes.extend(decided.iter().flat_map(|value| value.to_le_bytes()))
+            }
             Encoding::Float(_) | Encoding::Block(_) => bytes.extend_from_slice(&parts.codes),
         }
     }
     let stored = match encoding {
-        Encoding::Grouped(_) => Encoding::Float(FloatType::F32),
+        Encoding::Grouped(_) | Encoding::Sparse { .. } => Encoding::Float(FloatType::F32),
         other => other,
     };
     Ok(tensor.stored_as(stored, bytes).expect("whole rows of what was encoded"))
