@@ -57,7 +57,7 @@ def row(strategy, form, size, prefill, decode, perplexity, kl, flips, fast, seco
     q = quality(perplexity, kl, flips)
     return {"strategy": strategy, "format": form, "bytes": size, "ratio": DENSE_BYTES / size,
             "bits_per_weight": size * 8 / 4387072, **speed(prefill, decode, 31457280 + 4 * size), **q,
-            "kl_fast_path": fast, "recovery": q["accuracy"] / DENSE_QUALITY["accuracy"],
+            "kl_fast_path": fast, "recovery": q["accuracy"] / DENSE_QUALITY["accuracy"], "predicted_kl": None,
             "compress_seconds": seconds, "recipe": recipe, "notes": list(notes)}
 
 

@@ -628,6 +628,14 @@ pub(crate) const FUSIONS: [(&str, &[RoleKind]); 3] = [
     ("the shared expert's gate/up", &[RoleKind::SharedGate, RoleKind::SharedUp]),
 ];
 
+/// How many weights a sparse matrix keeps is its own affair.
+fn are_one_scheme(a: Encoding, b: Encoding) -> bool {
+    match (a, b) {
+        (Encoding::Sparse { float: a, .. }, Encoding::Sparse { float: b, .. }) => a == b,
+        _ => a == b,
+    }
+}
+
 /// Members of one matrix have one scheme.
 fn refuse_split_fusion(tensors: &[PlannedTensor]) -> Result<(), Error> {
     let mut encodings: BTreeMap<_, Vec<Encoding>> = BTreeMap::new();
@@ -638,7 +646,7 @@ fn refuse_split_fusion(tensors: &[PlannedTensor]) -> Result<(), Error> {
         }
     }
     for ((layer, fusion, expert), found) in encodings {
-        if found.windows(2).any(|pair| pair[0] != pair[1]) {
+        if found.windows(2).any(|pair| !are_one_scheme(pair[0], pair[1])) {
             let members = match expert {
                 Some(expert) => format!("expert {expert}'s {}", FUSIONS[fusion].0),
                 None => FUSIONS[fusion].0.to_owned(),
