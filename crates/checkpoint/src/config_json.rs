@@ -173,7 +173,8 @@ fn sliding_window(fields: &Fields, family: Family, n_layers: usize) -> Result<Op
         Family::Qwen2Moe | Family::Qwen3Moe if fields.flag("use_sliding_window")?.unwrap_or(false) => {
             let first = fields.optional_count("max_window_layers", Limits::LAYERS)?.unwrap_or(28);
             // Qwen2-MoE slides in every other of the layers where Qwen2 does not; Qwen3-MoE in all.
-            let slides = |layer: usize| family == Family::Qwen3Moe || (layer % 2 == 0 && layer < first);
+            let slides =
+                |layer: usize| family == Family::Qwen3Moe || (layer.is_multiple_of(2) && layer < first);
             window(listed.unwrap_or_else(|| (0..n_layers).map(slides).collect()))
         }
         _ if listed.is_some_and(|layers| layers.contains(&true)) => {

@@ -204,8 +204,9 @@ fn a_connection_that_always_drops_ends_and_the_next_pull_goes_on() {
     assert!((1..=40_000).contains(&came), "{came}");
     assert!(!hub.repo().join("snapshots").exists(), "nothing in place");
     let pulled = hub.pull("hf:a/b").unwrap();
-    let asked = hub.server.seen().into_iter().filter(|request| request.path.ends_with("safetensors"));
-    assert_eq!(asked.last().unwrap().from(), came);
+    let seen = hub.server.seen();
+    let asked = seen.iter().rfind(|request| request.path.ends_with("safetensors"));
+    assert_eq!(asked.unwrap().from(), came);
     assert_eq!(fs::read(pulled.path.join("model.safetensors")).unwrap(), bytes);
     assert!(!partial.exists());
 }
@@ -229,7 +230,8 @@ fn a_server_that_ignores_ranges_starts_over_and_does_not_go_on_for_ever() {
 fn wrong_lengths_are_refused_and_leave_nothing() {
     let bytes = weights(5000);
     let longer: &'static [u8] = [bytes, b"x"].concat().leak();
-    let lies: [fn(&'static [u8], &'static [u8]) -> Reply; 5] = [
+    type Lie = fn(&'static [u8], &'static [u8]) -> Reply;
+    let lies: [Lie; 5] = [
         |bytes, _| Reply::new(200, &bytes[..4000]),
         |_, longer| Reply::new(200, longer),
         |bytes, _| Reply { chunked: true, ..Reply::new(200, &bytes[..4000]) },

@@ -87,7 +87,8 @@ impl SparseRow<'_> {
         let (words, rest) = self.bitmask[..index / 8].as_chunks::<8>();
         let words: usize = words.iter().map(|word| u64::from_le_bytes(*word).count_ones() as usize).sum();
         let rest: usize = rest.iter().map(|byte| byte.count_ones() as usize).sum();
-        let last = if index % 8 == 0 { 0 } else { self.bitmask[index / 8] & ((1 << (index % 8)) - 1) };
+        let last =
+            if index.is_multiple_of(8) { 0 } else { self.bitmask[index / 8] & ((1 << (index % 8)) - 1) };
         words + rest + last.count_ones() as usize
     }
 

@@ -52,6 +52,7 @@ pub(crate) struct Layer {
 
 /// What comes after attention.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one a layer")]
 pub(crate) enum Ffn {
     Plain(FeedForward),
     Experts(Experts),

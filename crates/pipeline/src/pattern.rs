@@ -14,7 +14,7 @@ pub(crate) struct Pattern {
 #[derive(Debug, Clone)]
 enum Part {
     Text(String),
-    Numbers(Vec<(u64, u64)>),
+    Numbers(Ranges),
 }
 
 impl Pattern {
@@ -43,8 +43,11 @@ impl Pattern {
     }
 }
 
+/// First and last number of each range.
+type Ranges = Vec<(u64, u64)>;
+
 /// The text before the first braces with numbers, those, and the text after them.
-fn braces(text: &str) -> Option<(&str, Vec<(u64, u64)>, &str)> {
+fn braces(text: &str) -> Option<(&str, Ranges, &str)> {
     let (before, rest) = text.split_once('{')?;
     let (inside, after) = rest.split_once('}')?;
     let number =
