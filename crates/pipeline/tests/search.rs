@@ -193,3 +193,42 @@ fn a_calibration_text_that_is_too_short_is_named() {
         "{error}"
     );
 }
+
+#[test]
+fn the_experts_of_a_layer_get_one_form_in_gguf_and_may_differ_in_a_folder() {
+    for variant in [Variant::Qwen2Moe, Variant::Qwen3Moe] {
+        let (_folder, checkpoint) = tiny(variant);
+        let work = tempfile::tempdir().unwrap();
+        for (format, name) in [(Format::Gguf, "m.gguf"), (Format::CompressedTensors, "m")] {
+            let options = SearchOptions { format, ..options(14.0, Measure::Kl) };
+            let SearchResult { recipe, report, .. } = found(&checkpoint, &options);
+            let is_expert = |tensor: &str| tensor.contains(".mlp.experts.");
+            let of_experts: Vec<usize> = report
+                .assignment
+                .iter()
+                .map(|unit| unit.tensors.iter().filter(|tensor| is_expert(tensor)).count())
+                .filter(|&count| count > 0)
+                .collect();
+            let n_experts = checkpoint.config().experts.as_ref().unwrap().count;
+            let mixtures = of_experts.iter().sum::<usize>() / (3 * n_experts);
+            match format {
+                // Three merged tensors a layer.
+                Format::Gguf => assert_eq!(of_experts, vec![n_experts; 3 * mixtures]),
+                // Gate and up of an expert together, its down alone.
+                _ => assert_eq!(of_experts.len(), 2 * mixtures * n_experts),
+            }
+            assert!(report.measured_kl.is_some_and(|kl| kl > 0.0) && report.bytes <= report.budget_bytes);
+            let routers = report.assignment.iter().flat_map(|unit| &unit.tensors);
+            assert!(
+                routers.into_iter().all(|tensor| !tensor.ends_with("gate.weight")),
+                "routers are no units"
+            );
+            let plan = Plan::new(&checkpoint, &recipe, &PlanOptions::default()).unwrap();
+            let path = work.path().join(name);
+            compress(&checkpoint, &plan, &path, Overwrite::Refuse, &Silent).unwrap();
+            let written = Checkpoint::open(&path).unwrap();
+            assert_eq!(bitmill_pipeline::size_on_disk(&written), report.bytes);
+            assert!(bitmill_pipeline::Subject::load(&written).is_ok());
+        }
+    }
+}
