@@ -208,10 +208,16 @@ pub struct Watch {
     /// entry with the same prompts. Counts for --max-drift too.
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
-    /// The dense model: prompts are compared with it, and the tensors that deserve more bits first are named.
+    /// The dense model: prompts are compared with it; without --sensitivity its weights say which tensors deserve more
+    /// bits first.
     #[arg(long, value_name = "DENSE")]
     pub against: Option<String>,
-    /// Write the recipe for DENSE that gives these tensors more bits within --budget.
+    /// Name the tensors that deserve more bits first by this table, which `bitmill search` wrote beside its recipe
+    /// (NAME.sensitivity.json). Needs no dense model.
+    #[arg(long, value_name = "FILE")]
+    pub sensitivity: Option<PathBuf>,
+    /// Write the recipe for DENSE that stores no tensor smaller than MODEL and loses least within --budget, by
+    /// --sensitivity or else by the errors of the weights.
     #[arg(long, value_name = "FILE", requires_all = ["against", "budget"])]
     pub adjust: Option<PathBuf>,
     /// The adjusted file's size: 40GB, 4.5GiB, or 4.5bpw (bits per weight).

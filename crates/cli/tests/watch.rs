@@ -1,7 +1,8 @@
 //! `bitmill eval --save-baseline` and `bitmill watch` as a user types them.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -85,13 +86,46 @@ fn a_model_is_watched_against_its_baseline() {
     };
     assert!(kl(&better) < kl(&small), "more bits, less divergence");
 
+    // A search's table names them without the dense model, and its assignment is the better one within the same bytes.
+    let (searched, by_table) = (at("searched.toml"), at("by_table.toml"));
+    succeeds(&["search", "--budget", "5bpw", "--tokens", "128", "--rounds", "1", "-o", text(&searched)]);
+    let table = at("searched.sensitivity.json");
+    let (_, fourth) = watch(&["--no-tasks", "--sensitivity", text(&table)]);
+    assert_eq!(fourth["deserving_by"], "kl");
+    let first = &fourth["deserving"][0];
+    assert!(
+        first["form"] == "q4_0" && first["next"].is_string() && first["gain_per_mb"].as_f64() > Some(0.0)
+    );
+    succeeds(&[
+        "watch",
+        text(&small),
+        "--baseline",
+        text(&baseline),
+        "--no-tasks",
+        "--sensitivity",
+        text(&table),
+        "--against",
+        "millet",
+        "--adjust",
+        text(&by_table),
+        "--budget",
+        &budget,
+    ]);
+    let best = at("best.gguf");
+    succeeds(&["compress", "--recipe", text(&by_table), "-o", text(&best)]);
+    assert!(std::fs::metadata(&best).unwrap().len() <= budget.parse().unwrap());
+    assert!(kl(&best) < kl(&better), "by KL rather than by the weights: {} {}", kl(&best), kl(&better));
+    let foreign =
+        bitmill(&["watch", "millet", "--baseline", text(&baseline), "--sensitivity", text(&recipe)]);
+    assert_eq!(foreign.status.code(), Some(2));
+
     // The dense model itself has not drifted, whatever the bound.
     let itself =
         bitmill(&["watch", "millet", "--baseline", text(&baseline), "--max-drift", "0", "--no-tasks"]);
     assert_eq!(itself.status.code(), Some(0), "{}", String::from_utf8_lossy(&itself.stderr));
 
     let history = std::fs::read_to_string(at("millet.baseline.history.jsonl")).unwrap();
-    assert_eq!(history.lines().count(), 6);
+    assert_eq!(history.lines().count(), 10);
     assert!(
         history
             .lines()
@@ -99,6 +133,43 @@ fn a_model_is_watched_against_its_baseline() {
     );
     let page = std::fs::read_to_string(at("millet.baseline.history.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("Perplexity above dense") && !page.contains("<script"));
+}
+
+#[test]
+fn a_watcher_measures_again_until_it_is_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let baseline = at("b");
+    succeeds(&["eval", "--windows", "2", "--window", "32", "--no-tasks", "--save-baseline", text(&baseline)]);
+    let mut watcher = Command::new(env!("CARGO_BIN_EXE_bitmill"))
+        .args(["watch", "millet", "--baseline", text(&baseline), "--every", "1s", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It runs until whoever reads it has seen two documents: lines of `}` end one.
+    let mut lines = BufReader::new(watcher.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let documents: Vec<Value> = (0..2)
+        .map(|_| {
+            let mut document = String::new();
+            for line in lines.by_ref() {
+                document.push_str(&line);
+                if line == "}" {
+                    break;
+                }
+            }
+            serde_json::from_str(&document).unwrap()
+        })
+        .collect();
+    watcher.kill().unwrap();
+    watcher.wait().unwrap();
+    assert_eq!(
+        documents[0]["kl_mean"], documents[1]["kl_mean"],
+        "an unchanged model has not drifted further"
+    );
+    let history = std::fs::read_to_string(at("b.history.jsonl")).unwrap();
+    let kept: Vec<Value> = history.lines().take(2).map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(kept, documents);
+    assert!(std::fs::read_to_string(at("b.history.html")).unwrap().contains("2 measurements"));
 }
 
 #[test]

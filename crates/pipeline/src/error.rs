@@ -303,7 +303,7 @@ pub enum Error {
         message: String,
     },
     /// A table that was measured for something else.
-    #[error("the table of {table} is none for this search of {model}: {what}")]
+    #[error("the table of {table} is none for {model}: {what}")]
     ForeignTable {
         /// The model that the table is of.
         table: String,
@@ -399,7 +399,7 @@ impl Error {
                 Some("`bitmill search MODEL --budget 4.5bpw -o FILE` writes the recipe".into())
             }
             Self::MalformedTable { .. } | Self::ForeignTable { .. } => {
-                Some("search without --table to measure anew".into())
+                Some("`bitmill search` without --table measures anew".into())
             }
             Self::NoForm { .. } | Self::ReadFile { .. } | Self::WriteFile { .. } | Self::Timing { .. } => {
                 None

@@ -39,7 +39,7 @@ pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};
 pub use compress::{CompressRecord, TensorRecord, active_weights, compress, n_weights, size_on_disk};
 pub use conversion::conversion;
 pub use depth::{Depth, Influence};
-pub use deserving::{adjust, deserving};
+pub use deserving::deserving;
 pub use error::Error;
 pub use files::write_file;
 pub use generate::{Writer, model_sampling, sampled};
@@ -54,6 +54,6 @@ pub use recipe::{
 };
 pub use search::{
     Assigned, Budget, Measure, OptionSensitivity, Resolved, Round, SearchOptions, SearchReport, SearchResult,
-    Sensitivity, UnitSensitivity, parse_size, resolve, search,
+    Sensitivity, UnitSensitivity, adjust, most_sensitive, parse_size, resolve, search,
 };
 pub use watch::{WatchOptions, append_history, read_history, watch};

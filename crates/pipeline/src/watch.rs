@@ -12,7 +12,7 @@ use bitmill_text::{Task, Tokenizer};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::baseline::{fingerprint, fingerprint_of_items};
-use crate::{Error, Progress, Subject, deserving, embedded, size_on_disk};
+use crate::{Error, Progress, Sensitivity, Subject, deserving, embedded, most_sensitive, size_on_disk};
 
 /// Windows that are run twice for the noise floor.
 const NOISE_WINDOWS: usize = 2;
@@ -26,6 +26,8 @@ const MOST_DESERVING: usize = 20;
 pub struct WatchOptions<'a> {
     /// The dense model, to compare prompts and weights with.
     pub dense: Option<&'a Checkpoint>,
+    /// What each tensor loses in each form: who deserves more bits is taken from it, and not from the weights.
+    pub sensitivity: Option<&'a Sensitivity>,
     /// Fresh prompts: JSON lines of `prompt` or `text`.
     pub prompts: Option<PathBuf>,
     /// Leave the baseline's tasks out.
@@ -47,6 +49,8 @@ pub fn watch(
 ) -> Result<WatchReport, Error> {
     let isa = Isa::best();
     let compute = Compute::new(isa, bitmill_kernels::Path::Exact);
+    // First, for it takes no time and may be refused.
+    let by_table = options.sensitivity.map(|table| most_sensitive(checkpoint, table)).transpose()?;
     let subject = Subject::load(checkpoint)?;
     let told = |done: usize, total: usize| progress.at(done as u64, total as u64);
     progress.begin(&format!("{}: text", subject.name));
@@ -57,13 +61,15 @@ pub fn watch(
         Some(path) => Some(fresh(&subject, &compute, path, history, options.dense, progress)?),
         None => None,
     };
-    let deserving = match options.dense {
-        Some(dense) => {
+    let mut deserving = match (by_table, options.dense) {
+        (Some(by_table), _) => by_table,
+        (None, Some(dense)) => {
             progress.begin(&format!("{}: weights", subject.name));
-            deserving(checkpoint, dense, isa, progress)?.into_iter().take(MOST_DESERVING).collect()
+            deserving(checkpoint, dense, isa, progress)?
         }
-        None => Vec::new(),
+        (None, None) => Vec::new(),
     };
+    deserving.truncate(MOST_DESERVING);
     let nll = PairedDifference { mean: drift.nll_difference, stderr: drift.nll_difference_stderr };
     let of_prompts = prompts.as_ref().and_then(|prompts| prompts.nll);
     let missed = options.max_drift.is_some_and(|bound| {
@@ -90,6 +96,7 @@ pub fn watch(
         tasks,
         prompts,
         deserving,
+        deserving_by: options.sensitivity.map(|table| table.measure.name().into()),
         max_drift: options.max_drift,
         missed,
     })

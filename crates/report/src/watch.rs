@@ -56,9 +56,13 @@ pub struct WatchReport {
     pub tasks: Tasks,
     /// The prompts asked for, if any.
     pub prompts: Option<PromptReport>,
-    /// Tensors that deserve more bits, the first most; empty where there was no dense model to compare weights with.
+    /// Tensors that deserve more bits, the first most; empty where there was neither a table of sensitivities nor a dense
+    /// model to compare weights with.
     #[serde(default)]
     pub deserving: Vec<Deserving>,
+    /// What the table measured (`kl`, `output`, `weights`); `null` where the weights themselves were compared.
+    #[serde(default)]
+    pub deserving_by: Option<String>,
     /// The relative increase of perplexity that was allowed, if any.
     pub max_drift: Option<f64>,
     /// Whether an increase whose 95 % interval lies wholly above `max_drift` was found.
@@ -119,12 +123,19 @@ pub struct PromptReport {
 pub struct Deserving {
     /// Its canonical name.
     pub tensor: String,
+    /// Further tensors that can only have the same form: what runtimes fuse, the experts of a layer.
+    #[serde(default)]
+    pub tied: usize,
     /// How it is stored now.
     pub form: String,
-    /// Squared error relative to the squared weights.
+    /// The next larger form, to which the gain is counted; `null` where a further bit a weight is.
+    #[serde(default)]
+    pub next: Option<String>,
+    /// What is lost in the present form: squared error relative to the squared weights, or what the table measured, KL in
+    /// nats a token.
     #[serde(with = "crate::finite")]
     pub error: f64,
-    /// Error that a further bit a weight would take away, per MB that it costs: what they are ordered by.
+    /// What of that the next form, or a further bit a weight, takes away, per MB that it costs: what they are ordered by.
     #[serde(with = "crate::finite")]
     pub gain_per_mb: f64,
 }
@@ -190,14 +201,34 @@ pub fn watch_text(report: &WatchReport) -> String {
         out.push_str("\nmore bits first to\n");
         for deserving in report.deserving.iter().take(5) {
             out.push_str(&format!(
-                "  {}  {}, relative error {}\n",
-                one_line(&deserving.tensor),
-                one_line(&deserving.form),
+                "  {}  {}, {} {}\n",
+                tensors(deserving),
+                forms(deserving),
+                lost(report),
                 single(deserving.error, 3)
             ));
         }
     }
     out
+}
+
+/// What a figure of [`Deserving`] is.
+pub(crate) fn lost(report: &WatchReport) -> &'static str {
+    match report.deserving_by.as_deref() {
+        Some("kl") => "predicted KL",
+        Some("output") => "relative error of its output",
+        _ => "relative error",
+    }
+}
+
+pub(crate) fn tensors(deserving: &Deserving) -> String {
+    let more = if deserving.tied > 0 { format!(" and {} tied to it", deserving.tied) } else { String::new() };
+    one_line(&deserving.tensor) + &more
+}
+
+pub(crate) fn forms(deserving: &Deserving) -> String {
+    let next = deserving.next.as_ref().map_or_else(String::new, |next| format!(" → {}", one_line(next)));
+    one_line(&deserving.form) + &next
 }
 
 fn change(nll: &PairedDifference) -> String {

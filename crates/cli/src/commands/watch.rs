@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use bitmill_kernels::Isa;
 use bitmill_pipeline::{
-    Progress as _, WatchOptions, append_history, n_weights, read_baseline, read_history, watch as measure,
-    write_file,
+    Progress as _, Sensitivity, WatchOptions, append_history, n_weights, read_baseline, read_history,
+    watch as measure, write_file,
 };
 use bitmill_report::{to_json, watch_html, watch_text};
 
@@ -20,8 +19,10 @@ pub fn watch(args: &Watch, global: &Global) -> Result<Outcome, Failure> {
     let history_file = args.history.clone().unwrap_or_else(|| beside(&args.baseline, "history.jsonl"));
     let page = args.html.clone().unwrap_or_else(|| beside(&args.baseline, "history.html"));
     let dense = args.against.as_deref().map(|name| models::open(Some(name))).transpose()?;
+    let table = args.sensitivity.as_deref().map(Sensitivity::read).transpose()?;
     let options = WatchOptions {
         dense: dense.as_ref(),
+        sensitivity: table.as_ref(),
         prompts: args.prompts.clone(),
         no_tasks: args.no_tasks,
         max_drift: args.max_drift,
@@ -43,7 +44,8 @@ pub fn watch(args: &Watch, global: &Global) -> Result<Outcome, Failure> {
             };
             let budget = budget.bytes(n_weights(&checkpoint));
             bar.begin(&format!("{}: more bits", report.model));
-            let recipe = bitmill_pipeline::adjust(&checkpoint, dense, budget, Isa::best(), &bar);
+            let name = out.file_stem().map_or_else(|| "adjusted".into(), |stem| stem.to_string_lossy());
+            let recipe = bitmill_pipeline::adjust(&checkpoint, dense, table.as_ref(), &name, budget, &bar);
             bar.end();
             write_file(out, recipe?.to_toml().as_bytes())?;
         }

@@ -9,6 +9,7 @@
 //! Losses of single units are added up: a prediction, which holds as long as errors are small and independent. The
 //! divergence of an assignment as a whole is therefore measured too, and of several rounds the best one is kept.
 
+mod adjust;
 mod budget;
 mod candidate;
 mod knapsack;
@@ -25,6 +26,7 @@ use bitmill_kernels::{Compute, Isa};
 use bitmill_text::{Tokenizer, Windows};
 use serde::Serialize;
 
+pub use adjust::{adjust, most_sensitive};
 pub use budget::{Budget, parse_size};
 pub use sensitivity::{Measure, OptionSensitivity, Sensitivity, UnitSensitivity};
 

@@ -9,6 +9,7 @@ use super::svg::{Anchor, Mark, Svg};
 use super::{close_table, open_table, page_end, page_head, put};
 use crate::WatchReport;
 use crate::figures::{ABSENT, count, moment, one_line, percent, probability, single};
+use crate::watch::{forms, lost, tensors};
 
 /// Normal quantile of a two-sided 95 % interval.
 const Z95: f64 = 1.96;
@@ -223,15 +224,21 @@ fn deserving(page: &mut String, last: &WatchReport) {
     if last.deserving.is_empty() {
         return;
     }
-    let headings = ["tensor", "stored as", "relative squared error", "error a further MB takes away"];
-    open_table(page, "Tensors that deserve more bits first", "", headings.map(String::from));
+    let lost = lost(last);
+    let headings = [
+        "tensor".to_owned(),
+        "stored as".into(),
+        lost.into(),
+        format!("{lost} that a further MB takes away"),
+    ];
+    open_table(page, "Tensors that deserve more bits first", "", headings);
     for tensor in &last.deserving {
         put(
             page,
             format_args!(
                 "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{}</td></tr>\n",
-                escape(&one_line(&tensor.tensor)),
-                escape(&one_line(&tensor.form)),
+                escape(&tensors(tensor)),
+                escape(&forms(tensor)),
                 single(tensor.error, 3),
                 single(tensor.gain_per_mb, 3)
             ),
