@@ -7,8 +7,10 @@
 use std::path::Path;
 
 use bitmill_checkpoint::{Checkpoint, GgufTokenizer, Region};
-use bitmill_pipeline::{Format, Plan, PlanOptions, Recipe, conversion};
-use bitmill_text::{Task, Tokenizer};
+use bitmill_eval::Baseline;
+use bitmill_hub::{hugging_face_listing, model_scope_listing};
+use bitmill_pipeline::{Format, Plan, PlanOptions, Recipe, Sensitivity, conversion};
+use bitmill_text::{ChatTemplate, Message, Speaker, Task, TemplateTokens, Tokenizer};
 
 /// Takes any bytes.
 pub type Target = fn(&[u8]);
@@ -22,6 +24,14 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("gguf_tokenizer", gguf_tokenizer),
     ("recipe", recipe),
     ("task", task),
+    ("qwen_tiktoken", qwen_tiktoken),
+    ("sentencepiece", sentencepiece),
+    ("tekken", tekken),
+    ("chat_template", chat_template),
+    ("hugging_face_listing", listing_of_hugging_face),
+    ("model_scope_listing", listing_of_model_scope),
+    ("baseline", baseline),
+    ("sensitivity", sensitivity),
 ];
 
 /// What tokenizers are asked to encode: letters, digits, spaces, a combining mark, another script, special tokens' texts.
@@ -100,6 +110,95 @@ fn task(data: &[u8]) {
     }
 }
 
+/// The ranks of Qwen's first generation.
+fn qwen_tiktoken(data: &[u8]) {
+    vocabulary("qwen.tiktoken", data);
+}
+
+/// SentencePiece's protocol buffer.
+fn sentencepiece(data: &[u8]) {
+    vocabulary("tokenizer.model", data);
+}
+
+/// Mistral's tekken.json.
+fn tekken(data: &[u8]) {
+    vocabulary("tekken.json", data);
+}
+
+/// A chat template: it may refuse, and ends within its fuel.
+fn chat_template(data: &[u8]) {
+    let Ok(source) = std::str::from_utf8(data) else { return };
+    let tokens =
+        TemplateTokens { bos: Some("<s>".into()), eos: Some("</s>".into()), ..TemplateTokens::default() };
+    let template = match ChatTemplate::new(source, tokens) {
+        Ok(template) => template,
+        Err(error) => return drop((error.to_string(), error.hint())),
+    };
+    let message = |speaker, content: &str| Message { speaker, content: content.into() };
+    let messages = [
+        message(Speaker::System, "Be brief."),
+        message(Speaker::User, TEXT),
+        message(Speaker::Assistant, "<think>\n</think> 2"),
+        message(Speaker::User, ""),
+    ];
+    for count in [0, 2, 4] {
+        if let Err(error) = template.render(&messages[..count], count % 4 == 0) {
+            drop((error.to_string(), error.hint()));
+        }
+    }
+}
+
+/// What Hugging Face answers.
+fn listing_of_hugging_face(data: &[u8]) {
+    match hugging_face_listing("https://example.com/api", data) {
+        Ok((commit, files)) => {
+            assert_eq!(commit.len(), 40);
+            files.iter().for_each(|file| stays_inside(&file.path));
+        }
+        Err(error) => drop((error.to_string(), error.hint())),
+    }
+}
+
+/// What ModelScope answers.
+fn listing_of_model_scope(data: &[u8]) {
+    match model_scope_listing("https://example.com/api", data) {
+        Ok(files) => files.iter().for_each(|file| stays_inside(&file.path)),
+        Err(error) => drop((error.to_string(), error.hint())),
+    }
+}
+
+fn stays_inside(path: &str) {
+    assert!(!path.starts_with('/') && path.split('/').all(|part| !["", ".", ".."].contains(&part)), "{path}");
+}
+
+/// A baseline; its checksum is made right first, for no fuzzer guesses it.
+fn baseline(data: &[u8]) {
+    drop(Baseline::from_bytes("fuzz", data).map_err(|error| error.to_string()));
+    let Some((body, _)) = data.split_last_chunk::<8>() else { return };
+    let right = [body, &xxhash_rust::xxh3::xxh3_64(body).to_le_bytes()].concat();
+    if let Ok(baseline) = Baseline::from_bytes("fuzz", &right) {
+        let Ok(again) = baseline.to_bytes() else { return };
+        let again = Baseline::from_bytes("again", &again).map_err(|error| error.to_string());
+        assert_eq!(again, Ok(baseline));
+    }
+}
+
+/// A table of sensitivities.
+fn sensitivity(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Err(error) = Sensitivity::parse(text, Path::new("fuzz.json")) {
+        drop((error.to_string(), error.hint()));
+    }
+}
+
+/// A folder's tokenizer from `file` alone.
+fn vocabulary(file: &str, data: &[u8]) {
+    match Tokenizer::from_file(file, data) {
+        Ok(tokenizer) => encode(&tokenizer),
+        Err(error) => drop((error.to_string(), error.hint())),
+    }
+}
+
 /// Opens files and touches all that a command would before it reads weights.
 fn walk(files: Vec<(String, Region)>) {
     let checkpoint = match Checkpoint::from_files("fuzz", files) {
@@ -135,7 +234,7 @@ fn encode(tokenizer: &Tokenizer) {
 }
 
 /// The files in `data`, each after a line `=== NAME`.
-fn sections(data: &[u8]) -> Vec<(String, Region)> {
+pub fn sections(data: &[u8]) -> Vec<(String, Region)> {
     const MARK: &[u8] = b"=== ";
     let mut files = Vec::new();
     let mut rest = data.strip_prefix(MARK);

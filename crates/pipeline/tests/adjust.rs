@@ -58,7 +58,7 @@ fn table(dense: &Checkpoint, format: Format) -> Sensitivity {
 
 /// Bytes of each matrix.
 fn bytes(checkpoint: &Checkpoint) -> HashMap<String, u64> {
-    checkpoint.tensors().iter().map(|info| (info.name.clone(), info.stored_bytes as u64)).collect()
+    checkpoint.tensors().iter().map(|info| (info.name.clone(), info.stored_bytes)).collect()
 }
 
 #[test]

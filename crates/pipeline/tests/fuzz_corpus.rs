@@ -54,6 +54,41 @@ fn seeds_are_what_readers_accept() {
     assert!(bitmill_text::Tokenizer::from_json(&seed("tokenizer_json", "smollm")).is_ok());
     let text = String::from_utf8(seed("task", "items")).unwrap();
     assert!(bitmill_text::Task::from_jsonl("items", &text).is_ok());
+    for (target, name, file) in [
+        ("qwen_tiktoken", "pairs", "qwen.tiktoken"),
+        ("tekken", "pairs", "tekken.json"),
+        ("sentencepiece", "spm", "tokenizer.model"),
+    ] {
+        let read = bitmill_text::Tokenizer::from_file(file, &seed(target, name));
+        assert!(read.is_ok(), "{target}: {}", read.unwrap_err());
+    }
+    let url = "https://example.com";
+    assert_eq!(
+        bitmill_hub::hugging_face_listing(url, &seed("hugging_face_listing", "two")).unwrap().1.len(),
+        2
+    );
+    assert_eq!(bitmill_hub::model_scope_listing(url, &seed("model_scope_listing", "two")).unwrap().len(), 1);
+    assert!(bitmill_eval::Baseline::from_bytes("one", &seed("baseline", "one")).is_ok());
+    let table = String::from_utf8(seed("sensitivity", "one")).unwrap();
+    assert!(bitmill_pipeline::Sensitivity::parse(&table, Path::new("one.json")).is_ok());
+    assert!(
+        !Checkpoint::from_files("sparse", targets::sections(&seed("folder", "sparse")))
+            .unwrap()
+            .tensors()
+            .is_empty()
+    );
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let quartet = |chunk: &[u8]| {
+        let bits = chunk.iter().chain(&[0, 0]).take(3).fold(0, |bits, &byte| bits << 8 | usize::from(byte));
+        let digit = |place: usize| {
+            if place <= chunk.len() { DIGITS[bits >> (18 - 6 * place) & 63] as char } else { '=' }
+        };
+        (0..4).map(digit).collect::<String>()
+    };
+    bytes.chunks(3).map(quartet).collect()
 }
 
 /// A model of a few hundred weights: all sizes are the smallest that are sizes.
@@ -157,4 +192,59 @@ fn write_the_seeds() {
     let items = "{\"context\": \"One and one is\", \"choices\": [\" two\", \" three\"], \"answer\": 0}\n\
                  {\"prompt\": \"你好\", \"choices\": [\"a\", \"b\", \"c\"], \"answer\": 2}\n";
     put("task", "items", items.as_bytes());
+    // 300 ranks: the bytes, and pairs of letters.
+    let pairs = (b'a'..).flat_map(|a| (b'a'..=b'k').map(move |b| vec![a, b]));
+    let ranks: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).chain(pairs).take(300).collect();
+    let lines = ranks.iter().enumerate().map(|(rank, token)| format!("{} {rank}\n", base64(token)));
+    put("qwen_tiktoken", "pairs", lines.collect::<String>().as_bytes());
+    let vocab: Vec<_> = ranks
+        .iter()
+        .enumerate()
+        .map(|(rank, token)| json!({"rank": rank, "token_bytes": base64(token)}))
+        .collect();
+    let tekken = json!({
+        "config": {"pattern": "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+            "num_vocab_tokens": 300, "default_vocab_size": 310, "default_num_special_tokens": 10, "version": "v3"},
+        "vocab": vocab,
+    });
+    put("tekken", "pairs", tekken.to_string().as_bytes());
+    let pieces = include_bytes!("../../text/tests/golden/spm.model");
+    put("sentencepiece", "spm", pieces);
+    let chatml = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' }}\n\
+                  {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+    put("chat_template", "chatml", chatml.as_bytes());
+    let loops = "{%- set ns = namespace(n=0) %}{% macro m(x) %}{{ x | trim | tojson }}{% endmacro %}{% for i in range(99) %}{% set ns.n = ns.n + i %}\
+                 {{ m(messages[0].content.split('</think>')[-1]) }}{% endfor %}{{ strftime_now('%d %b %Y') }}{{ raise_exception(ns.n | string) }}";
+    put("chat_template", "loops", loops.as_bytes());
+    let (commit, hash) = ("0123456789abcdef0123456789abcdef01234567", "0123456789abcdef".repeat(4));
+    let listing = json!({"sha": commit, "siblings": [
+        {"rfilename": "config.json", "size": 12, "blobId": commit},
+        {"rfilename": "a/model.gguf", "size": 12, "lfs": {"sha256": hash, "size": 34}},
+    ]});
+    put("hugging_face_listing", "two", listing.to_string().as_bytes());
+    let listing = json!({"Code": 200, "Success": true, "Data": {"Files": [
+        {"Path": "a", "Type": "tree", "Size": 0}, {"Path": "a/model.gguf", "Type": "blob", "Size": 34, "Sha256": hash},
+    ]}});
+    put("model_scope_listing", "two", listing.to_string().as_bytes());
+    let table = json!({"schema": "bitmill.sensitivity/1", "version": "0", "model": "m", "weights": 64, "format": "gguf", "measure": "kl",
+        "calibration": "text", "tokens": 128, "units": [{"tensors": ["t"], "weights": 64, "options": [
+            {"form": "q8_0", "bytes": 68, "error": 1e-5, "kl": 2.5e-7, "measured": true}, {"form": "bf16", "bytes": 128, "error": 0.0}]}]});
+    put("sensitivity", "one", table.to_string().as_bytes());
+    // One window of three tokens of sixteen, two sketches of one entry each.
+    let header = json!({"version": "0", "created": "", "model": "m", "source": "m", "fingerprint": "", "vocab_size": 16, "text": "t",
+        "window": 3, "windows": 1, "entries": 8, "kl_floor": 0.0, "tasks": [{"name": "sums", "file": null, "items": 1, "fingerprint": ""}]});
+    let header = header.to_string();
+    let mut baseline =
+        [&b"bmillbsl"[..], &1u32.to_le_bytes(), &(header.len() as u32).to_le_bytes(), header.as_bytes()]
+            .concat();
+    let shorts =
+        |values: &[u16]| -> Vec<u8> { values.iter().flat_map(|value| value.to_le_bytes()).collect() };
+    baseline.extend(shorts(&[1, 2, 3]));
+    baseline.extend([1.5f32, 2.5].iter().flat_map(|nll| nll.to_le_bytes()));
+    baseline.extend(shorts(&[1, 9, 1, 5, 7, 1, 9, 1, 6, 7]));
+    baseline.extend(shorts(&[0, 0, 1]));
+    baseline.extend(xxhash_rust::xxh3::xxh3_64(&baseline).to_le_bytes());
+    put("baseline", "one", &baseline);
+    run(&at("llama"), &preset("prune_50_sparse").unwrap(), &at("sparse"));
+    put("folder", "sparse", &files(&at("sparse")));
 }

@@ -39,6 +39,25 @@ impl Tokenizer {
         Ok(Self { inner, special: SpecialSources { tokenizer: json, ..SpecialSources::default() }.resolve() })
     }
 
+    /// Reads a vocabulary by its file's name: `tokenizer.json`, `qwen.tiktoken`, `tokenizer.model` or `tekken.json`. Without
+    /// the folder's other files it may not know its BOS and EOS.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for another name too.
+    pub fn from_file(file: &str, bytes: &[u8]) -> Result<Self, Error> {
+        let Some((file, read)) = VOCABULARIES.into_iter().find(|(name, _)| *name == file) else {
+            let problem = "no vocabulary has this name".to_owned();
+            return Err(Error::Malformed { file: file.to_owned(), problem });
+        };
+        let sources = SpecialSources {
+            tokenizer: read(file, bytes)?,
+            bos_by_default: bos_by_default(file),
+            ..SpecialSources::default()
+        };
+        let inner = load(file, &sources.tokenizer, sources.tokenizer.to_string().as_bytes())?;
+        Ok(Self { inner, special: sources.resolve() })
+    }
+
     /// Rebuilds the tokenizer that a GGUF file's keys describe.
     ///
     /// # Errors
@@ -201,17 +220,27 @@ type ToJson = fn(&str, &[u8]) -> Result<Value, Error>;
 /// The file of SentencePiece.
 const TOKENIZER_MODEL: &str = "tokenizer.model";
 
+/// Mistral's.
+const TEKKEN_JSON: &str = "tekken.json";
+
+/// What vocabularies are called, and who reads them; the first that is there is taken.
+const VOCABULARIES: [(&str, ToJson); 4] = [
+    (TOKENIZER_JSON, SpecialSources::parse),
+    ("qwen.tiktoken", crate::ranks::qwen_json),
+    (TOKENIZER_MODEL, |file, bytes| crate::sentencepiece::read(file, bytes)?.to_json(file)),
+    (TEKKEN_JSON, crate::ranks::tekken_json),
+];
+
+/// Whether texts begin with BOS unless another file says otherwise.
+fn bos_by_default(file: &str) -> bool {
+    file == TOKENIZER_MODEL || file == TEKKEN_JSON
+}
+
 /// What a folder says of its tokenizer, and the file that the vocabulary is in: tokenizer.json, or what was there
 /// before such files were.
 fn folder_sources(checkpoint: &Checkpoint) -> Result<(&'static str, SpecialSources), Error> {
     let files = checkpoint.other_files();
-    let native: [(&'static str, ToJson); 4] = [
-        (TOKENIZER_JSON, SpecialSources::parse),
-        ("qwen.tiktoken", crate::ranks::qwen_json),
-        (TOKENIZER_MODEL, |file, bytes| crate::sentencepiece::read(file, bytes)?.to_json(file)),
-        ("tekken.json", crate::ranks::tekken_json),
-    ];
-    let found = native.into_iter().find_map(|(file, read)| {
+    let found = VOCABULARIES.into_iter().find_map(|(file, read)| {
         let (_, bytes) = files.iter().find(|(name, _)| name == file)?;
         Some((file, read, bytes))
     });
@@ -221,7 +250,7 @@ fn folder_sources(checkpoint: &Checkpoint) -> Result<(&'static str, SpecialSourc
     let mut sources = SpecialSources {
         tokenizer: read(file, bytes)?,
         config: checkpoint.config_json().cloned().unwrap_or_default(),
-        bos_by_default: file == TOKENIZER_MODEL || file == "tekken.json",
+        bos_by_default: bos_by_default(file),
         ..SpecialSources::default()
     };
     for (name, bytes) in checkpoint.other_files() {

@@ -139,8 +139,16 @@ impl Sensitivity {
     pub fn read(path: &Path) -> Result<Self, Error> {
         let text =
             std::fs::read_to_string(path).map_err(|source| Error::ReadFile { path: path.into(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads the text of a table; `path` names it in errors.
+    ///
+    /// # Errors
+    /// [`Error::MalformedTable`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
         let malformed = |message: String| Error::MalformedTable { path: path.into(), message };
-        let table: Self = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+        let table: Self = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
         if table.schema != SCHEMA {
             return Err(malformed(format!("schema `{}`, expected `{SCHEMA}`", table.schema)));
         }
