@@ -113,6 +113,8 @@ impl<'a> Place<'a> {
 
     /// Makes the files of a Hugging Face snapshot appear, all of whose blobs are there: `files` are paths with hashes.
     pub(crate) fn link(&self, commit: &str, files: &[(&str, &str)]) -> Result<(), Error> {
+        // Links are made beside their places under one name: two pulls at once would take them from each other.
+        let _lock = self.lock(commit, commit, || ())?;
         let folder = self.snapshot(commit);
         for (path, id) in files {
             let link = folder.join(path);

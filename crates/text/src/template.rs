@@ -121,6 +121,8 @@ impl ChatTemplate {
                 minijinja::Error::new(ErrorKind::InvalidOperation, problem)
             })
         });
+        // In Jinja `none` is not iterable; templates that ask go on to take its length.
+        environment.add_test("iterable", |value: Value| !value.is_none() && value.try_iter().is_ok());
         environment.add_filter("tojson", |value: Value, options: Kwargs| to_json(&value, &options));
         environment.add_template_owned(NAME, without_generation_tags(source)).map_err(template_error)?;
         Ok(Self { environment, tokens, more: serde_json::Map::new() })
@@ -292,6 +294,8 @@ mod tests {
                 "2",
             ),
             ("{{ tools is none }}{{ add_generation_prompt }}<>&'", "TrueTrue<>&'"),
+            ("{% if tools is iterable and tools | length > 0 %}x{% endif %}{{ 'ab' is iterable }}", "True"),
+            ("{{ 1 is iterable }}{{ messages is iterable }}{{ nothing is iterable }}", "FalseTrueTrue"),
         ] {
             assert_eq!(render(source).unwrap(), text, "{source}");
         }

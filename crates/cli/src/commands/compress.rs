@@ -42,7 +42,7 @@ pub fn write(
         let peak = bitmill_bench::peak_bytes()
             .map_or_else(String::new, |bytes| format!(", peak memory {}", size(bytes)));
         stdout::print(&format!(
-            "{}: {} -> {} as {}, {:.2} bits/weight, {:.1} s{peak}\n{notes}every tensor was read back and is what was decided",
+            "{}: {} -> {} ({}), {:.2} bits/weight, {:.1} s{peak}\n{notes}every tensor was read back and is what was decided",
             output.display(),
             size(plan.source_bytes),
             size(plan.output_bytes),
