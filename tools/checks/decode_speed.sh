@@ -2,10 +2,8 @@
 # Prefill of 512 tokens and decoding, ours beside llama-bench's, in turn, on smollm2-d768: ms and tokens/s, medians.
 #   decode_speed.sh [THREADS]
 set -e
-HERE=$(cd "$(dirname "$0")" && pwd); P=${PEERS:-$HOME/.cache/bitmill-peers}; export PEERS=$P
+HERE=$(cd "$(dirname "$0")" && pwd); . "$HERE"/bitmill.sh
 "$HERE"/peers.sh llama models
-cargo build --release --quiet --manifest-path "$HERE"/../../Cargo.toml
-BITMILL=${CARGO_TARGET_DIR:-$HERE/../../target}/release/bitmill
 T=${1:-$(nproc)}; MODEL=$P/models/smollm2-d768
 W=$(mktemp -d); trap 'rm -rf "$W"' EXIT
 row() { "$P"/venv/bin/python - "$W" "$1" <<'PY'

@@ -3,12 +3,8 @@
 #   ggml_bytes.sh [MIX …]      default: all sixteen that need no importance matrix
 # BITMILL names a binary to use instead of building one.
 set -e
-HERE=$(cd "$(dirname "$0")" && pwd); P=${PEERS:-$HOME/.cache/bitmill-peers}; export PEERS=$P
+HERE=$(cd "$(dirname "$0")" && pwd); . "$HERE"/bitmill.sh
 "$HERE"/peers.sh llama models
-if [ -z "$BITMILL" ]; then
-  cargo build --release --quiet --manifest-path "$HERE"/../../Cargo.toml
-  BITMILL=${CARGO_TARGET_DIR:-$HERE/../../target}/release/bitmill
-fi
 W=$(mktemp -d); trap 'rm -rf "$W"' EXIT
 "$P"/venv/bin/python "$P"/src/llama.cpp/convert_hf_to_gguf.py "$P"/models/smollm2-d768 --outfile "$W"/f16.gguf --outtype f16 >"$W"/log 2>&1 || { cat "$W"/log; exit 1; }
 for mix in ${@:-q8_0 q4_0 q4_1 q5_0 q5_1 q2_k q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m q6_k iq4_nl iq4_xs}; do

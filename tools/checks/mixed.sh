@@ -5,13 +5,8 @@
 #   mixed.sh [MODEL …]      folders; default: millet (embedded), smollm2 and smollm2-d768 of $PEERS
 # WINDOWS (default 16): windows of the evaluation text. BUDGETS (default "4.5 3.5"): bits per weight.
 set -e
-HERE=$(cd "$(dirname "$0")" && pwd); P=${PEERS:-$HOME/.cache/bitmill-peers}; export PEERS=$P
+HERE=$(cd "$(dirname "$0")" && pwd); . "$HERE"/bitmill.sh
 [ -n "$1" ] || { "$HERE"/peers.sh llama models; set -- millet "$P"/models/smollm2 "$P"/models/smollm2-d768; }
-BITMILL=${BITMILL:-}
-if [ -z "$BITMILL" ]; then
-  cargo build --release --quiet --manifest-path "$HERE"/../../Cargo.toml
-  BITMILL=${CARGO_TARGET_DIR:-$HERE/../../target}/release/bitmill
-fi
 WINDOWS=${WINDOWS:-16}; BUDGETS=${BUDGETS:-4.5 3.5}
 W=$(mktemp -d); trap 'rm -rf "$W"' EXIT
 PY=$P/venv/bin/python; [ -x "$PY" ] || PY=python3

@@ -4,10 +4,8 @@
 #   transformers + compressed-tensors on our w4a16 folder against `perplexity` (bound: 0.1 %)
 #   perplexity.sh [TEXT] [WINDOWS]      TEXT without special tokens; default: the project's own evaluation text, its dividers taken out
 set -e
-HERE=$(cd "$(dirname "$0")" && pwd); P=${PEERS:-$HOME/.cache/bitmill-peers}; export PEERS=$P
+HERE=$(cd "$(dirname "$0")" && pwd); . "$HERE"/bitmill.sh
 "$HERE"/peers.sh llama ct models
-cargo build --release --quiet --manifest-path "$HERE"/../../Cargo.toml
-BITMILL=${CARGO_TARGET_DIR:-$HERE/../../target}/release/bitmill
 W=$(mktemp -d); trap 'rm -rf "$W"' EXIT
 TEXT=${1:-}; N=${2:-16}
 if [ -z "$TEXT" ]; then TEXT=$W/text.txt; sed 's/<|[a-z_]*|>/\n/g' "$HERE"/../../assets/millet/text/eval.txt >"$TEXT"; fi

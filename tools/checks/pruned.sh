@@ -6,12 +6,8 @@
 #   pruned.sh [TEXT] [WINDOWS]      TEXT without special tokens; default: the project's own evaluation text, its dividers taken out
 # BITMILL names a binary to use instead of building one.
 set -e
-HERE=$(cd "$(dirname "$0")" && pwd); P=${PEERS:-$HOME/.cache/bitmill-peers}; export PEERS=$P
+HERE=$(cd "$(dirname "$0")" && pwd); . "$HERE"/bitmill.sh
 "$HERE"/peers.sh llama models
-if [ -z "$BITMILL" ]; then
-  cargo build --release --quiet --manifest-path "$HERE"/../../Cargo.toml
-  BITMILL=${CARGO_TARGET_DIR:-$HERE/../../target}/release/bitmill
-fi
 MODEL=$P/models/smollm2
 W=$(mktemp -d); trap 'rm -rf "$W"' EXIT
 TEXT=${1:-}; N=${2:-8}

@@ -8,12 +8,8 @@
 # llama-perplexity stores log-probabilities in 16 bits, in steps of about 3e-4: nothing smaller can show.
 #   round_trip.sh [WINDOWS]      BITMILL names a built program; else one is built
 set -e
-HERE=$(cd "$(dirname "$0")" && pwd); P=${PEERS:-$HOME/.cache/bitmill-peers}; export PEERS=$P
+HERE=$(cd "$(dirname "$0")" && pwd); . "$HERE"/bitmill.sh
 "$HERE"/peers.sh llama models
-if [ -z "$BITMILL" ]; then
-  cargo build --release --quiet --manifest-path "$HERE"/../../Cargo.toml
-  BITMILL=${CARGO_TARGET_DIR:-$HERE/../../target}/release/bitmill
-fi
 N=${1:-2}; W=$(mktemp -d); trap 'rm -rf "$W"' EXIT
 sed 's/<|[a-z_]*|>/\n/g' "$HERE"/../../assets/millet/text/eval.txt >"$W"/text.txt
 # The log-probabilities of llama.cpp on GGUF $1 beside those of transformers on folder $2.

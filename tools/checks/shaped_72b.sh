@@ -3,10 +3,8 @@
 # Needs 9 GB of disk for 2 layers, and as much again for the output's copy in the page cache.
 #   shaped_72b.sh [LAYERS] [RECIPE]
 set -e
-HERE=$(cd "$(dirname "$0")" && pwd); P=${PEERS:-$HOME/.cache/bitmill-peers}; export PEERS=$P
+HERE=$(cd "$(dirname "$0")" && pwd); . "$HERE"/bitmill.sh
 "$HERE"/peers.sh models
-cargo build --release --quiet --manifest-path "$HERE"/../../Cargo.toml
-BITMILL=${CARGO_TARGET_DIR:-$HERE/../../target}/release/bitmill
 LAYERS=${1:-2}; RECIPE=${2:-q4_k_m}
 W=$(mktemp -d -p "${TMPDIR:-/var/tmp}"); trap 'rm -rf "$W"' EXIT
 "$P"/venv/bin/python "$HERE"/make_72b_shaped.py "$W"/model --layers "$LAYERS" --tokenizer-from "$P"/models/smollm2-qwen2

@@ -405,7 +405,7 @@ fn redirects_elsewhere_and_in_circles_are_refused() {
 
 #[test]
 fn names_that_lead_elsewhere_reach_no_disk() {
-    for name in ["../../evil", "/tmp/evil", "a/../../evil", "..", "a\\\\evil"] {
+    for name in ["../../evil", "/evil", "a/../../evil", "..", "a\\\\evil"] {
         let hub = Setup::new(move |_, _| Reply::new(200, listing(&[("config.json", CONFIG), (name, b"x")])));
         let error = hub.pull("hf:a/b").unwrap_err();
         assert!(matches!(error, Error::FileName { .. }), "{name}: {error}");

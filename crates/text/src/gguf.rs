@@ -6,7 +6,7 @@ use bitmill_checkpoint::GgufTokenizer;
 use serde_json::{Map, Value, json};
 
 use crate::byte_level::byte_level_json;
-use crate::pieces::{Pieces, keys_of_json};
+use crate::pieces::{Pieces, SPACE, keys_of_json};
 use crate::special::SpecialTokens;
 use crate::tokenizer::{added_token, merge_parts};
 use crate::{Error, Split};
@@ -82,38 +82,7 @@ pub(crate) fn from_json(
     let split = supported(json)?;
     let malformed =
         |problem: &str| Error::Malformed { file: "tokenizer.json".to_owned(), problem: problem.to_owned() };
-    let vocab = model["vocab"].as_object().ok_or_else(|| malformed("`model.vocab` is no object"))?;
-
-    let mut by_id: HashMap<usize, (&str, i32)> = HashMap::new();
-    for (token, id) in vocab {
-        let id = id.as_u64().and_then(|id| usize::try_from(id).ok());
-        by_id.insert(
-            id.ok_or_else(|| malformed("`model.vocab` has an id that is no number"))?,
-            (token, NORMAL),
-        );
-    }
-    for token in json["added_tokens"].as_array().into_iter().flatten() {
-        let (text, id) =
-            added_token(token).ok_or_else(|| malformed("`added_tokens` has an entry without text or id"))?;
-        let control = token["special"].as_bool().unwrap_or(false) || looks_special(text);
-        by_id.insert(id as usize, (text, if control { CONTROL } else { USER_DEFINED }));
-    }
-    let rows = by_id.keys().max().map_or(0, |last| last + 1);
-    // Ids are a file's word: a single one near 2^32 must not become as many padding tokens.
-    if rows > by_id.len().saturating_mul(2) + 65_536 {
-        return Err(malformed("ids are too sparse for a vocabulary"));
-    }
-    let (mut tokens, mut token_types) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
-    for id in 0..rows {
-        let (token, kind) = match by_id.get(&id) {
-            // As SentencePiece writes a space, which llama.cpp expects undone in what it matches as a whole.
-            Some((token, USER_DEFINED)) => (token.replace('\u{2581}', " "), USER_DEFINED),
-            Some((token, kind)) => ((*token).to_owned(), *kind),
-            None => (padding_token(id), UNUSED),
-        };
-        tokens.push(token);
-        token_types.push(kind);
-    }
+    let (tokens, token_types) = rows_of_json(json, |_| NORMAL, None)?.into_iter().unzip();
     let merges = model["merges"].as_array().into_iter().flatten().map(|merge| {
         let (left, right) =
             merge_parts(merge).ok_or_else(|| malformed("`model.merges` has an entry that is no pair"))?;
@@ -138,6 +107,48 @@ pub(crate) fn from_json(
         add_space_prefix: None,
         chat_template: None,
     })
+}
+
+/// Token and type of each id of a tokenizer.json, holes filled. `kind` tells the type of a token of the model's own
+/// vocabulary; an added token is `unknown` itself, control or user-defined.
+pub(crate) fn rows_of_json(
+    json: &Value,
+    kind: impl Fn(&str) -> i32,
+    unknown: Option<&str>,
+) -> Result<Vec<(String, i32)>, Error> {
+    let malformed =
+        |problem: &str| Error::Malformed { file: "tokenizer.json".to_owned(), problem: problem.to_owned() };
+    let vocab = json["model"]["vocab"].as_object().ok_or_else(|| malformed("`model.vocab` is no object"))?;
+    let mut by_id: HashMap<usize, (&str, i32)> = HashMap::new();
+    for (token, id) in vocab {
+        let id = id.as_u64().and_then(|id| usize::try_from(id).ok());
+        let id = id.ok_or_else(|| malformed("`model.vocab` has an id that is no number"))?;
+        by_id.insert(id, (token, kind(token)));
+    }
+    for token in json["added_tokens"].as_array().into_iter().flatten() {
+        let (text, id) =
+            added_token(token).ok_or_else(|| malformed("`added_tokens` has an entry without text or id"))?;
+        let kind = if Some(text) == unknown {
+            UNKNOWN
+        } else if token["special"].as_bool().unwrap_or(false) || looks_special(text) {
+            CONTROL
+        } else {
+            USER_DEFINED
+        };
+        by_id.insert(id as usize, (text, kind));
+    }
+    let rows = by_id.keys().max().map_or(0, |last| last + 1);
+    // Ids are a file's word: a single one near 2^32 must not become as many padding tokens.
+    if rows > by_id.len().saturating_mul(2) + 65_536 {
+        return Err(malformed("ids are too sparse for a vocabulary"));
+    }
+    let row = |id| match by_id.get(&id) {
+        // As SentencePiece writes a space, which llama.cpp expects undone in what it matches as a whole.
+        Some((token, USER_DEFINED)) => (token.replace(SPACE, " "), USER_DEFINED),
+        Some((token, kind)) => ((*token).to_owned(), *kind),
+        None => (padding_token(id), UNUSED),
+    };
+    Ok((0..rows).map(row).collect())
 }
 
 /// Fills the vocabulary up to the model's rows.
@@ -165,7 +176,7 @@ pub(crate) fn padding_token(id: usize) -> String {
 }
 
 /// Tokens that some checkpoints add without marking them special: the list of llama.cpp's converter.
-pub(crate) fn looks_special(token: &str) -> bool {
+fn looks_special(token: &str) -> bool {
     matches!(token, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
         || (token.starts_with("<|") && token.ends_with("|>"))
         || (token.starts_with("<\u{ff5c}") && token.ends_with("\u{ff5c}>"))

@@ -10,9 +10,9 @@ use bitmill_checkpoint::GgufTokenizer;
 use serde_json::{Map, Value, json};
 
 use crate::Error;
-use crate::gguf::{BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, looks_special, padding_token};
+use crate::gguf::{BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, padding_token, rows_of_json};
 use crate::special::SpecialTokens;
-use crate::tokenizer::{added_token, merge_parts};
+use crate::tokenizer::merge_parts;
 
 /// How SentencePiece writes a space.
 pub(crate) const SPACE: &str = "\u{2581}";
@@ -155,46 +155,20 @@ pub(crate) fn keys_of_json(
         return Ok(None);
     }
     let no_form = |part, found: &Value| Error::NoGgufForm { part, found: format!("`{found}`") };
-    let malformed =
-        |problem: &str| Error::Malformed { file: "tokenizer.json".to_owned(), problem: problem.to_owned() };
     let space_prefix = space_prefix(json).map_err(|part| no_form(part, &json[part]))?;
-    let vocab = model["vocab"].as_object().ok_or_else(|| malformed("`model.vocab` is no object"))?;
-    let mut by_id: HashMap<usize, (&str, i32)> = HashMap::new();
     let unknown = model["unk_token"].as_str();
-    for (token, id) in vocab {
-        let id = id.as_u64().and_then(|id| usize::try_from(id).ok());
-        let id = id.ok_or_else(|| malformed("`model.vocab` has an id that is no number"))?;
-        let kind = if Some(token.as_str()) == unknown {
-            UNKNOWN
-        } else if is_byte(token) {
-            BYTE
-        } else {
-            NORMAL
-        };
-        by_id.insert(id, (token, kind));
-    }
-    for token in json["added_tokens"].as_array().into_iter().flatten() {
-        let (text, id) =
-            added_token(token).ok_or_else(|| malformed("`added_tokens` has an entry without text or id"))?;
-        let kind = if Some(text) == unknown {
-            UNKNOWN
-        } else if token["special"].as_bool().unwrap_or(false) || looks_special(text) {
-            CONTROL
-        } else {
-            USER_DEFINED
-        };
-        by_id.insert(id as usize, (text, kind));
-    }
-    let rows = by_id.keys().max().map_or(0, |last| last + 1);
-    if rows > by_id.len().saturating_mul(2) + 65_536 {
-        return Err(malformed("ids are too sparse for a vocabulary"));
-    }
+    let kind = |token: &str| match token {
+        _ if Some(token) == unknown => UNKNOWN,
+        _ if is_byte(token) => BYTE,
+        _ => NORMAL,
+    };
+    let rows = rows_of_json(json, kind, unknown)?;
     let scores = scores_of_merges(model)?;
     let mut keys = GgufTokenizer {
         model: "llama".to_owned(),
         pre: "default".to_owned(),
-        tokens: Vec::with_capacity(rows),
-        token_types: Vec::with_capacity(rows),
+        tokens: Vec::with_capacity(rows.len()),
+        token_types: Vec::with_capacity(rows.len()),
         merges: Vec::new(),
         scores: None,
         bos: special.bos,
@@ -206,13 +180,8 @@ pub(crate) fn keys_of_json(
         add_space_prefix: Some(space_prefix),
         chat_template: None,
     };
-    let mut row_scores = Vec::with_capacity(rows);
-    for id in 0..rows {
-        let (token, kind) = match by_id.get(&id) {
-            Some((token, USER_DEFINED)) => (token.replace(SPACE, " "), USER_DEFINED),
-            Some((token, kind)) => ((*token).to_owned(), *kind),
-            None => (padding_token(id), UNUSED),
-        };
+    let mut row_scores = Vec::with_capacity(rows.len());
+    for (id, (token, kind)) in rows.into_iter().enumerate() {
         let from_model = known.filter(|pieces| pieces.texts.get(id) == Some(&token)).map(|p| p.scores[id]);
         row_scores.push(from_model.unwrap_or_else(|| match kind {
             // What no merge makes is never chosen over what one does.

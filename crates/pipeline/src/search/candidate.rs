@@ -2,10 +2,11 @@
 
 use std::num::NonZeroUsize;
 
-use bitmill_checkpoint::{Checkpoint, RoleKind, TensorInfo};
+use bitmill_checkpoint::{Checkpoint, RoleKind, Tensor, TensorInfo};
 use bitmill_quant::{Clip, RtnGrid};
 use bitmill_tensor::{Bits, BlockType, Encoding, FloatType, Granularity, ZeroPoint};
 
+use crate::Error;
 use crate::plan::{FUSIONS, is_written, rows_and_columns, scale_dtype};
 use crate::recipe::{
     BitsNumber, BlockName, ClipName, FloatName, Format, GranularityName, Step, ZeroPointName,
@@ -148,6 +149,11 @@ impl Unit {
             candidates.retain(|candidate| theirs.contains(candidate));
         }
         Self { tensors, candidates }
+    }
+
+    /// Its tensors with their bytes.
+    pub(crate) fn read(&self, checkpoint: &Checkpoint) -> Result<Vec<Tensor>, Error> {
+        self.tensors.iter().map(|info| Ok(checkpoint.tensor(&info.name)?)).collect()
     }
 
     /// The names of its tensors.

@@ -408,12 +408,7 @@ impl Fit<'_> {
         let compute = Compute::new(Isa::best(), bitmill_kernels::Path::Exact);
         let mut all = Vec::with_capacity(self.units.len());
         for unit in &self.units {
-            let tensors = unit
-                .tensors
-                .iter()
-                .map(|info| self.checkpoint.tensor(&info.name))
-                .collect::<Result<Vec<_>, _>>()?;
-            let errors = rounding::errors(&compute, unit, &tensors, None)?;
+            let errors = rounding::errors(&compute, unit, &unit.read(self.checkpoint)?, None)?;
             all.push(Found { kls: vec![None; errors.len()], errors });
             progress.at(all.len() as u64, self.units.len() as u64);
         }

@@ -25,6 +25,8 @@ pub(crate) struct Probe<'a> {
     windows: &'a Windows,
     /// Logits of every token, some rows each.
     dense: Vec<Matrix>,
+    /// What the dense model's head multiplies, some tokens.
+    head_inputs: Matrix,
     /// Copies of a stage, run on.
     branch: Stage,
 }
@@ -46,12 +48,14 @@ impl<'a> Probe<'a> {
     pub(crate) fn new(checkpoint: &'a Checkpoint, windows: &'a Windows) -> Result<Self, Error> {
         let compute = Compute::new(Isa::best(), Path::Exact);
         let model = Model::load(checkpoint)?;
-        let mut probe =
-            Self { checkpoint, compute, model, windows, dense: Vec::new(), branch: Stage::default() };
+        let (dense, head_inputs, branch) = (Vec::new(), Matrix::default(), Stage::default());
+        let mut probe = Self { checkpoint, compute, model, windows, dense, head_inputs, branch };
         let mut stage = probe.enter()?;
         while stage.layer() < probe.model.config().n_layers {
             probe.model.pass_layer(&compute, &mut stage, |_, _| ());
         }
+        let some = spread(stage.hidden().rows());
+        probe.model.before_head(&compute, &stage, &some, &mut probe.head_inputs);
         for rows in chunks(stage.hidden().rows()) {
             let mut logits = Matrix::default();
             probe.model.leave(&compute, &mut stage, &rows, &mut logits);
@@ -98,14 +102,13 @@ impl<'a> Probe<'a> {
             }
             for &index in &members {
                 let unit = &units[index];
-                let tensors = self.tensors(unit)?;
+                let tensors = unit.read(self.checkpoint)?;
                 if found[index].errors.is_empty() {
-                    if self.meets_the_head(unit) {
-                        inputs.insert(RoleKind::Output, self.head_inputs()?);
-                    }
-                    let kind =
-                        if self.meets_the_head(unit) { RoleKind::Output } else { unit.tensors[0].role.kind };
-                    let errors = errors(&compute, unit, &tensors, inputs.get(&kind))?;
+                    let inputs = match self.meets_the_head(unit) {
+                        true => Some(&self.head_inputs),
+                        false => inputs.get(&unit.tensors[0].role.kind),
+                    };
+                    let errors = errors(&compute, unit, &tensors, inputs)?;
                     found[index] = Found { kls: vec![None; errors.len()], errors };
                 }
                 for candidate in run(index, &found[index]) {
@@ -132,7 +135,7 @@ impl<'a> Probe<'a> {
     pub(crate) fn all(&mut self, units: &[Unit], chosen: &[Candidate]) -> Result<f64, Error> {
         let mut all = Vec::new();
         for (unit, &form) in units.iter().zip(chosen) {
-            for tensor in self.tensors(unit)? {
+            for tensor in unit.read(self.checkpoint)? {
                 all.push(rounded(&self.compute, &tensor, form)?);
                 tensor.release();
             }
@@ -155,22 +158,6 @@ impl<'a> Probe<'a> {
     /// Whether a unit's outputs are logits: the head, and the embedding that serves as one.
     fn meets_the_head(&self, unit: &Unit) -> bool {
         unit.layer().is_none() && (!unit.is_embedding() || self.model.config().tied)
-    }
-
-    fn tensors(&self, unit: &Unit) -> Result<Vec<Tensor>, Error> {
-        unit.tensors.iter().map(|info| Ok(self.checkpoint.tensor(&info.name)?)).collect()
-    }
-
-    /// What the head of the dense model multiplies, some tokens.
-    fn head_inputs(&self) -> Result<Matrix, Error> {
-        let mut stage = self.enter()?;
-        while stage.layer() < self.model.config().n_layers {
-            self.model.pass_layer(&self.compute, &mut stage, |_, _| ());
-        }
-        let mut inputs = Matrix::default();
-        let rows = spread(stage.hidden().rows());
-        self.model.before_head(&self.compute, &stage, &rows, &mut inputs);
-        Ok(inputs)
     }
 
     /// The divergence with `tensors` in their places, from `stage` on; from the beginning if one is the embedding.
