@@ -12,7 +12,7 @@ use bitmill_checkpoint::{
 };
 use bitmill_kernels::{Compute, Isa, Path as ComputePath, dequantize_rows};
 use bitmill_model::{Model, Sequence, Want};
-use bitmill_quant::{RtnGrid, pack_zero_points, quantize_blocks, quantize_rows};
+use bitmill_quant::{BlockEncoder, RtnGrid, pack_zero_points, quantize_blocks, quantize_rows};
 use bitmill_tensor::{
     Bits, BlockType, Dtype, Encoding, FloatType, Granularity, Matrix, WeightData, WeightView, ZeroPoint,
 };
@@ -93,7 +93,7 @@ fn encode(block: BlockType, shape: &[usize], values: &[f32]) -> (Encoding, Vec<u
     }
     let encoding = Encoding::Block(block);
     let mut bytes = vec![0; encoding.matrix_bytes(shape[0], shape[1])];
-    quantize_blocks(block, values, &mut bytes).unwrap();
+    quantize_blocks(&BlockEncoder::new(block), shape[1], values, &mut bytes).unwrap();
     (encoding, bytes)
 }
 

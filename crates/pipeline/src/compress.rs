@@ -9,8 +9,8 @@ use bitmill_checkpoint::{
 };
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_prune::{Sparsity, Threshold, mask_bytes};
-use bitmill_quant::{Clip, pack_zero_points, quantize_blocks, quantize_rows_clipped};
-use bitmill_tensor::{BlockType, Encoding, FloatType, Grouped, WeightData, WeightView};
+use bitmill_quant::{BlockEncoder, Clip, pack_zero_points, quantize_blocks, quantize_rows_clipped};
+use bitmill_tensor::{Encoding, FloatType, Grouped, WeightData, WeightView};
 use rayon::prelude::*;
 use serde::Serialize;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
@@ -424,7 +424,7 @@ impl<'a> TensorRun<'a> {
             Encoding::Sparse { float, .. } => Ok(encode_sparse(float, cols, weight, bits, decided)),
             encoding => encode_rows(self.isa, encoding, self.planned.clip, cols, weight, decided),
         };
-        let parts = parts.map_err(|error| self.failed(error.relocate(first, 0)))?;
+        let parts = parts.map_err(|error| self.failed(error.relocate(first)))?;
         if let Encoding::Float(float) | Encoding::Sparse { float, .. } = self.planned.to {
             self.refuse_overflow(float, first, weight, decided)?;
         }
@@ -494,7 +494,7 @@ pub(crate) fn encode_rows(
 ) -> Result<Parts, bitmill_quant::Error> {
     match encoding {
         Encoding::Float(float) => Ok(encode_floats(float, weight, decided)),
-        Encoding::Block(block) => encode_blocks(isa, block, cols, weight, decided),
+        Encoding::Block(block) => encode_blocks(isa, &BlockEncoder::new(block), cols, weight, decided),
         Encoding::Grouped(grouped) => encode_groups(&grouped, clip, cols, weight, decided),
         Encoding::Sparse { .. } => unreachable!("what is kept of a sparse matrix is not told by its weights"),
     }
@@ -539,11 +539,12 @@ fn encode_sparse(float: FloatType, cols: usize, weight: &[f32], bits: Vec<u8>, d
 
 fn encode_blocks(
     isa: Isa,
-    block: BlockType,
+    encoder: &BlockEncoder<'_>,
     cols: usize,
     weight: &[f32],
     decided: &mut [f32],
 ) -> Result<Parts, bitmill_quant::Error> {
+    let block = encoder.block;
     let row_bytes = cols / block.weights() * block.bytes();
     let rows = weight.len() / cols;
     let tasks = rows_per_task(cols);
@@ -554,8 +555,8 @@ fn encode_blocks(
         .zip(decided.par_chunks_mut(tasks * cols))
         .enumerate()
         .filter_map(|(task, ((bytes, weight), decided))| {
-            if let Err(error) = quantize_blocks(block, weight, bytes) {
-                return Some(error.relocate(task * tasks, 0));
+            if let Err(error) = quantize_blocks(encoder, cols, weight, bytes) {
+                return Some(error.relocate(task * tasks));
             }
             let data = WeightData::Block { block, bytes };
             let view = WeightView::new(weight.len() / cols, cols, data).expect("whole rows of whole blocks");
@@ -583,7 +584,7 @@ fn encode_groups(
         .enumerate()
         .map(|(task, (weight, decided))| {
             quantize_rows_clipped(grouped, clip, weight, cols, decided)
-                .map_err(|error| error.relocate(task * tasks, 0))
+                .map_err(|error| error.relocate(task * tasks))
         })
         .collect();
     let mut parts = Parts::default();

@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use bitmill_quant::quantize_blocks;
+use bitmill_quant::{BlockEncoder, quantize_blocks};
 use bitmill_tensor::BlockType;
 
 #[path = "../tests/weights/mod.rs"]
@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         writeln!(out, "weights {name} {:016x}", weights::fnv1a(&weights::bytes_of(&weight)))?;
         for block in BlockType::ALL {
             let mut bytes = vec![0xa5; count / block.weights() * block.bytes()];
-            quantize_blocks(block, &weight, &mut bytes)?;
+            quantize_blocks(&BlockEncoder::new(block), count, &weight, &mut bytes)?;
             let first: String = bytes[..block.bytes()].iter().map(|byte| format!("{byte:02x}")).collect();
             // ggml writes the K of its K-quants in upper case.
             let theirs = block.name().replace("_k", "_K");

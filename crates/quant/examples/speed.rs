@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use bitmill_quant::{RtnGrid, quantize_blocks, quantize_rows};
+use bitmill_quant::{BlockEncoder, RtnGrid, quantize_blocks, quantize_rows};
 use bitmill_tensor::{Bits, BlockType, FloatType, Granularity, ZeroPoint};
 
 #[path = "../tests/weights/mod.rs"]
@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut out = std::io::stdout().lock();
     for block in BlockType::ALL {
         let mut bytes = vec![0; COUNT / block.weights() * block.bytes()];
-        let speed = best(|| quantize_blocks(block, &weight, &mut bytes))?;
+        let speed = best(|| quantize_blocks(&BlockEncoder::new(block), 4096, &weight, &mut bytes))?;
         writeln!(out, "{block} {speed:.0} MB/s")?;
     }
     for (bits, zero_point) in

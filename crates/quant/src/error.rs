@@ -1,6 +1,6 @@
 //! What can go wrong, with positions counted in the rows that were handed in.
 
-use bitmill_tensor::FloatType;
+use bitmill_tensor::{BlockType, FloatType};
 
 /// Why weights could not be quantized.
 ///
@@ -39,6 +39,28 @@ pub enum Error {
         /// The type it is stored in.
         float: FloatType,
     },
+    /// A column's importance is negative, infinite or NaN.
+    #[error("column {col}: {value} is no importance")]
+    BadImportance {
+        /// The column.
+        col: usize,
+        /// Its importance.
+        value: f32,
+    },
+    /// The importance of columns is that of another matrix.
+    #[error("{in_features} input features, but the importance of {found}")]
+    ImportanceLength {
+        /// Weights in a row.
+        in_features: usize,
+        /// Columns whose importance is given.
+        found: usize,
+    },
+    /// The search of these blocks takes no importance.
+    #[error("the search of {block} takes no importance of columns")]
+    NoImportance {
+        /// The blocks.
+        block: BlockType,
+    },
     /// No mix has this name.
     #[error("no GGUF mix is called `{name}`")]
     UnknownMix {
@@ -75,6 +97,13 @@ impl Error {
                     .to_owned(),
             ),
             Self::ScaleOverflow { .. } => None,
+            Self::NoImportance { .. } => Some("leave the importance matrix away".to_owned()),
+            Self::BadImportance { .. } => {
+                Some("importance is a mean of squares, 0 or larger: make the importance matrix again".to_owned())
+            }
+            Self::ImportanceLength { .. } => {
+                Some("the importance matrix was made of another model: make one of this model".to_owned())
+            }
             Self::UnknownMix { .. } => {
                 Some(format!("mixes: {}", crate::Mix::ALL.map(|mix| mix.name()).join(", ")))
             }
@@ -82,19 +111,17 @@ impl Error {
     }
 
     /// The same error with its position counted from the matrix's first row, when the method was given the rows from
-    /// `first_row` on, each of `in_features`.
+    /// `first_row` on.
     ///
     /// ```
     /// use bitmill_quant::Error;
-    /// // Blocks know no rows: they count columns through the whole slice.
-    /// let inside = Error::NonFinite { row: 0, col: 70, value: f32::INFINITY };
-    /// assert_eq!(inside.relocate(10, 64), Error::NonFinite { row: 11, col: 6, value: f32::INFINITY });
+    /// let inside = Error::NonFinite { row: 1, col: 6, value: f32::INFINITY };
+    /// assert_eq!(inside.relocate(10), Error::NonFinite { row: 11, col: 6, value: f32::INFINITY });
     /// ```
     #[must_use]
-    pub fn relocate(mut self, first_row: usize, in_features: usize) -> Self {
-        if let Self::NonFinite { row, col, .. } | Self::ScaleOverflow { row, col, .. } = &mut self {
-            *row += first_row + *col / in_features.max(1);
-            *col %= in_features.max(1);
+    pub fn relocate(mut self, first_row: usize) -> Self {
+        if let Self::NonFinite { row, .. } | Self::ScaleOverflow { row, .. } = &mut self {
+            *row += first_row;
         }
         self
     }

@@ -2,7 +2,7 @@
 
 mod weights;
 
-use bitmill_quant::{Error, quantize_blocks};
+use bitmill_quant::{BlockEncoder, Error, Importance, quantize_blocks};
 use bitmill_tensor::{BlockType, FloatType};
 
 const GOLDEN: &str = include_str!("golden/ggml_blocks.txt");
@@ -23,7 +23,7 @@ fn blocks_equal_ggmls_byte_for_byte() {
         let block = BlockType::parse(fields[0]).unwrap();
         // Old contents must not shine through.
         let mut bytes = vec![0xa5; COUNT / block.weights() * block.bytes()];
-        quantize_blocks(block, &weight, &mut bytes).unwrap();
+        quantize_blocks(&BlockEncoder::new(block), COUNT, &weight, &mut bytes).unwrap();
         let first: String = bytes[..block.bytes()].iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(first, fields[3], "{block}, {}: first block", fields[1]);
         assert_eq!(format!("{:016x}", weights::fnv1a(&bytes)), fields[2], "{block}, {}", fields[1]);
@@ -32,9 +32,10 @@ fn blocks_equal_ggmls_byte_for_byte() {
     assert_eq!(compared, BlockType::ALL.len() * weights::NAMES.len());
 }
 
+/// Blocks of rows of 256.
 fn encode(block: BlockType, weight: &[f32]) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![0xa5; weight.len() / block.weights() * block.bytes()];
-    quantize_blocks(block, weight, &mut bytes).map(|()| bytes)
+    quantize_blocks(&BlockEncoder::new(block), 256, weight, &mut bytes).map(|()| bytes)
 }
 
 #[test]
@@ -64,8 +65,8 @@ fn refuses_nan_and_infinity_naming_their_place() {
             let mut weight = vec![0.25; 512];
             weight[300] = value;
             let error = encode(block, &weight).unwrap_err();
-            assert_eq!(error, Error::NonFinite { row: 0, col: 300, value });
-            assert_eq!(error.relocate(4, 256), Error::NonFinite { row: 5, col: 44, value });
+            assert_eq!(error, Error::NonFinite { row: 1, col: 44, value });
+            assert_eq!(error.relocate(4), Error::NonFinite { row: 5, col: 44, value });
         }
         assert!(matches!(encode(block, &[f32::NAN; 256]), Err(Error::NonFinite { col: 0, .. })));
     }
@@ -76,9 +77,9 @@ fn refuses_scales_beyond_f16_naming_the_block() {
     for block in BlockType::ALL {
         let mut weight = vec![0.25; 768];
         weight[600] = -3e38;
-        let first_of_block = 600 / block.weights() * block.weights();
+        let first_of_block = (600 % 256) / block.weights() * block.weights();
         match encode(block, &weight).unwrap_err() {
-            Error::ScaleOverflow { row: 0, col, scale, float: FloatType::F16 } => {
+            Error::ScaleOverflow { row: 2, col, scale, float: FloatType::F16 } => {
                 assert_eq!(col, first_of_block, "{block}");
                 assert!(scale.is_nan() || scale.abs() > 65504.0, "{block}: {scale}");
             }
@@ -90,7 +91,32 @@ fn refuses_scales_beyond_f16_naming_the_block() {
 #[test]
 fn refuses_weights_that_are_not_whole_blocks() {
     for block in BlockType::ALL {
-        let error = quantize_blocks(block, &[0.0; 31], &mut []).unwrap_err();
+        let error = quantize_blocks(&BlockEncoder::new(block), 31, &[0.0; 31], &mut []).unwrap_err();
         assert_eq!(error, Error::UnevenGroups { in_features: 31, group_size: block.weights() });
+    }
+}
+
+#[test]
+fn refuses_importance_that_is_none() {
+    for value in [-1e-30, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut columns = [1.0; 256];
+        columns[7] = value;
+        match Importance::new(&columns).unwrap_err() {
+            Error::BadImportance { col: 7, value: found } => assert_eq!(found.to_bits(), value.to_bits()),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(Importance::new(&[0.0, -0.0, f32::MAX]).is_ok());
+}
+
+#[test]
+fn refuses_the_importance_of_another_width() {
+    for block in [BlockType::Q6_K, BlockType::Q8_0] {
+        let columns = [1.0; 512];
+        let encoder =
+            BlockEncoder { importance: Some(Importance::new(&columns).unwrap()), ..BlockEncoder::new(block) };
+        let error = quantize_blocks(&encoder, 256, &[], &mut []).unwrap_err();
+        assert_eq!(error, Error::ImportanceLength { in_features: 256, found: 512 });
+        assert!(error.hint().is_some());
     }
 }

@@ -246,7 +246,7 @@ fn refuses_nan_and_infinity_naming_row_and_column() {
         weight[13] = value;
         let error = quantize_rows(&layout, &weight, 8, &mut [0.0; 24]).unwrap_err();
         assert_eq!(error, Error::NonFinite { row: 1, col: 5, value });
-        assert_eq!(error.relocate(100, 8), Error::NonFinite { row: 101, col: 5, value });
+        assert_eq!(error.relocate(100), Error::NonFinite { row: 101, col: 5, value });
     }
     let mut weight = vec![1.0; 24];
     weight[23] = f32::NAN;

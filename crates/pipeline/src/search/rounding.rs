@@ -120,7 +120,7 @@ pub(crate) fn rounded(compute: &Compute, tensor: &Tensor, candidate: Candidate) 
             .enumerate()
             .for_each(|(row, out)| dequantize_rows(compute.isa(), &view, first + row, out));
         let parts = encode_rows(compute.isa(), encoding, candidate.clip(), cols, &weight, &mut decided)
-            .map_err(|error| failed(error.relocate(first, 0)))?;
+            .map_err(|error| failed(error.relocate(first)))?;
         match encoding {
             // They have several parts; their values as floats are the same numbers.
             Encoding::Grouped(_) | Encoding::Sparse { .. } => {

@@ -1,7 +1,7 @@
 //! IQ4_NL and IQ4_XS: four bits a weight that stand for sixteen values, denser around zero. IQ4_NL has an f16 scale for
 //! each 32 weights; IQ4_XS, 256 weights in 8 sub-blocks of 32, rounds their scales to six bits of one f16.
 
-use super::{Encode, ZERO, f16_scale, lanes::F8, nearest_int};
+use super::{Encode, Weighing, ZERO, f16_scale, lanes::F8, nearest_int};
 
 /// What the codes stand for.
 const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -14,7 +14,7 @@ pub(super) struct IQ4_XS;
 
 impl Encode<32, 18> for IQ4_NL {
     #[inline(always)]
-    fn encode(weights: &[f32; 32], out: &mut [u8; 18]) -> Result<(), f32> {
+    fn encode(weights: &[f32; 32], _: Option<Weighing<'_, 32>>, out: &mut [u8; 18]) -> Result<(), f32> {
         let d = search(weights)?;
         let (scale, nibbles) = out.split_at_mut(2);
         scale.copy_from_slice(&f16_scale(d)?.to_le_bytes());
@@ -26,7 +26,7 @@ impl Encode<32, 18> for IQ4_NL {
 
 impl Encode<256, 136> for IQ4_XS {
     #[inline(always)]
-    fn encode(weights: &[f32; 256], out: &mut [u8; 136]) -> Result<(), f32> {
+    fn encode(weights: &[f32; 256], _: Option<Weighing<'_, 256>>, out: &mut [u8; 136]) -> Result<(), f32> {
         let (sub_blocks, _) = weights.as_chunks::<32>();
         let mut scales = [0f32; 8];
         let (mut absolute, mut largest) = (0.0, 0.0);

@@ -18,6 +18,8 @@
 //! IQ4_XS 256 weights 136 B   f16 d | 2 B high pairs, 4 B low nibbles of 8 scales | 128 B         d·sc·value
 //! ```
 
+mod encoder;
+mod importance;
 mod iq4;
 mod lanes;
 mod q2_k;
@@ -32,99 +34,14 @@ mod q6_k;
 mod q8_0;
 mod scale_and_shift;
 
-use bitmill_tensor::{BlockType, FloatType};
+pub use encoder::{BlockEncoder, quantize_blocks};
+pub use importance::Importance;
 
+use self::encoder::{Encode, Weighing};
 use self::lanes::F8;
-use crate::{Error, error::first_non_finite};
 
 /// Below this ggml takes a sub-block for zeros.
 const ZERO: f32 = 1e-15;
-
-/// Encodes `weight`, whole blocks of consecutive weights, into `out`.
-///
-/// Runs in the calling thread and allocates nothing; rows are independent, so callers split them. Positions in errors
-/// count along `weight` as if it were one row: [`Error::relocate`] turns them into rows and columns.
-///
-/// # Errors
-/// [`UnevenGroups`](Error::UnevenGroups) if `weight` is not whole blocks, [`NonFinite`](Error::NonFinite) for NaN and
-/// infinity, [`ScaleOverflow`](Error::ScaleOverflow) if a block's scale is beyond f16 (llama-quantize refuses both
-/// too); `out` is then unspecified.
-///
-/// # Panics
-/// If `out` has another length than those blocks.
-pub fn quantize_blocks(block: BlockType, weight: &[f32], out: &mut [u8]) -> Result<(), Error> {
-    if !weight.len().is_multiple_of(block.weights()) {
-        return Err(Error::UnevenGroups { in_features: weight.len(), group_size: block.weights() });
-    }
-    assert_eq!(out.len(), weight.len() / block.weights() * block.bytes(), "bytes of the {block} blocks");
-    if let Some(index) = first_non_finite(weight) {
-        return Err(Error::NonFinite { row: 0, col: index, value: weight[index] });
-    }
-    let encoded = match block {
-        BlockType::Q4_0 => each_block::<q4_0::Q4_0, _, _>(weight, out),
-        BlockType::Q4_1 => each_block::<q4_1::Q4_1, _, _>(weight, out),
-        BlockType::Q5_0 => each_block::<q5_0::Q5_0, _, _>(weight, out),
-        BlockType::Q5_1 => each_block::<q5_1::Q5_1, _, _>(weight, out),
-        BlockType::Q8_0 => each_block::<q8_0::Q8_0, _, _>(weight, out),
-        BlockType::Q2_K => each_block::<q2_k::Q2_K, _, _>(weight, out),
-        BlockType::Q3_K => each_block::<q3_k::Q3_K, _, _>(weight, out),
-        BlockType::Q4_K => each_block::<q4_k::Q4_K, _, _>(weight, out),
-        BlockType::Q5_K => each_block::<q5_k::Q5_K, _, _>(weight, out),
-        BlockType::Q6_K => each_block::<q6_k::Q6_K, _, _>(weight, out),
-        BlockType::IQ4_NL => each_block::<iq4::IQ4_NL, _, _>(weight, out),
-        BlockType::IQ4_XS => each_block::<iq4::IQ4_XS, _, _>(weight, out),
-    };
-    encoded.map_err(|(index, scale)| Error::ScaleOverflow {
-        row: 0,
-        col: index * block.weights(),
-        scale,
-        float: FloatType::F16,
-    })
-}
-
-/// The encoder of one block type. A trait and not a function handed around, so that the whole of it is compiled into
-/// each caller, for that caller's CPU.
-trait Encode<const WEIGHTS: usize, const BYTES: usize> {
-    /// Writes one block, all of it; the scale if it is beyond f16.
-    fn encode(weights: &[f32; WEIGHTS], out: &mut [u8; BYTES]) -> Result<(), f32>;
-}
-
-/// Encodes block by block; the index of the first block whose scale is beyond f16, with that scale.
-///
-/// The encoders are plain Rust whose lanes are sub-blocks or weights. They are compiled here a second time for AVX2:
-/// the same operations in the same order, eight at once. AVX2 alone brings no fused multiply-add, and Rust contracts
-/// none by itself, so both give the same bytes.
-fn each_block<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize>(
-    weight: &[f32],
-    out: &mut [u8],
-) -> Result<(), (usize, f32)> {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        #[target_feature(enable = "avx2")]
-        fn with_avx2<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize>(
-            weight: &[f32],
-            out: &mut [u8],
-        ) -> Result<(), (usize, f32)> {
-            block_by_block::<E, WEIGHTS, BYTES>(weight, out)
-        }
-        // SAFETY: the CPU was just asked for AVX2, the only thing that this function needs beyond a safe one.
-        return unsafe { with_avx2::<E, WEIGHTS, BYTES>(weight, out) };
-    }
-    block_by_block::<E, WEIGHTS, BYTES>(weight, out)
-}
-
-#[inline(always)]
-fn block_by_block<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize>(
-    weight: &[f32],
-    out: &mut [u8],
-) -> Result<(), (usize, f32)> {
-    let (blocks, _) = weight.as_chunks::<WEIGHTS>();
-    let (encoded, _) = out.as_chunks_mut::<BYTES>();
-    for (index, (block, bytes)) in blocks.iter().zip(encoded).enumerate() {
-        E::encode(block, bytes).map_err(|scale| (index, scale))?;
-    }
-    Ok(())
-}
 
 /// `value` as f16 (to nearest, ties to even), or `value` itself if that is infinite or NaN.
 ///
@@ -258,6 +175,7 @@ mod weights;
 
 #[cfg(test)]
 mod tests {
+    use super::encoder::{Rows, each_block, row_by_row};
     use super::*;
 
     #[test]
@@ -282,8 +200,9 @@ mod tests {
             let weight = weights::fill(name, 11, 4096);
             let mut plain = vec![0xa5; 4096 / WEIGHTS * BYTES];
             let mut chosen = vec![0x5a; 4096 / WEIGHTS * BYTES];
-            block_by_block::<E, _, _>(&weight, &mut plain).unwrap();
-            each_block::<E, _, _>(&weight, &mut chosen).unwrap();
+            let rows = Rows { cols: 4096, weight: &weight, importance: None };
+            row_by_row::<E, _, _>(rows, &mut plain).unwrap();
+            each_block::<E, _, _>(rows, &mut chosen).unwrap();
             assert_eq!(plain, chosen, "{name}");
         }
         for name in weights::NAMES {

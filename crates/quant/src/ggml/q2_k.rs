@@ -2,7 +2,7 @@
 //! four bits of the block's two f16 scales.
 
 use super::{
-    Encode, f16_scale,
+    Encode, Weighing, f16_scale,
     lanes::{F8, by_sub_block},
     nearest_int, pairs_of_bits,
     scale_and_shift::{Search, largest_of},
@@ -13,7 +13,7 @@ pub(super) struct Q2_K;
 
 impl Encode<256, 84> for Q2_K {
     #[inline(always)]
-    fn encode(weights: &[f32; 256], out: &mut [u8; 84]) -> Result<(), f32> {
+    fn encode(weights: &[f32; 256], _: Option<Weighing<'_, 256>>, out: &mut [u8; 84]) -> Result<(), f32> {
         let search = Search { top: 3, first: -0.5, steps: 15, magnitudes: true };
         // Two searches of eight sub-blocks, a lane for each.
         let (halves, _) = weights.as_chunks::<128>();

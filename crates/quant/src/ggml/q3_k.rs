@@ -2,7 +2,7 @@
 //! block's f16 scale.
 
 use super::{
-    Encode, ZERO, f16_scale,
+    Encode, Weighing, ZERO, f16_scale,
     lanes::{F8, M8, by_sub_block},
     nearest_int, pairs_of_bits,
 };
@@ -12,7 +12,7 @@ pub(super) struct Q3_K;
 
 impl Encode<256, 110> for Q3_K {
     #[inline(always)]
-    fn encode(weights: &[f32; 256], out: &mut [u8; 110]) -> Result<(), f32> {
+    fn encode(weights: &[f32; 256], _: Option<Weighing<'_, 256>>, out: &mut [u8; 110]) -> Result<(), f32> {
         // Two searches of eight sub-blocks, a lane for each.
         let (halves, _) = weights.as_chunks::<128>();
         let found = [search(&halves[0]), search(&halves[1])];

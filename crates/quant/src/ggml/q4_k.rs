@@ -2,7 +2,7 @@
 //! six bits of the block's two f16 scales.
 
 use super::{
-    Encode, f16_scale,
+    Encode, Weighing, f16_scale,
     lanes::{F8, by_sub_block},
     nearest_int,
     scale_and_shift::{Search, largest_of},
@@ -13,7 +13,7 @@ pub(super) struct Q4_K;
 
 impl Encode<256, 144> for Q4_K {
     #[inline(always)]
-    fn encode(weights: &[f32; 256], out: &mut [u8; 144]) -> Result<(), f32> {
+    fn encode(weights: &[f32; 256], _: Option<Weighing<'_, 256>>, out: &mut [u8; 144]) -> Result<(), f32> {
         let search = Search { top: 15, first: -1.0, steps: 20, magnitudes: false };
         let (header, nibbles) = out.split_at_mut(16);
         let codes = codes_of(search, weights, header)?;

@@ -1,13 +1,13 @@
 //! Q5_0: 32 weights, five bits each, one scale.
 
-use super::{Encode, f16_scale, fifth_bits, inverse, largest, upward_codes};
+use super::{Encode, Weighing, f16_scale, fifth_bits, inverse, largest, upward_codes};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct Q5_0;
 
 impl Encode<32, 22> for Q5_0 {
     #[inline(always)]
-    fn encode(weights: &[f32; 32], out: &mut [u8; 22]) -> Result<(), f32> {
+    fn encode(weights: &[f32; 32], _: Option<Weighing<'_, 32>>, out: &mut [u8; 22]) -> Result<(), f32> {
         // The largest weight maps to −16, the longer end of the range, whatever its sign.
         let d = largest(weights) / -16.0;
         let inverse = inverse(d);

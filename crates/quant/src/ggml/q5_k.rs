@@ -1,13 +1,13 @@
 //! Q5_K: Q4_K with five bits a weight; the fifth bits of weight i of all sub-blocks share byte i.
 
-use super::{Encode, q4_k::codes_of, scale_and_shift::Search};
+use super::{Encode, Weighing, q4_k::codes_of, scale_and_shift::Search};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct Q5_K;
 
 impl Encode<256, 176> for Q5_K {
     #[inline(always)]
-    fn encode(weights: &[f32; 256], out: &mut [u8; 176]) -> Result<(), f32> {
+    fn encode(weights: &[f32; 256], _: Option<Weighing<'_, 256>>, out: &mut [u8; 176]) -> Result<(), f32> {
         let search = Search { top: 31, first: -0.5, steps: 15, magnitudes: false };
         let (header, rest) = out.split_at_mut(16);
         let (fifth_bits, nibbles) = rest.split_at_mut(32);

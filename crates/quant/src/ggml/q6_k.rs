@@ -2,7 +2,7 @@
 //! the block's f16 scale.
 
 use super::{
-    Encode, ZERO, f16_scale,
+    Encode, Weighing, ZERO, f16_scale,
     lanes::{F8, M8, by_sub_block},
     nearest_int,
 };
@@ -12,13 +12,22 @@ pub(super) struct Q6_K;
 
 impl Encode<256, 210> for Q6_K {
     #[inline(always)]
-    fn encode(weights: &[f32; 256], out: &mut [u8; 210]) -> Result<(), f32> {
+    fn encode(
+        weights: &[f32; 256],
+        weighing: Option<Weighing<'_, 256>>,
+        out: &mut [u8; 210],
+    ) -> Result<(), f32> {
         // Two searches of eight sub-blocks, a lane for each.
         let (halves, _) = weights.as_chunks::<128>();
-        let found = [search(&halves[0]), search(&halves[1])];
+        let counts = |half: usize, x: &[F8; 16]| match weighing {
+            Some(weighing) => by_sub_block(&weighing.importance[128 * half..][..128]),
+            None => x.map(|x| x * x),
+        };
+        let x = [by_sub_block(&halves[0]), by_sub_block(&halves[1])];
+        let found = [search(&x[0], &counts(0, &x[0])), search(&x[1], &counts(1, &x[1]))];
         for (half, found) in halves.iter().zip(&found) {
             if found.scale.0.iter().any(|scale| scale.is_nan()) {
-                // Cubes beyond f32: ggml goes on and writes zeros for the sub-block.
+                // Sums beyond f32: ggml goes on and writes zeros for the sub-block.
                 return Err(half.iter().fold(0.0f32, |most, x| most.max(x.abs())) / (32.0 * 128.0));
             }
         }
@@ -35,28 +44,26 @@ struct Found {
     zeros: M8,
 }
 
-/// The scale of each sub-block that leaves the smallest squared error weighted by the squared weights. ggml's
+/// The scale of each sub-block that leaves the smallest squared error, of which each weight's counts `counts`. ggml's
 /// `make_qx_quants`: 19 candidates, for each the codes, then the least-squares scale of those.
 #[inline(always)]
-fn search(weights: &[f32; 128]) -> Found {
-    let x: [F8; 16] = by_sub_block(weights);
+fn search(x: &[F8; 16], counts: &[F8; 16]) -> Found {
     let (mut absolute, mut largest) = (F8::ZERO, F8::ZERO);
-    let (mut squares, mut cubes) = ([F8::ZERO; 16], [F8::ZERO; 16]);
+    let mut products = [F8::ZERO; 16];
     for i in 0..16 {
         let above = absolute.below(x[i].abs());
         absolute = above.select(x[i].abs(), absolute);
         largest = above.select(x[i], largest);
-        squares[i] = x[i] * x[i];
-        cubes[i] = squares[i] * x[i];
+        products[i] = counts[i] * x[i];
     }
     let zeros = absolute.below(F8::splat(ZERO));
     let mut inverse = F8::splat(-32.0) / largest;
-    let (sum_lx, sum_l2) = sums(&x, &squares, &cubes, inverse);
+    let (sum_lx, sum_l2) = sums(x, counts, &products, inverse);
     let mut scale = sum_l2.equals(F8::ZERO).select(F8::ZERO, sum_lx / sum_l2);
     let mut best = scale * sum_lx;
     for step in (-9i8..=9).filter(|&step| step != 0) {
         let this_inverse = F8::splat(-(32.0 + 0.1 * f32::from(step))) / largest;
-        let (sum_lx, sum_l2) = sums(&x, &squares, &cubes, this_inverse);
+        let (sum_lx, sum_l2) = sums(x, counts, &products, this_inverse);
         let better = F8::ZERO.below(sum_l2).and((best * sum_l2).below(sum_lx * sum_lx));
         inverse = better.select(this_inverse, inverse);
         scale = better.select(sum_lx / sum_l2, scale);
@@ -65,15 +72,15 @@ fn search(weights: &[f32; 128]) -> Found {
     Found { scale: zeros.select(F8::ZERO, scale), inverse, zeros }
 }
 
-/// Of the codes that `inverse` makes: Σ w·x·code and Σ w·code², w being x². A function and not a closure, which would
+/// Of the codes that `inverse` makes: Σ w·x·code and Σ w·code², w being what a weight's error counts. A function and not a closure, which would
 /// be compiled without the caller's AVX2.
 #[inline(always)]
-fn sums(x: &[F8; 16], squares: &[F8; 16], cubes: &[F8; 16], inverse: F8) -> (F8, F8) {
+fn sums(x: &[F8; 16], counts: &[F8; 16], products: &[F8; 16], inverse: F8) -> (F8, F8) {
     let (mut sum_lx, mut sum_l2) = (F8::ZERO, F8::ZERO);
     for i in 0..16 {
         let l = (inverse * x[i]).nearest_within(-32, 31);
-        sum_lx = sum_lx + cubes[i] * l;
-        sum_l2 = sum_l2 + squares[i] * l * l;
+        sum_lx = sum_lx + products[i] * l;
+        sum_l2 = sum_l2 + counts[i] * l * l;
     }
     (sum_lx, sum_l2)
 }

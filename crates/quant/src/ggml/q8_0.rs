@@ -1,13 +1,13 @@
 //! Q8_0: 32 weights, eight bits each, one scale.
 
-use super::{Encode, f16_scale, inverse, lanes::F8, largest_magnitude};
+use super::{Encode, Weighing, f16_scale, inverse, lanes::F8, largest_magnitude};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct Q8_0;
 
 impl Encode<32, 34> for Q8_0 {
     #[inline(always)]
-    fn encode(weights: &[f32; 32], out: &mut [u8; 34]) -> Result<(), f32> {
+    fn encode(weights: &[f32; 32], _: Option<Weighing<'_, 32>>, out: &mut [u8; 34]) -> Result<(), f32> {
         let d = largest_magnitude(weights) / 127.0;
         let (scale, codes) = out.split_at_mut(2);
         scale.copy_from_slice(&f16_scale(d)?.to_le_bytes());

@@ -1,0 +1,180 @@
+//! Rows into blocks: the public door, the trait that each block type implements, and the choice of a CPU's code.
+
+use bitmill_tensor::{BlockType, FloatType};
+
+use super::{importance::Importance, iq4, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
+use crate::{Error, error::first_non_finite};
+
+/// What blocks a matrix becomes, and what its errors count.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockEncoder<'a> {
+    /// The blocks.
+    pub block: BlockType,
+    /// How much the errors of each column count; `None` leaves it to the weights alone.
+    pub importance: Option<Importance<'a>>,
+}
+
+impl BlockEncoder<'_> {
+    /// Blocks whose errors are weighed by the weights alone.
+    pub fn new(block: BlockType) -> Self {
+        Self { block, importance: None }
+    }
+}
+
+/// Encodes `weight`, whole rows of `cols`, into `out`.
+///
+/// Runs in the calling thread and allocates nothing; rows are independent, so callers split them.
+///
+/// ```
+/// use bitmill_quant::{BlockEncoder, quantize_blocks};
+/// use bitmill_tensor::BlockType;
+///
+/// let weight: Vec<f32> = (0..64).map(|i| i as f32 - 16.0).collect();
+/// let mut blocks = [0; 2 * 34];
+/// quantize_blocks(&BlockEncoder::new(BlockType::Q8_0), 64, &weight, &mut blocks)?;
+/// assert_eq!(&blocks[..4], &[0x08, 0x30, 0x81, 0x89]); // the scale 16 / 127 as f16, then −127, −119, …
+/// # Ok::<(), bitmill_quant::Error>(())
+/// ```
+///
+/// # Errors
+/// [`UnevenGroups`](Error::UnevenGroups) if a row is not whole blocks, [`NonFinite`](Error::NonFinite) for NaN and
+/// infinity, [`ScaleOverflow`](Error::ScaleOverflow) if a block's scale is beyond f16 (llama-quantize refuses both
+/// too), [`ImportanceLength`](Error::ImportanceLength) if there is not one importance for each column, [`NoImportance`](Error::NoImportance)
+/// for blocks whose search takes none yet; `out` is then unspecified.
+///
+/// # Panics
+/// If `weight` is not whole rows, or `out` has another length than their blocks.
+pub fn quantize_blocks(
+    encoder: &BlockEncoder<'_>,
+    cols: usize,
+    weight: &[f32],
+    out: &mut [u8],
+) -> Result<(), Error> {
+    let block = encoder.block;
+    if !cols.is_multiple_of(block.weights()) {
+        return Err(Error::UnevenGroups { in_features: cols, group_size: block.weights() });
+    }
+    assert!(weight.len().is_multiple_of(cols), "whole rows of {cols}");
+    assert_eq!(out.len(), weight.len() / block.weights() * block.bytes(), "bytes of the {block} blocks");
+    if encoder.importance.is_some() && !matches!(block, BlockType::Q6_K | BlockType::Q8_0) {
+        return Err(Error::NoImportance { block });
+    }
+    let importance = match encoder.importance {
+        Some(importance) => Some(importance.of_row(cols)?),
+        None => None,
+    };
+    if let Some(at) = first_non_finite(weight) {
+        return Err(Error::NonFinite { row: at / cols, col: at % cols, value: weight[at] });
+    }
+    let rows = Rows { cols, weight, importance };
+    let encoded = match block {
+        BlockType::Q4_0 => each_block::<q4_0::Q4_0, _, _>(rows, out),
+        BlockType::Q4_1 => each_block::<q4_1::Q4_1, _, _>(rows, out),
+        BlockType::Q5_0 => each_block::<q5_0::Q5_0, _, _>(rows, out),
+        BlockType::Q5_1 => each_block::<q5_1::Q5_1, _, _>(rows, out),
+        BlockType::Q8_0 => each_block::<q8_0::Q8_0, _, _>(rows, out),
+        BlockType::Q2_K => each_block::<q2_k::Q2_K, _, _>(rows, out),
+        BlockType::Q3_K => each_block::<q3_k::Q3_K, _, _>(rows, out),
+        BlockType::Q4_K => each_block::<q4_k::Q4_K, _, _>(rows, out),
+        BlockType::Q5_K => each_block::<q5_k::Q5_K, _, _>(rows, out),
+        BlockType::Q6_K => each_block::<q6_k::Q6_K, _, _>(rows, out),
+        BlockType::IQ4_NL => each_block::<iq4::IQ4_NL, _, _>(rows, out),
+        BlockType::IQ4_XS => each_block::<iq4::IQ4_XS, _, _>(rows, out),
+    };
+    encoded.map_err(|(at, scale)| Error::ScaleOverflow {
+        row: at / cols,
+        col: at % cols,
+        scale,
+        float: FloatType::F16,
+    })
+}
+
+/// The encoder of one block type. A trait and not a function handed around, so that the whole of it is compiled into
+/// each caller, for that caller's CPU.
+pub(super) trait Encode<const WEIGHTS: usize, const BYTES: usize> {
+    /// Whether blocks with importance ask for [`Weighing::row_mean_square`].
+    const WEIGHS_BY_ROW: bool = false;
+
+    /// Writes one block, all of it; the scale if it is beyond f16.
+    fn encode(
+        weights: &[f32; WEIGHTS],
+        weighing: Option<Weighing<'_, WEIGHTS>>,
+        out: &mut [u8; BYTES],
+    ) -> Result<(), f32>;
+}
+
+/// How much the errors of one block's weights count: ggml's `quant_weights`.
+#[derive(Clone, Copy)]
+pub(super) struct Weighing<'a, const WEIGHTS: usize> {
+    /// Of each weight's column; none negative.
+    pub importance: &'a [f32; WEIGHTS],
+    /// The mean of the squares of the whole row's weights, for types that say
+    /// [`WEIGHS_BY_ROW`](Encode::WEIGHS_BY_ROW).
+    #[allow(dead_code, reason = "the types of 32 weights take it as they learn to weigh")]
+    pub row_mean_square: f32,
+}
+
+/// Whole rows of whole blocks, all finite.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub cols: usize,
+    pub weight: &'a [f32],
+    /// One for each column.
+    pub importance: Option<&'a [f32]>,
+}
+
+/// Encodes block by block; where the first block begins whose scale is beyond f16, counted through all rows, with that
+/// scale.
+///
+/// The encoders are plain Rust whose lanes are sub-blocks or weights. They are compiled here a second time for AVX2:
+/// the same operations in the same order, eight at once. AVX2 alone brings no fused multiply-add, and Rust contracts
+/// none by itself, so both give the same bytes.
+pub(super) fn each_block<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize>(
+    rows: Rows<'_>,
+    out: &mut [u8],
+) -> Result<(), (usize, f32)> {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        #[target_feature(enable = "avx2")]
+        fn with_avx2<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize>(
+            rows: Rows<'_>,
+            out: &mut [u8],
+        ) -> Result<(), (usize, f32)> {
+            row_by_row::<E, WEIGHTS, BYTES>(rows, out)
+        }
+        // SAFETY: the CPU was just asked for AVX2, the only thing that this function needs beyond a safe one.
+        return unsafe { with_avx2::<E, WEIGHTS, BYTES>(rows, out) };
+    }
+    row_by_row::<E, WEIGHTS, BYTES>(rows, out)
+}
+
+#[inline(always)]
+pub(super) fn row_by_row<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize>(
+    rows: Rows<'_>,
+    out: &mut [u8],
+) -> Result<(), (usize, f32)> {
+    let (blocks, _) = rows.weight.as_chunks::<WEIGHTS>();
+    let (encoded, _) = out.as_chunks_mut::<BYTES>();
+    let Some(importance) = rows.importance else {
+        for (index, (block, bytes)) in blocks.iter().zip(encoded).enumerate() {
+            E::encode(block, None, bytes).map_err(|scale| (WEIGHTS * index, scale))?;
+        }
+        return Ok(());
+    };
+    let (importance, _) = importance.as_chunks::<WEIGHTS>();
+    let mut row_mean_square = 0.0;
+    for (index, (block, bytes)) in blocks.iter().zip(encoded).enumerate() {
+        let in_row = index % importance.len();
+        if E::WEIGHS_BY_ROW && in_row == 0 {
+            row_mean_square = mean_square(&rows.weight[WEIGHTS * index..][..rows.cols]);
+        }
+        let weighing = Weighing { importance: &importance[in_row], row_mean_square };
+        E::encode(block, Some(weighing), bytes).map_err(|scale| (WEIGHTS * index, scale))?;
+    }
+    Ok(())
+}
+
+/// The mean of squares, summed from left to right as ggml does.
+fn mean_square(weights: &[f32]) -> f32 {
+    weights.iter().fold(0.0, |sum, x| sum + x * x) / weights.len() as f32
+}
