@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use bitmill_checkpoint::{Checkpoint, GgufTokenizer, Region};
+use bitmill_checkpoint::{Checkpoint, GgufTokenizer, Imatrix, Region, Role};
 use bitmill_eval::Baseline;
 use bitmill_hub::{hugging_face_listing, model_scope_listing};
 use bitmill_pipeline::{Format, Plan, PlanOptions, Recipe, Sensitivity, conversion};
@@ -32,6 +32,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("model_scope_listing", listing_of_model_scope),
     ("baseline", baseline),
     ("sensitivity", sensitivity),
+    ("imatrix", imatrix),
 ];
 
 /// What tokenizers are asked to encode: letters, digits, spaces, a combining mark, another script, special tokens' texts.
@@ -188,6 +189,20 @@ fn sensitivity(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Err(error) = Sensitivity::parse(text, Path::new("fuzz.json")) {
         drop((error.to_string(), error.hint()));
+    }
+}
+
+/// An importance matrix, of either form.
+fn imatrix(data: &[u8]) {
+    let imatrix = match Imatrix::from_bytes(Path::new("fuzz.gguf"), &Region::from_vec(data.to_vec())) {
+        Ok(imatrix) => imatrix,
+        Err(error) => return drop((error.to_string(), error.hint())),
+    };
+    for (name, entry) in &imatrix.entries {
+        let (role, matrices) = (Role::from_gguf_name(name), entry.counts.len());
+        if let Ok(Some(importance)) = imatrix.importance(role, entry.sums.len() / matrices, matrices) {
+            assert!(importance.iter().all(|value| value.is_finite() && *value >= 0.0), "{name}");
+        }
     }
 }
 

@@ -103,6 +103,14 @@ pub enum Error {
     #[error("{}: its part {part} is not there", file.display())]
     GgufPartMissing { file: PathBuf, part: String },
 
+    // importance matrices
+    #[error("{}: not an importance matrix: {problem}", file.display())]
+    Imatrix { file: PathBuf, problem: String },
+    #[error(
+        "`{tensor}`: the importance matrix has {found} values under `{entry}` where {expected} are expected"
+    )]
+    ImatrixEntry { tensor: String, entry: String, found: usize, expected: usize },
+
     // compressed-tensors
     #[error("{}: quantization_config: {what} is not supported", file.display())]
     UnsupportedQuantization { file: PathBuf, what: String },
@@ -182,6 +190,12 @@ impl Error {
             Self::GgufVersion { .. } => "convert the file with a current llama.cpp",
             Self::GgufTensorType { .. } => {
                 "types that are read: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS; requantize the file to one of them"
+            }
+            Self::Imatrix { .. } => {
+                "an importance matrix is what `bitmill imatrix` or llama-imatrix writes, as .gguf or .dat"
+            }
+            Self::ImatrixEntry { .. } => {
+                "it was made of another model: make one of this model with `bitmill imatrix`"
             }
             Self::UnsupportedQuantization { .. } => {
                 "what is read: format pack-quantized, 2 to 8 bits, group or channel, no activation quantization"

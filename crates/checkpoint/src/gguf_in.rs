@@ -286,18 +286,19 @@ fn tensor_type_name(id: u32) -> Option<&'static str> {
     NAMES.iter().find(|(known, _)| *known == id).map(|(_, name)| *name)
 }
 
-struct Reader<'a> {
-    file: &'a Path,
-    bytes: &'a [u8],
-    at: usize,
+/// What is left to read of a file, checked before each step.
+pub(crate) struct Reader<'a> {
+    pub file: &'a Path,
+    pub bytes: &'a [u8],
+    pub at: usize,
 }
 
 impl<'a> Reader<'a> {
-    fn left(&self) -> u64 {
+    pub fn left(&self) -> u64 {
         (self.bytes.len() - self.at) as u64
     }
 
-    fn take(&mut self, n: u64, what: &str) -> Result<&'a [u8], Error> {
+    pub fn take(&mut self, n: u64, what: &str) -> Result<&'a [u8], Error> {
         if n > self.left() {
             return Err(Error::Truncated {
                 file: self.file.to_owned(),
@@ -311,7 +312,7 @@ impl<'a> Reader<'a> {
         Ok(bytes)
     }
 
-    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], Error> {
+    pub fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], Error> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N as u64, what)?);
         Ok(array)
@@ -326,7 +327,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Refuses a count of things of `smallest` bytes that the rest of the file cannot hold.
-    fn count(&self, what: &str, found: u64, smallest: u64) -> Result<(), Error> {
+    pub fn count(&self, what: &str, found: u64, smallest: u64) -> Result<(), Error> {
         let limit = self.left() / smallest;
         if found > limit {
             return Err(Error::GgufLimit { file: self.file.to_owned(), what: what.to_owned(), found, limit });

@@ -23,6 +23,8 @@
 //! # }
 //! ```
 //!
+//! An [`Imatrix`] says which inputs of each matrix a text made large; it is read and written in both of llama.cpp's forms.
+//!
 //! To read another family, add a row to the table in `family.rs` and, if it has tensors of its own, rows to the one
 //! in `role.rs`; another stored encoding begins in `bitmill_tensor::Encoding`.
 
@@ -45,6 +47,7 @@ mod gguf_out;
 mod gguf_rope;
 mod gguf_split;
 mod gguf_value;
+mod imatrix;
 mod moe;
 mod region;
 mod role;
@@ -66,6 +69,7 @@ pub use gguf_config::{check_gguf, gguf_metadata};
 pub use gguf_out::{GgufTensorSpec, GgufWriter, gguf_bytes};
 pub use gguf_rope::rope_freqs;
 pub use gguf_value::{GgufArray, GgufTokenizer, GgufValue};
+pub use imatrix::{Imatrix, ImatrixEntry, ImatrixForm};
 pub use moe::Experts;
 pub use region::Region;
 pub use role::{Role, RoleKind};

@@ -266,6 +266,14 @@ impl Role {
         })
     }
 
+    /// The GGUF name of the tensor that holds it together with others in files of Qwen's first generation.
+    pub(crate) fn fused_gguf_name(self) -> Option<String> {
+        let holds =
+            |(name, kinds): &&(&str, [RoleKind; 3])| !name.contains("c_attn") && kinds.contains(&self.kind);
+        let (name, _) = FUSED.iter().find(holds)?;
+        Some(format!("{GGUF_LAYER}{}.{name}", self.layer?))
+    }
+
     /// The role of the tensor with this Hugging Face name; [`RoleKind::Other`] if it has none.
     pub fn from_canonical_name(name: &str) -> Self {
         let found = match split_layer(name, HF_LAYER) {

@@ -5,7 +5,9 @@ mod targets;
 
 use std::path::{Path, PathBuf};
 
-use bitmill_checkpoint::{Checkpoint, FolderWriter, Overwrite, StTensorSpec, Target};
+use bitmill_checkpoint::{
+    Checkpoint, FolderWriter, Imatrix, ImatrixEntry, ImatrixForm, Overwrite, Region, StTensorSpec, Target,
+};
 use bitmill_pipeline::{Format, Plan, PlanOptions, Silent, compress, conversion, preset};
 use bitmill_tensor::Dtype;
 use bitmill_testkit::{Split, tokenizer_json};
@@ -69,6 +71,12 @@ fn seeds_are_what_readers_accept() {
     );
     assert_eq!(bitmill_hub::model_scope_listing(url, &seed("model_scope_listing", "two")).unwrap().len(), 1);
     assert!(bitmill_eval::Baseline::from_bytes("one", &seed("baseline", "one")).is_ok());
+    for name in ["imatrix.gguf", "imatrix.dat"] {
+        assert!(
+            Imatrix::from_bytes(Path::new(name), &Region::from_vec(seed("imatrix", name))).is_ok(),
+            "{name}"
+        );
+    }
     let table = String::from_utf8(seed("sensitivity", "one")).unwrap();
     assert!(bitmill_pipeline::Sensitivity::parse(&table, Path::new("one.json")).is_ok());
     assert!(
@@ -245,6 +253,21 @@ fn write_the_seeds() {
     baseline.extend(shorts(&[0, 0, 1]));
     baseline.extend(xxhash_rust::xxh3::xxh3_64(&baseline).to_le_bytes());
     put("baseline", "one", &baseline);
+    let entry = |sums: &[f32], counts: &[u64]| ImatrixEntry { sums: sums.to_vec(), counts: counts.to_vec() };
+    let imatrix = Imatrix {
+        entries: [
+            ("blk.0.attn_q.weight".to_owned(), entry(&[3.0, 0.0], &[6])),
+            ("blk.1.ffn_up_exps.weight".to_owned(), entry(&[8.0, 4.0, 2.0, 0.0], &[4, 0])),
+        ]
+        .into(),
+        datasets: vec!["text".to_owned()],
+        chunk_count: 3,
+        chunk_size: 2,
+    };
+    for (name, form) in [("imatrix.gguf", ImatrixForm::Gguf), ("imatrix.dat", ImatrixForm::Legacy)] {
+        imatrix.write(&Target { path: at(name), overwrite: Overwrite::Refuse }, form).unwrap();
+        put("imatrix", name, &std::fs::read(at(name)).unwrap());
+    }
     run(&at("llama"), &preset("prune_50_sparse").unwrap(), &at("sparse"));
     put("folder", "sparse", &files(&at("sparse")));
 }
