@@ -218,10 +218,10 @@ impl ChatTemplate {
 /// Tokens of the kind `<|name|>` in `text`.
 fn bracketed(text: &str) -> impl Iterator<Item = &str> {
     text.match_indices("<|").filter_map(|(start, _)| {
-        let length = text[start..].find("|>")? + 2;
-        let token = &text[start..start + length];
+        let rest = &text[start + 2..];
+        let name = &rest[..rest.find("|>")?];
+        let token = &text[start..start + 2 + name.len() + 2];
         let plain = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
-        let name = &token[2..token.len() - 2];
         (!name.is_empty() && name.chars().all(plain)).then_some(token)
     })
 }
@@ -231,8 +231,8 @@ fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let inner = &rest[start + 2..start + length];
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let inner = &rest[start + 2..start + 2 + length];
         let marks: &[char] = &['-', '+'];
         let (before, after) = (inner.starts_with(marks), inner.ends_with(marks));
         let name = inner[usize::from(before)..].trim_end_matches(marks).trim();
@@ -250,7 +250,7 @@ fn without_generation_tags(source: &str) -> String {
             out.push_str(&inner[inner.len() - usize::from(after)..]);
         }
         out.push_str("%}");
-        rest = &rest[start + length + 2..];
+        rest = &rest[start + 2 + length + 2..];
     }
     out.push_str(rest);
     out
@@ -335,6 +335,12 @@ mod tests {
             let error = render(source).unwrap_err();
             assert!(matches!(error, Error::Template { .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn tags_and_tokens_whose_two_ends_overlap_have_no_inside() {
+        assert_eq!(without_generation_tags("a{%}b%}c{%"), "a{%}b%}c{%");
+        assert_eq!(bracketed("<|><|a|><||><|b").collect::<Vec<_>>(), ["<|a|>"]);
     }
 
     #[test]
