@@ -87,6 +87,9 @@ pub struct How {
     /// A preset's name (see `bitmill recipes`) or a TOML file.
     #[arg(long, short, value_name = "R")]
     pub recipe: String,
+    /// Weigh the errors of GGUF blocks by this importance matrix, which `bitmill imatrix` or llama-imatrix wrote.
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
     /// Write safetensors shards of at most this size.
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
     pub shard_size: u64,

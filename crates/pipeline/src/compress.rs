@@ -9,13 +9,16 @@ use bitmill_checkpoint::{
 };
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_prune::{Sparsity, Threshold, mask_bytes};
-use bitmill_quant::{BlockEncoder, Clip, pack_zero_points, quantize_blocks, quantize_rows_clipped};
+use bitmill_quant::{
+    BlockEncoder, Clip, Importance, pack_zero_points, quantize_blocks, quantize_rows_clipped,
+};
 use bitmill_tensor::{Encoding, FloatType, Grouped, WeightData, WeightView};
 use rayon::prelude::*;
 use serde::Serialize;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::error::Error;
+use crate::importance::is_weighed;
 use crate::layout::{Output, RECORD, carried_files};
 use crate::plan::{Plan, PlannedTensor, Treatment, rows_and_columns};
 use crate::progress::Progress;
@@ -94,7 +97,7 @@ pub fn compress(
     progress.begin(&format!("{}: compressing", plan.recipe.name));
     for (index, planned) in plan.tensors.iter().enumerate() {
         let tensor = checkpoint.tensor(&planned.source)?;
-        let mut run = TensorRun::new(checkpoint, plan.recipe.format, planned, &tensor, isa);
+        let mut run = TensorRun::new(checkpoint, plan, planned, &tensor, isa)?;
         run.stream(&output, index, |weights| {
             done += weights;
             progress.at(done, total);
@@ -200,6 +203,8 @@ struct TensorRun<'a> {
     planned: &'a PlannedTensor,
     tensor: &'a Tensor,
     isa: Isa,
+    /// Of each column; the order of rows is of no matter to it.
+    importance: Option<Vec<f32>>,
     /// Head width, where the output wants the rows of each head in adjacent pairs.
     adjacent_pairs: Option<usize>,
     source: RowHashes,
@@ -212,28 +217,35 @@ struct TensorRun<'a> {
 impl<'a> TensorRun<'a> {
     fn new(
         checkpoint: &Checkpoint,
-        format: Format,
+        plan: &Plan,
         planned: &'a PlannedTensor,
         tensor: &'a Tensor,
         isa: Isa,
-    ) -> Self {
+    ) -> Result<Self, Error> {
         let config = checkpoint.config();
         let rotated = matches!(
             planned.role.kind,
             RoleKind::AttnQ | RoleKind::AttnK | RoleKind::AttnQBias | RoleKind::AttnKBias
         );
-        let adjacent = rotated && format == Format::Gguf && config.family.gguf_pairing() == Pairing::Adjacent;
-        Self {
+        let importance = match &plan.weighed {
+            Some(weighed) if is_weighed(planned) => weighed.of(checkpoint, &tensor.info)?,
+            _ => None,
+        };
+        let adjacent = rotated
+            && plan.recipe.format == Format::Gguf
+            && config.family.gguf_pairing() == Pairing::Adjacent;
+        Ok(Self {
             planned,
             tensor,
             isa,
+            importance,
             adjacent_pairs: adjacent.then_some(config.head_dim),
             source: RowHashes::default(),
             decided: RowHashes::default(),
             squared_error: 0.0,
             squared_norm: 0.0,
             zeros: 0,
-        }
+        })
     }
 
     /// Widens, rounds and writes all rows, a chunk at a time; `advance` gets the weights of each.
@@ -422,7 +434,10 @@ impl<'a> TensorRun<'a> {
         }
         let parts = match self.planned.to {
             Encoding::Sparse { float, .. } => Ok(encode_sparse(float, cols, weight, bits, decided)),
-            encoding => encode_rows(self.isa, encoding, self.planned.clip, cols, weight, decided),
+            encoding => self.importance.as_deref().map(Importance::new).transpose().and_then(|importance| {
+                let rounding = Rounding { encoding, clip: self.planned.clip, importance };
+                encode_rows(self.isa, &rounding, cols, weight, decided)
+            }),
         };
         let parts = parts.map_err(|error| self.failed(error.relocate(first)))?;
         if let Encoding::Float(float) | Encoding::Sparse { float, .. } = self.planned.to {
@@ -482,20 +497,31 @@ pub(crate) struct Parts {
     kept: Vec<usize>,
 }
 
-/// Rounds whole rows of `cols` weights to `encoding`, ranges of groups chosen by `clip`; `decided` becomes the values that the bytes stand for. Floats
-/// that the type does not reach become infinite.
+/// What rows become, and how that is chosen.
+pub(crate) struct Rounding<'a> {
+    pub(crate) encoding: Encoding,
+    /// How the ranges of groups are chosen.
+    pub(crate) clip: Clip,
+    /// What the errors of each column count in blocks.
+    pub(crate) importance: Option<Importance<'a>>,
+}
+
+/// Rounds whole rows of `cols` weights; `decided` becomes the values that the bytes stand for. Floats that the type does not
+/// reach become infinite.
 pub(crate) fn encode_rows(
     isa: Isa,
-    encoding: Encoding,
-    clip: Clip,
+    rounding: &Rounding<'_>,
     cols: usize,
     weight: &[f32],
     decided: &mut [f32],
 ) -> Result<Parts, bitmill_quant::Error> {
-    match encoding {
+    match rounding.encoding {
         Encoding::Float(float) => Ok(encode_floats(float, weight, decided)),
-        Encoding::Block(block) => encode_blocks(isa, &BlockEncoder::new(block), cols, weight, decided),
-        Encoding::Grouped(grouped) => encode_groups(&grouped, clip, cols, weight, decided),
+        Encoding::Block(block) => {
+            let encoder = BlockEncoder { block, importance: rounding.importance };
+            encode_blocks(isa, &encoder, cols, weight, decided)
+        }
+        Encoding::Grouped(grouped) => encode_groups(&grouped, rounding.clip, cols, weight, decided),
         Encoding::Sparse { .. } => unreachable!("what is kept of a sparse matrix is not told by its weights"),
     }
 }

@@ -19,5 +19,5 @@ pub fn conversion(format: Format, float: Option<FloatType>) -> Recipe {
         None => ("as it is", Step::Keep { targets, skip: Vec::new() }),
         Some(float) => (float.name(), Step::Float { targets, skip: Vec::new(), float: FloatName(float) }),
     };
-    Recipe { name: name.into(), format, steps: vec![step] }
+    Recipe::new(name, format, vec![step])
 }

@@ -33,16 +33,17 @@ pub(crate) enum Layout {
     },
 }
 
-/// Decides the layout for `tensors`, which are in writing order.
+/// Decides the layout for `tensors`, which are in writing order. A GGUF file gets `provenance` among its keys.
 pub(crate) fn layout(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
     cut: &Cut,
     tensors: &[PlannedTensor],
+    provenance: Vec<(String, GgufValue)>,
     shard_bytes: u64,
 ) -> Result<Layout, Error> {
     match recipe.format {
-        Format::Gguf => gguf(checkpoint, recipe, cut, tensors),
+        Format::Gguf => gguf(checkpoint, recipe, cut, tensors, provenance),
         Format::CompressedTensors | Format::HuggingFace => {
             folder(checkpoint, recipe, cut, tensors, shard_bytes)
         }
@@ -54,6 +55,7 @@ fn gguf(
     recipe: &Recipe,
     cut: &Cut,
     tensors: &[PlannedTensor],
+    provenance: Vec<(String, GgufValue)>,
 ) -> Result<Layout, Error> {
     let config = &cut.config;
     bitmill_checkpoint::check_gguf(&checkpoint.name(), config)?;
@@ -67,6 +69,7 @@ fn gguf(
         let tokenizer = Tokenizer::from_checkpoint(checkpoint)?.to_gguf(config.vocab_size, checkpoint)?;
         metadata.extend(tokenizer.to_metadata());
     }
+    metadata.extend(provenance);
     metadata.push(("bitmill.version".into(), GgufValue::String(env!("CARGO_PKG_VERSION").into())));
     metadata.push(("bitmill.recipe".into(), GgufValue::String(recipe.to_toml())));
     let (mut specs, places) = merged::merge(tensors)?;

@@ -20,6 +20,7 @@ pub mod embedded;
 mod error;
 mod files;
 mod generate;
+mod importance;
 mod layout;
 mod measure;
 mod merged;

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::depth::{Cut, Depth};
 use crate::error::Error;
+use crate::importance::Weighed;
 use crate::layout::{self, Layout};
 use crate::pattern::Pattern;
 use crate::pruning::{Removal, Storage};
@@ -135,6 +136,8 @@ pub struct Plan {
     pub bits_per_weight: f64,
     /// Most memory that the run takes, about.
     pub peak_bytes: u64,
+    /// What weighs the errors of blocks.
+    pub(crate) weighed: Option<Weighed>,
     /// What the output says to bitmill alone, or cannot say, in sentences for people.
     pub notes: Vec<String>,
     pub(crate) layout: Layout,
@@ -195,11 +198,16 @@ impl Plan {
             }
             refuse_split_fusion(&tensors)?;
         }
-        let notes = match recipe.format {
+        let weighed = recipe.imatrix.as_deref().map(Weighed::open).transpose()?;
+        let mut notes = match recipe.format {
             Format::Gguf => bitmill_checkpoint::check_gguf(&checkpoint.name(), &cut.config)?,
             Format::CompressedTensors | Format::HuggingFace => bitmill_checkpoint::folder_notes(&cut.config),
         };
-        let layout = layout::layout(checkpoint, recipe, &cut, &tensors, options.shard_bytes)?;
+        if let Some(weighed) = &weighed {
+            notes.extend(weighed.check(checkpoint, &tensors)?);
+        }
+        let provenance = weighed.as_ref().map(Weighed::metadata).unwrap_or_default();
+        let layout = layout::layout(checkpoint, recipe, &cut, &tensors, provenance, options.shard_bytes)?;
         let output_bytes = layout.total_bytes();
         let measuring = depth.as_ref().map_or(0, |depth| depth.peak_bytes(checkpoint.config()));
         Ok(Self {
@@ -209,9 +217,11 @@ impl Plan {
             output_bytes,
             weights,
             bits_per_weight: output_bytes as f64 * 8.0 / weights.max(1) as f64,
-            peak_bytes: crate::compress::peak_bytes(&tensors).max(measuring),
+            peak_bytes: crate::compress::peak_bytes(&tensors).max(measuring)
+                + weighed.as_ref().map_or(0, Weighed::bytes),
             tensors,
             depth,
+            weighed,
             notes,
             layout,
         })
@@ -262,6 +272,9 @@ impl Plan {
             "notes": self.notes,
             "tensors": tensors,
         });
+        if let Some(weighed) = &self.weighed {
+            document["imatrix"] = weighed.to_json();
+        }
         if let Some(depth) = &self.depth {
             // Numbers and strings always have a JSON form.
             document["depth"] = serde_json::to_value(depth).unwrap_or_default();

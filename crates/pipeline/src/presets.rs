@@ -78,7 +78,7 @@ pub const PRESETS: &[Preset] = &[
 pub fn preset(name: &str) -> Option<Recipe> {
     if let Ok(mix) = name.parse::<Mix>() {
         let steps = vec![Step::Mix { mix: MixName(mix) }];
-        return Some(Recipe { name: mix.name().into(), format: Format::Gguf, steps });
+        return Some(Recipe::new(mix.name(), Format::Gguf, steps));
     }
     mixed(name).or_else(|| weight_only(name)).or_else(|| pruned(name)).or_else(|| shallower(name))
 }
@@ -95,14 +95,14 @@ fn pruned(name: &str) -> Option<Recipe> {
         None => RowRule::Sparsity(Sparsity::new(percent(what)?)?),
     };
     let step = MagnitudeStep { targets: None, skip: Vec::new(), removal: Removal::Rows(rule), storage };
-    Some(Recipe { name: name.into(), format, steps: vec![Step::Magnitude(step)] })
+    Some(Recipe::new(name, format, vec![Step::Magnitude(step)]))
 }
 
 /// `depth_N`: percent of the layers.
 fn shallower(name: &str) -> Option<Recipe> {
     let remove = percent(name.strip_prefix("depth_")?)?;
     let step = Step::Depth(DepthStep::Least { remove, calibration: None });
-    Some(Recipe { name: name.into(), format: Format::HuggingFace, steps: vec![step] })
+    Some(Recipe::new(name, Format::HuggingFace, vec![step]))
 }
 
 /// `1` to `99` as a fraction.
@@ -124,7 +124,7 @@ fn mixed(name: &str) -> Option<Recipe> {
         return None;
     }
     let step = Step::Search { budget, sensitivity: Measure::Kl, tokens: None };
-    Some(Recipe { name: name.into(), format: Format::Gguf, steps: vec![step] })
+    Some(Recipe::new(name, Format::Gguf, vec![step]))
 }
 
 /// `w{2..8}a16[_gN][_asym][_clip]`.
@@ -158,7 +158,7 @@ fn weight_only(name: &str) -> Option<Recipe> {
         scale: None,
         clip,
     };
-    Some(Recipe { name: name.into(), format: Format::CompressedTensors, steps: vec![step] })
+    Some(Recipe::new(name, Format::CompressedTensors, vec![step]))
 }
 
 #[cfg(test)]

@@ -75,6 +75,9 @@ pub struct Recipe {
     pub name: String,
     /// What is written.
     pub format: Format,
+    /// An importance matrix, of either form: the errors of GGUF blocks are weighed by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imatrix: Option<PathBuf>,
     /// Read in order; the last step that targets a tensor decides.
     #[serde(rename = "step", default)]
     pub steps: Vec<Step>,
@@ -209,6 +212,26 @@ impl Step {
 }
 
 impl Recipe {
+    /// These steps, and nothing else that could be asked for.
+    pub fn new(name: &str, format: Format, steps: Vec<Step>) -> Self {
+        Self { name: name.into(), format, imatrix: None, steps }
+    }
+
+    /// The recipe with the errors of its blocks weighed by the importance matrix at `path`.
+    ///
+    /// # Errors
+    /// [`Error::NoUseForImatrix`] if none of its steps makes blocks.
+    pub fn with_imatrix(self, path: &Path) -> Result<Self, Error> {
+        if !self.makes_blocks() {
+            return Err(Error::NoUseForImatrix { recipe: self.name });
+        }
+        Ok(Self { imatrix: Some(path.into()), ..self })
+    }
+
+    fn makes_blocks(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Mix { .. } | Step::Block { .. }))
+    }
+
     /// Reads `name_or_path`: a preset's name, else the path of a TOML file.
     ///
     /// # Errors
@@ -262,6 +285,9 @@ impl Recipe {
             return Err(malformed(
                 "a step of kind `search` decides about everything: it stands alone".into(),
             ));
+        }
+        if recipe.imatrix.is_some() && !recipe.makes_blocks() {
+            return Err(malformed("`imatrix` is for steps of kind `mix` and `block`: there is none".into()));
         }
         Ok(recipe)
     }
@@ -479,6 +505,11 @@ mod tests {
         let floats = "name = \"mine\"\nformat = \"hugging-face\"\n\n[[step]]\nkind = \"keep\"\ntargets = [\"*\"]\n\n\
                       [[step]]\nkind = \"float\"\nskip = [\"*.down_proj.weight\"]\ntype = \"bf16\"\n";
         assert_eq!(parse(floats).unwrap().to_toml(), floats);
+        let weighed = "name = \"mine\"\nformat = \"gguf\"\nimatrix = \"a/b.gguf\"\n\n[[step]]\nkind = \"mix\"\nmix = \"q4_k_m\"\n";
+        assert_eq!(parse(weighed).unwrap().to_toml(), weighed);
+        let named = presets::preset("q4_k_m").unwrap().with_imatrix(Path::new("a/b.gguf")).unwrap();
+        assert_eq!(named.steps, parse(weighed).unwrap().steps);
+        assert!(presets::preset("w4a16_g128").unwrap().with_imatrix(Path::new("a/b.gguf")).is_err());
     }
 
     #[test]
@@ -521,6 +552,10 @@ mod tests {
             ),
             ("format = \"hugging-face\"\n[[step]]\nkind = \"mix\"\nmix = \"q8_0\"", "cannot be written"),
             ("format = \"gguf\"\n[[step]]\nkind = \"float\"\ntype = \"f64\"", "f64"),
+            (
+                "format = \"gguf\"\nimatrix = \"i.gguf\"\n[[step]]\nkind = \"float\"\ntype = \"f16\"",
+                "`imatrix` is for",
+            ),
             ("format = ", ""),
         ] {
             let error = parse(text).unwrap_err();

@@ -21,7 +21,10 @@ pub fn plan(args: &Args, global: &Global) -> Result<Outcome, Failure> {
 
 /// The plan that `plan` prints and `compress` runs.
 pub fn planned(checkpoint: &Checkpoint, how: &How) -> Result<Plan, Failure> {
-    let recipe = Recipe::read(&how.recipe)?;
+    let mut recipe = Recipe::read(&how.recipe)?;
+    if let Some(imatrix) = &how.imatrix {
+        recipe = recipe.with_imatrix(imatrix)?;
+    }
     let options = PlanOptions { allow_requantize: how.allow_requantize, shard_bytes: how.shard_size };
     let resolved = resolve(checkpoint, &recipe, &options, &Bar::new())?;
     Ok(Plan::new(checkpoint, &resolved.recipe, &options)?)

@@ -7,6 +7,7 @@ use bitmill_quant::{Clip, RtnGrid};
 use bitmill_tensor::{Bits, BlockType, Encoding, FloatType, Granularity, ZeroPoint};
 
 use crate::Error;
+use crate::compress::Rounding;
 use crate::plan::{FUSIONS, is_written, rows_and_columns, scale_dtype};
 use crate::recipe::{
     BitsNumber, BlockName, ClipName, FloatName, Format, GranularityName, Step, ZeroPointName,
@@ -93,12 +94,13 @@ impl Candidate {
         }
     }
 
-    /// How the ranges of its groups are chosen.
-    pub(crate) fn clip(self) -> Clip {
-        match self {
+    /// How the rows of `info` become that.
+    pub(crate) fn rounding(self, info: &TensorInfo) -> Rounding<'static> {
+        let clip = match self {
             Self::Groups { .. } => Clip::Mse,
             Self::Float(_) | Self::Block(_) => Clip::None,
-        }
+        };
+        Rounding { encoding: self.encoding(info), clip, importance: None }
     }
 
     /// Bytes of `info` in a file of `format`: its parts with what aligns them, headers apart.

@@ -41,10 +41,9 @@ pub(crate) fn errors(
         // Every row stands for as many of the tensor's.
         let mut decided = vec![0.0; rows * cols];
         for (candidate, sum) in unit.candidates.iter().zip(&mut sums) {
-            let encoding = candidate.encoding(&tensor.info);
+            let rounding = candidate.rounding(&tensor.info);
             let Some(so_far) = sum else { continue };
-            if encode_rows(compute.isa(), encoding, candidate.clip(), cols, weight.as_slice(), &mut decided)
-                .is_err()
+            if encode_rows(compute.isa(), &rounding, cols, weight.as_slice(), &mut decided).is_err()
                 || decided.iter().any(|value| !value.is_finite())
             {
                 *sum = None;
@@ -106,7 +105,8 @@ fn square(compute: &Compute, weight: &Matrix, inputs: Option<&Matrix>) -> f64 {
 pub(crate) fn rounded(compute: &Compute, tensor: &Tensor, candidate: Candidate) -> Result<Tensor, Error> {
     let view = tensor.view();
     let (rows, cols) = (view.out_features(), view.in_features());
-    let encoding = candidate.encoding(&tensor.info);
+    let rounding = candidate.rounding(&tensor.info);
+    let encoding = rounding.encoding;
     let failed = |source| Error::Quantize { tensor: tensor.info.name.clone(), source };
     let mut bytes = Vec::new();
     let (mut weight, mut decided) = (Vec::new(), Vec::new());
@@ -119,7 +119,7 @@ pub(crate) fn rounded(compute: &Compute, tensor: &Tensor, candidate: Candidate) 
             .par_chunks_mut(cols)
             .enumerate()
             .for_each(|(row, out)| dequantize_rows(compute.isa(), &view, first + row, out));
-        let parts = encode_rows(compute.isa(), encoding, candidate.clip(), cols, &weight, &mut decided)
+        let parts = encode_rows(compute.isa(), &rounding, cols, &weight, &mut decided)
             .map_err(|error| failed(error.relocate(first)))?;
         match encoding {
             // They have several parts; their values as floats are the same numbers.

@@ -14,7 +14,7 @@ pub(crate) fn recipe(name: &str, format: Format, units: &[Unit], chosen: &[Candi
             form.step(patterns(units, members))
         })
         .collect();
-    Recipe { name: name.into(), format, steps }
+    Recipe::new(name, format, steps)
 }
 
 /// The forms of `chosen`, that of most weights first.

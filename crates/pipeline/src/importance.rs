@@ -1,0 +1,107 @@
+//! The importance of columns, on its way from an importance matrix to the encoder of each tensor.
+
+use std::path::{Path, PathBuf};
+
+use bitmill_checkpoint::{Checkpoint, GgufValue, Imatrix, Region, TensorInfo};
+use bitmill_tensor::Encoding;
+use serde_json::{Value, json};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::error::Error;
+use crate::plan::{PlannedTensor, Treatment, rows_and_columns};
+
+/// llama-quantize keeps so many bytes of a text that it copies into the metadata.
+const LONGEST_PROVENANCE: usize = 127;
+
+/// The importance matrix that a recipe names, with what is told of it.
+#[derive(Debug)]
+pub(crate) struct Weighed {
+    path: PathBuf,
+    imatrix: Imatrix,
+    /// xxh3 of the file.
+    hash: String,
+}
+
+impl Weighed {
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let bytes = Region::map(path)?;
+        let imatrix = Imatrix::from_bytes(path, &bytes)?;
+        Ok(Self { path: path.into(), imatrix, hash: format!("{:016x}", xxh3_64(&bytes)) })
+    }
+
+    /// The importance of each column of the tensor `info` of `checkpoint`; `None` without an entry.
+    pub(crate) fn of(&self, checkpoint: &Checkpoint, info: &TensorInfo) -> Result<Option<Vec<f32>>, Error> {
+        let (_, in_features) = rows_and_columns(&info.shape);
+        let n_experts = checkpoint.config().experts.as_ref().map_or(0, |experts| experts.count);
+        Ok(self.imatrix.importance(info.role, in_features, n_experts)?)
+    }
+
+    /// Refuses entries that are of another model, and tells of tensors that have none: in a sentence, if there are any.
+    pub(crate) fn check(
+        &self,
+        checkpoint: &Checkpoint,
+        tensors: &[PlannedTensor],
+    ) -> Result<Option<String>, Error> {
+        let mut without = Vec::new();
+        for planned in tensors.iter().filter(|planned| is_weighed(planned)) {
+            if self.of(checkpoint, &checkpoint.tensor(&planned.source)?.info)?.is_none() {
+                without.push(&planned.name);
+            }
+        }
+        let path = self.path.display();
+        Ok(match without.as_slice() {
+            [] => None,
+            [one] => {
+                Some(format!("{path} has no entry for `{one}`: its errors are weighed by its weights alone"))
+            }
+            [first, rest @ ..] => Some(format!(
+                "{path} has no entry for {} tensors such as `{first}`: their errors are weighed by their weights alone",
+                rest.len() + 1
+            )),
+        })
+    }
+
+    /// The keys by which llama-quantize says what it weighed with.
+    pub(crate) fn metadata(&self) -> Vec<(String, GgufValue)> {
+        let Imatrix { entries, datasets, chunk_count, .. } = &self.imatrix;
+        let text = |text: &str| GgufValue::String(provenance(text).to_owned());
+        let mut keys = vec![("file", text(&self.path.to_string_lossy()))];
+        keys.extend(datasets.first().map(|dataset| ("dataset", text(dataset))));
+        keys.push(("entries_count", GgufValue::U32(entries.len() as u32)));
+        if *chunk_count > 0 {
+            keys.push(("chunks_count", GgufValue::U32(*chunk_count)));
+        }
+        keys.into_iter().map(|(key, value)| (format!("quantize.imatrix.{key}"), value)).collect()
+    }
+
+    /// What it is, in a plan and in the record of a run.
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "file": self.path.to_string_lossy(),
+            "hash": self.hash,
+            "datasets": self.imatrix.datasets,
+            "entries": self.imatrix.entries.len(),
+            "chunks": self.imatrix.chunk_count,
+        })
+    }
+
+    /// Memory that it takes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.imatrix
+            .entries
+            .values()
+            .map(|entry| 4 * entry.sums.len() as u64 + 8 * entry.counts.len() as u64)
+            .sum()
+    }
+}
+
+/// As much of `text` as llama-quantize would copy, in whole characters.
+fn provenance(text: &str) -> &str {
+    let end = (0..=LONGEST_PROVENANCE.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
+    &text[..end.unwrap_or(0)]
+}
+
+/// Whether importance says anything of how a tensor is stored.
+pub(crate) fn is_weighed(planned: &PlannedTensor) -> bool {
+    matches!(planned.to, Encoding::Block(_)) && planned.treatment == Treatment::Rounded
+}
