@@ -2,7 +2,10 @@
 // of all blocks and the bytes of the first. crates/quant/tests/weights/mod.rs makes the same weights: integers from
 // splitmix64, scaled by powers of two or through single float operations, so that no libm is involved.
 //
-// Usage: ggml_blocks SEED WEIGHTS    (built and run by ggml_blocks.sh)
+// With COLUMNS, the hashes of all types for each distribution of weights, in rows of so many, and of importance; `-` where
+// ggml's validation refuses what it made. Types of 256 weights take the rows two at a time where COLUMNS is no multiple.
+//
+// Usage: ggml_blocks SEED WEIGHTS [COLUMNS]    (built and run by ggml_blocks.sh)
 #include "ggml.h"
 
 #include <inttypes.h>
@@ -89,27 +92,71 @@ static void fill(int which, float * x, int64_t n) {
     }
 }
 
+static const char * const IMPORTANCE[] = { "ones", "squares", "sparse", "zeros", "denormals", "wide", "dead_blocks" };
+enum { N_IMPORTANCE = sizeof(IMPORTANCE) / sizeof(IMPORTANCE[0]) };
+
+static void fill_importance(int which, float * w, int64_t n) {
+    float value = 0.0f;
+    for (int64_t i = 0; i < n; ++i) {
+        switch (which) {
+            case 0: w[i] = 1.0f; break;
+            case 1: value = normal(); w[i] = value * value; break;
+            case 2: value = unit(); w[i] = below(4) ? 0.0f : value; break;
+            case 3: w[i] = 0.0f; break;
+            case 4: w[i] = from_bits((uint32_t) (next() >> 32) & 0x7fffffu); break;
+            case 5: value = power_of_two((int) below(40) - 20); w[i] = unit() * value; break;
+            default: value = unit(); w[i] = i / 16 % 3 == 1 ? 0.0f : value; break;
+        }
+    }
+}
+
 static uint64_t fnv1a(const uint8_t * bytes, size_t n) {
     uint64_t hash = UINT64_C(0xcbf29ce484222325);
     for (size_t i = 0; i < n; ++i) { hash = (hash ^ bytes[i]) * UINT64_C(0x100000001b3); }
     return hash;
 }
 
+static const enum ggml_type TYPES[] = {
+    GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K,
+    GGML_TYPE_Q3_K, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS,
+};
+enum { N_TYPES = sizeof(TYPES) / sizeof(TYPES[0]) };
+
+static void with_importance(uint64_t seed, int64_t n, int64_t columns, float * x, uint8_t * out) {
+    float * w = malloc(sizeof(float) * 2 * columns);
+    for (int which = 0; which < N_NAMES; ++which) {
+        state = seed * 1000 + (uint64_t) which;
+        fill(which, x, n);
+        for (int how = 0; how < N_IMPORTANCE; ++how) {
+            state = seed * 1000 + 500 + (uint64_t) how;
+            fill_importance(how, w, 2 * columns);
+            printf("%s %s", NAMES[which], IMPORTANCE[how]);
+            for (int t = 0; t < N_TYPES; ++t) {
+                const int64_t cols  = columns % ggml_blck_size(TYPES[t]) ? 2 * columns : columns;
+                const size_t  bytes = ggml_quantize_chunk(TYPES[t], x, out, 0, n / cols, cols, w);
+                if (ggml_validate_row_data(TYPES[t], out, bytes)) { printf(" %016" PRIx64, fnv1a(out, bytes)); } else { printf(" -"); }
+            }
+            printf("\n");
+        }
+    }
+    free(w);
+}
+
 int main(int argc, char ** argv) {
-    if (argc != 3) { fprintf(stderr, "usage: %s SEED WEIGHTS\n", argv[0]); return 2; }
+    if (argc != 3 && argc != 4) { fprintf(stderr, "usage: %s SEED WEIGHTS [COLUMNS]\n", argv[0]); return 2; }
     const uint64_t seed = strtoull(argv[1], NULL, 10);
     const int64_t  n    = strtoll(argv[2], NULL, 10);
-    static const enum ggml_type TYPES[] = {
-        GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K,
-        GGML_TYPE_Q3_K, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS,
-    };
     float *   x   = malloc(sizeof(float) * n);
     uint8_t * out = malloc(2 * n + 64);
+    if (argc == 4) {
+        with_importance(seed, n, strtoll(argv[3], NULL, 10), x, out);
+        return 0;
+    }
     for (int which = 0; which < N_NAMES; ++which) {
         state = seed * 1000 + (uint64_t) which;
         fill(which, x, n);
         printf("weights %s %016" PRIx64 "\n", NAMES[which], fnv1a((const uint8_t *) x, sizeof(float) * n));
-        for (int t = 0; t < (int) (sizeof(TYPES) / sizeof(TYPES[0])); ++t) {
+        for (int t = 0; t < N_TYPES; ++t) {
             const size_t bytes = ggml_quantize_chunk(TYPES[t], x, out, 0, 1, n, NULL);
             if (!ggml_validate_row_data(TYPES[t], out, bytes)) { fprintf(stderr, "%s %s: not a valid row\n", NAMES[which], ggml_type_name(TYPES[t])); return 1; }
             printf("%s %s %016" PRIx64 " ", ggml_type_name(TYPES[t]), NAMES[which], fnv1a(out, bytes));

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Golden GGUF blocks from ggml's own code, and a longer comparison.
-#   tools/golden/ggml_blocks.sh golden                  rewrites crates/quant/tests/golden/ggml_blocks.{txt,manifest.json}
+#   tools/golden/ggml_blocks.sh golden                  rewrites crates/quant/tests/golden/ggml_blocks*
 #   tools/golden/ggml_blocks.sh stress [SEED [WEIGHTS]] compares that many weights of every distribution (default 2^22)
+#   tools/golden/ggml_blocks.sh weighed [SEED [ROWS]]   the same with every distribution of importance, in rows of 896 (default 2048)
 # Needs LLAMA_CPP, a llama.cpp source tree (that of PyPI's llama-cpp-python sdist, vendor/llama.cpp), and LLAMA_BUILD, a
 # default Release build of it: its libggml-base.a holds the code that llama-quantize runs.
 set -e
@@ -14,14 +15,16 @@ case ${1:-golden} in
 golden)
   out=$root/crates/quant/tests/golden
   "$work/ggml_blocks" 1 4096 > "$out/ggml_blocks.txt"
+  "$work/ggml_blocks" 1 5376 896 > "$out/ggml_blocks_weighed.txt"
   cat > "$out/ggml_blocks.manifest.json" <<EOF
 {
-  "file": "ggml_blocks.txt",
+  "files": ["ggml_blocks.txt", "ggml_blocks_weighed.txt"],
   "script": "tools/golden/ggml_blocks.sh golden",
   "packages": { "llama-cpp-python sdist": "${LLAMA_CPP_PYTHON:-0.3.36}" },
   "compiler": "$(cc --version | head -1), -O3, x86-64 baseline (no FMA)",
   "seed": 1,
-  "weights": 4096
+  "weights": [4096, 5376],
+  "columns": [null, 896]
 }
 EOF
   ;;
@@ -30,5 +33,11 @@ stress)
   "$work/ggml_blocks" "$seed" "$weights" > "$work/theirs"
   (cd "$root" && cargo run --quiet --release -p bitmill-quant --example ggml_blocks -- "$seed" "$weights") > "$work/ours"
   diff "$work/theirs" "$work/ours" && echo "$(wc -l < "$work/ours") lines equal, $weights weights each, seed $seed"
+  ;;
+weighed)
+  seed=${2:-7}; weights=$((896 * ${3:-2048}))
+  "$work/ggml_blocks" "$seed" "$weights" 896 > "$work/theirs"
+  (cd "$root" && cargo run --quiet --release -p bitmill-quant --example ggml_blocks -- "$seed" "$weights" 896) > "$work/ours"
+  diff "$work/theirs" "$work/ours" && echo "$(wc -l < "$work/ours") lines of 12 types equal, $weights weights each, seed $seed"
   ;;
 esac

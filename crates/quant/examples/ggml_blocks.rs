@@ -1,12 +1,14 @@
 //! Prints hashes of quantized made-up weights, line by line what `tools/golden/ggml_blocks.c` prints with ggml's code.
 //!
-//! Usage: `ggml_blocks SEED WEIGHTS`
+//! Usage: `ggml_blocks SEED WEIGHTS [COLUMNS]`
 
 use std::io::Write;
 
 use bitmill_quant::{BlockEncoder, quantize_blocks};
 use bitmill_tensor::BlockType;
 
+#[path = "../tests/weighed/mod.rs"]
+mod weighed;
 #[path = "../tests/weights/mod.rs"]
 mod weights;
 
@@ -15,6 +17,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let seed: u64 = arguments.next().ok_or("SEED is missing")?.parse()?;
     let count: usize = arguments.next().ok_or("WEIGHTS is missing")?.parse()?;
     let mut out = std::io::stdout().lock();
+    if let Some(columns) = arguments.next() {
+        let columns: usize = columns.parse()?;
+        for name in weights::NAMES {
+            let weight = weights::fill(name, seed, count);
+            for how in weights::IMPORTANCE {
+                let importance = weights::fill_importance(how, seed, 2 * columns);
+                let hashes = weighed::BLOCKS
+                    .map(|block| weighed::weighed_hash(block, columns, &weight, &importance))
+                    .join(" ");
+                writeln!(out, "{name} {how} {hashes}")?;
+            }
+        }
+        return Ok(());
+    }
     for name in weights::NAMES {
         let weight = weights::fill(name, seed, count);
         writeln!(out, "weights {name} {:016x}", weights::fnv1a(&weights::bytes_of(&weight)))?;

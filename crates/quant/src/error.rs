@@ -1,6 +1,6 @@
 //! What can go wrong, with positions counted in the rows that were handed in.
 
-use bitmill_tensor::{BlockType, FloatType};
+use bitmill_tensor::FloatType;
 
 /// Why weights could not be quantized.
 ///
@@ -55,12 +55,6 @@ pub enum Error {
         /// Columns whose importance is given.
         found: usize,
     },
-    /// The search of these blocks takes no importance.
-    #[error("the search of {block} takes no importance of columns")]
-    NoImportance {
-        /// The blocks.
-        block: BlockType,
-    },
     /// No mix has this name.
     #[error("no GGUF mix is called `{name}`")]
     UnknownMix {
@@ -97,7 +91,6 @@ impl Error {
                     .to_owned(),
             ),
             Self::ScaleOverflow { .. } => None,
-            Self::NoImportance { .. } => Some("leave the importance matrix away".to_owned()),
             Self::BadImportance { .. } => {
                 Some("importance is a mean of squares, 0 or larger: make the importance matrix again".to_owned())
             }

@@ -1,11 +1,13 @@
 //! Our blocks against ggml's, byte for byte.
 
+mod weighed;
 mod weights;
 
 use bitmill_quant::{BlockEncoder, Error, Importance, quantize_blocks};
 use bitmill_tensor::{BlockType, FloatType};
 
 const GOLDEN: &str = include_str!("golden/ggml_blocks.txt");
+const WEIGHED: &str = include_str!("golden/ggml_blocks_weighed.txt");
 const SEED: u64 = 1;
 const COUNT: usize = 4096;
 
@@ -30,6 +32,24 @@ fn blocks_equal_ggmls_byte_for_byte() {
         compared += 1;
     }
     assert_eq!(compared, BlockType::ALL.len() * weights::NAMES.len());
+}
+
+#[test]
+fn blocks_with_importance_equal_ggmls_byte_for_byte() {
+    let (mut compared, mut refused) = (0, 0);
+    for line in WEIGHED.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let weight = weights::fill(fields[0], SEED, 6 * 896);
+        let importance = weights::fill_importance(fields[1], SEED, 2 * 896);
+        for (block, expected) in weighed::BLOCKS.into_iter().zip(&fields[2..]) {
+            let found = weighed::weighed_hash(block, 896, &weight, &importance);
+            assert_eq!(found, *expected, "{block}, {}, importance {}", fields[0], fields[1]);
+            compared += 1;
+            refused += usize::from(found == "-");
+        }
+    }
+    assert_eq!(compared, weighed::BLOCKS.len() * weights::NAMES.len() * weights::IMPORTANCE.len());
+    assert!(refused < compared / 20, "{refused} of {compared} refused");
 }
 
 /// Blocks of rows of 256.
@@ -111,7 +131,7 @@ fn refuses_importance_that_is_none() {
 
 #[test]
 fn refuses_the_importance_of_another_width() {
-    for block in [BlockType::Q6_K, BlockType::Q8_0] {
+    for block in BlockType::ALL {
         let columns = [1.0; 512];
         let encoder =
             BlockEncoder { importance: Some(Importance::new(&columns).unwrap()), ..BlockEncoder::new(block) };

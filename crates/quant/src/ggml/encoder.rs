@@ -2,7 +2,10 @@
 
 use bitmill_tensor::{BlockType, FloatType};
 
-use super::{importance::Importance, iq4, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
+use super::{
+    importance::{Importance, sum_of_squares},
+    iq4, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0,
+};
 use crate::{Error, error::first_non_finite};
 
 /// What blocks a matrix becomes, and what its errors count.
@@ -39,8 +42,8 @@ impl BlockEncoder<'_> {
 /// # Errors
 /// [`UnevenGroups`](Error::UnevenGroups) if a row is not whole blocks, [`NonFinite`](Error::NonFinite) for NaN and
 /// infinity, [`ScaleOverflow`](Error::ScaleOverflow) if a block's scale is beyond f16 (llama-quantize refuses both
-/// too), [`ImportanceLength`](Error::ImportanceLength) if there is not one importance for each column, [`NoImportance`](Error::NoImportance)
-/// for blocks whose search takes none yet; `out` is then unspecified.
+/// too), [`ImportanceLength`](Error::ImportanceLength) if there is not one importance for each column; `out` is then
+/// unspecified.
 ///
 /// # Panics
 /// If `weight` is not whole rows, or `out` has another length than their blocks.
@@ -56,22 +59,22 @@ pub fn quantize_blocks(
     }
     assert!(weight.len().is_multiple_of(cols), "whole rows of {cols}");
     assert_eq!(out.len(), weight.len() / block.weights() * block.bytes(), "bytes of the {block} blocks");
-    if encoder.importance.is_some() && !matches!(block, BlockType::Q6_K | BlockType::Q8_0) {
-        return Err(Error::NoImportance { block });
-    }
     let importance = match encoder.importance {
         Some(importance) => Some(importance.of_row(cols)?),
         None => None,
     };
+    if weight.is_empty() {
+        return Ok(());
+    }
     if let Some(at) = first_non_finite(weight) {
         return Err(Error::NonFinite { row: at / cols, col: at % cols, value: weight[at] });
     }
     let rows = Rows { cols, weight, importance };
     let encoded = match block {
-        BlockType::Q4_0 => each_block::<q4_0::Q4_0, _, _>(rows, out),
-        BlockType::Q4_1 => each_block::<q4_1::Q4_1, _, _>(rows, out),
-        BlockType::Q5_0 => each_block::<q5_0::Q5_0, _, _>(rows, out),
-        BlockType::Q5_1 => each_block::<q5_1::Q5_1, _, _>(rows, out),
+        BlockType::Q4_0 => each_small_block::<q4_0::Q4_0, _>(rows, out),
+        BlockType::Q4_1 => each_small_block::<q4_1::Q4_1, _>(rows, out),
+        BlockType::Q5_0 => each_small_block::<q5_0::Q5_0, _>(rows, out),
+        BlockType::Q5_1 => each_small_block::<q5_1::Q5_1, _>(rows, out),
         BlockType::Q8_0 => each_block::<q8_0::Q8_0, _, _>(rows, out),
         BlockType::Q2_K => each_block::<q2_k::Q2_K, _, _>(rows, out),
         BlockType::Q3_K => each_block::<q3_k::Q3_K, _, _>(rows, out),
@@ -92,9 +95,6 @@ pub fn quantize_blocks(
 /// The encoder of one block type. A trait and not a function handed around, so that the whole of it is compiled into
 /// each caller, for that caller's CPU.
 pub(super) trait Encode<const WEIGHTS: usize, const BYTES: usize> {
-    /// Whether blocks with importance ask for [`Weighing::row_mean_square`].
-    const WEIGHS_BY_ROW: bool = false;
-
     /// Writes one block, all of it; the scale if it is beyond f16.
     fn encode(
         weights: &[f32; WEIGHTS],
@@ -108,10 +108,19 @@ pub(super) trait Encode<const WEIGHTS: usize, const BYTES: usize> {
 pub(super) struct Weighing<'a, const WEIGHTS: usize> {
     /// Of each weight's column; none negative.
     pub importance: &'a [f32; WEIGHTS],
-    /// The mean of the squares of the whole row's weights, for types that say
-    /// [`WEIGHS_BY_ROW`](Encode::WEIGHS_BY_ROW).
-    #[allow(dead_code, reason = "the types of 32 weights take it as they learn to weigh")]
-    pub row_mean_square: f32,
+}
+
+/// The encoder with importance of a block type of 32 weights whose search has a lane for each of eight blocks. Without
+/// importance these types search nothing, and [`Encode`] is never given any.
+pub(super) trait EncodeEight<const BYTES: usize>: Encode<32, BYTES> {
+    /// Writes eight blocks of a row the mean of whose squares is `row_mean_square`; the first whose scale is beyond
+    /// f16, and that scale.
+    fn encode_eight(
+        weights: &[f32; 256],
+        importance: &[f32; 256],
+        row_mean_square: f32,
+        out: &mut [[u8; BYTES]; 8],
+    ) -> Result<(), (usize, f32)>;
 }
 
 /// Whole rows of whole blocks, all finite.
@@ -140,41 +149,77 @@ pub(super) fn each_block<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const 
             rows: Rows<'_>,
             out: &mut [u8],
         ) -> Result<(), (usize, f32)> {
-            row_by_row::<E, WEIGHTS, BYTES>(rows, out)
+            block_by_block::<E, WEIGHTS, BYTES>(rows, out)
         }
         // SAFETY: the CPU was just asked for AVX2, the only thing that this function needs beyond a safe one.
         return unsafe { with_avx2::<E, WEIGHTS, BYTES>(rows, out) };
     }
-    row_by_row::<E, WEIGHTS, BYTES>(rows, out)
+    block_by_block::<E, WEIGHTS, BYTES>(rows, out)
 }
 
 #[inline(always)]
-pub(super) fn row_by_row<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize>(
+pub(super) fn block_by_block<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize>(
     rows: Rows<'_>,
     out: &mut [u8],
 ) -> Result<(), (usize, f32)> {
     let (blocks, _) = rows.weight.as_chunks::<WEIGHTS>();
     let (encoded, _) = out.as_chunks_mut::<BYTES>();
-    let Some(importance) = rows.importance else {
-        for (index, (block, bytes)) in blocks.iter().zip(encoded).enumerate() {
-            E::encode(block, None, bytes).map_err(|scale| (WEIGHTS * index, scale))?;
-        }
-        return Ok(());
-    };
-    let (importance, _) = importance.as_chunks::<WEIGHTS>();
-    let mut row_mean_square = 0.0;
+    let importance = rows.importance.map(|importance| importance.as_chunks::<WEIGHTS>().0);
+    let per_row = rows.cols / WEIGHTS;
     for (index, (block, bytes)) in blocks.iter().zip(encoded).enumerate() {
-        let in_row = index % importance.len();
-        if E::WEIGHS_BY_ROW && in_row == 0 {
-            row_mean_square = mean_square(&rows.weight[WEIGHTS * index..][..rows.cols]);
-        }
-        let weighing = Weighing { importance: &importance[in_row], row_mean_square };
-        E::encode(block, Some(weighing), bytes).map_err(|scale| (WEIGHTS * index, scale))?;
+        let weighing = importance.map(|importance| Weighing { importance: &importance[index % per_row] });
+        E::encode(block, weighing, bytes).map_err(|scale| (WEIGHTS * index, scale))?;
     }
     Ok(())
 }
 
-/// The mean of squares, summed from left to right as ggml does.
-fn mean_square(weights: &[f32]) -> f32 {
-    weights.iter().fold(0.0, |sum, x| sum + x * x) / weights.len() as f32
+/// [`each_block`] for types that search eight blocks at once where there is importance.
+pub(super) fn each_small_block<E: EncodeEight<BYTES>, const BYTES: usize>(
+    rows: Rows<'_>,
+    out: &mut [u8],
+) -> Result<(), (usize, f32)> {
+    let Some(importance) = rows.importance else {
+        return each_block::<E, 32, BYTES>(rows, out);
+    };
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        #[target_feature(enable = "avx2")]
+        fn with_avx2<E: EncodeEight<BYTES>, const BYTES: usize>(
+            rows: Rows<'_>,
+            importance: &[f32],
+            out: &mut [u8],
+        ) -> Result<(), (usize, f32)> {
+            eight_by_eight::<E, BYTES>(rows, importance, out)
+        }
+        // SAFETY: the CPU was just asked for AVX2, the only thing that this function needs beyond a safe one.
+        return unsafe { with_avx2::<E, BYTES>(rows, importance, out) };
+    }
+    eight_by_eight::<E, BYTES>(rows, importance, out)
+}
+
+/// The last blocks of a row are filled up with blocks of zeros.
+#[inline(always)]
+pub(super) fn eight_by_eight<E: EncodeEight<BYTES>, const BYTES: usize>(
+    rows: Rows<'_>,
+    importance: &[f32],
+    out: &mut [u8],
+) -> Result<(), (usize, f32)> {
+    let row_bytes = rows.cols / 32 * BYTES;
+    for (row, (weight, out)) in
+        rows.weight.chunks_exact(rows.cols).zip(out.chunks_exact_mut(row_bytes)).enumerate()
+    {
+        let row_mean_square = sum_of_squares(weight) / rows.cols as f32;
+        for (eight, out) in out.chunks_mut(8 * BYTES).enumerate() {
+            let from = 256 * eight;
+            let count = (rows.cols - from).min(256);
+            let (mut block_weights, mut block_importance) = ([0.0; 256], [0.0; 256]);
+            block_weights[..count].copy_from_slice(&weight[from..][..count]);
+            block_importance[..count].copy_from_slice(&importance[from..][..count]);
+            let mut encoded = [[0; BYTES]; 8];
+            E::encode_eight(&block_weights, &block_importance, row_mean_square, &mut encoded)
+                .map_err(|(block, scale)| (rows.cols * row + from + 32 * block, scale))?;
+            out.copy_from_slice(&encoded.as_flattened()[..out.len()]);
+        }
+    }
+    Ok(())
 }

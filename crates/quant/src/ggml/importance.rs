@@ -1,5 +1,6 @@
 //! How much the errors of each column count.
 
+use super::lanes::{F8, by_sub_block};
 use crate::Error;
 
 /// One number for each column of a matrix: the errors of that column's weights count in proportion. An importance matrix
@@ -32,4 +33,21 @@ impl<'a> Importance<'a> {
         }
         Ok(self.0)
     }
+}
+
+/// What the error of each weight counts in ggml's searches with importance: the importance of its column, times the
+/// root of the sum of its square and `mean_square`, a mean over its neighbours.
+#[inline(always)]
+pub(super) fn counts<const N: usize>(x: &[F8; N], importance: &[f32], mean_square: f32) -> [F8; N] {
+    let mut counts: [F8; N] = by_sub_block(importance);
+    for (count, &x) in counts.iter_mut().zip(x) {
+        *count = *count * (F8::splat(mean_square) + x * x).sqrt();
+    }
+    counts
+}
+
+/// Σ x², from left to right as ggml adds.
+#[inline(always)]
+pub(super) fn sum_of_squares(weights: &[f32]) -> f32 {
+    weights.iter().fold(0.0, |sum, x| sum + x * x)
 }

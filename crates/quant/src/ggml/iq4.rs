@@ -1,7 +1,7 @@
 //! IQ4_NL and IQ4_XS: four bits a weight that stand for sixteen values, denser around zero. IQ4_NL has an f16 scale for
 //! each 32 weights; IQ4_XS, 256 weights in 8 sub-blocks of 32, rounds their scales to six bits of one f16.
 
-use super::{Encode, Weighing, ZERO, f16_scale, lanes::F8, nearest_int};
+use super::{Encode, Weighing, ZERO, f16_scale, importance::sum_of_squares, lanes::F8, nearest_int, nibbles};
 
 /// What the codes stand for.
 const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -14,24 +14,35 @@ pub(super) struct IQ4_XS;
 
 impl Encode<32, 18> for IQ4_NL {
     #[inline(always)]
-    fn encode(weights: &[f32; 32], _: Option<Weighing<'_, 32>>, out: &mut [u8; 18]) -> Result<(), f32> {
-        let d = search(weights)?;
-        let (scale, nibbles) = out.split_at_mut(2);
+    fn encode(
+        weights: &[f32; 32],
+        weighing: Option<Weighing<'_, 32>>,
+        out: &mut [u8; 18],
+    ) -> Result<(), f32> {
+        let mean_square = 2.0 / 32.0 * weighing.map_or(0.0, |_| sum_of_squares(weights));
+        let d = search(weights, &counts(weights, weighing.map(|weighing| weighing.importance), mean_square))?;
+        let (scale, rest) = out.split_at_mut(2);
         scale.copy_from_slice(&f16_scale(d)?.to_le_bytes());
         // The codes are those of the scale before it was rounded.
-        pack(weights, if d == 0.0 { 0.0 } else { 1.0 / d }, nibbles);
+        pack(weights, if d == 0.0 { 0.0 } else { 1.0 / d }, rest);
         Ok(())
     }
 }
 
 impl Encode<256, 136> for IQ4_XS {
     #[inline(always)]
-    fn encode(weights: &[f32; 256], _: Option<Weighing<'_, 256>>, out: &mut [u8; 136]) -> Result<(), f32> {
+    fn encode(
+        weights: &[f32; 256],
+        weighing: Option<Weighing<'_, 256>>,
+        out: &mut [u8; 136],
+    ) -> Result<(), f32> {
         let (sub_blocks, _) = weights.as_chunks::<32>();
         let mut scales = [0f32; 8];
         let (mut absolute, mut largest) = (0.0, 0.0);
-        for (scale, sub_block) in scales.iter_mut().zip(sub_blocks) {
-            *scale = search(sub_block)?;
+        let mean_square = 2.0 / 256.0 * weighing.map_or(0.0, |_| sum_of_squares(weights));
+        for (j, (scale, sub_block)) in scales.iter_mut().zip(sub_blocks).enumerate() {
+            let importance = weighing.map(|weighing| &weighing.importance.as_chunks::<32>().0[j]);
+            *scale = search(sub_block, &counts(sub_block, importance, mean_square))?;
             if scale.abs() > absolute {
                 absolute = scale.abs();
                 largest = *scale;
@@ -42,11 +53,11 @@ impl Encode<256, 136> for IQ4_XS {
         header.fill(0);
         header[..2].copy_from_slice(&f16_scale(d)?.to_le_bytes());
         let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-        for (j, (sub_block, nibbles)) in sub_blocks.iter().zip(codes.chunks_exact_mut(16)).enumerate() {
+        for (j, (sub_block, codes)) in sub_blocks.iter().zip(codes.chunks_exact_mut(16)).enumerate() {
             let scale = nearest_int(inverse * scales[j]).clamp(-32, 31);
             // Again of the scale before it was rounded.
             let step = d * scale as f32;
-            pack(sub_block, if step == 0.0 { 0.0 } else { 1.0 / step }, nibbles);
+            pack(sub_block, if step == 0.0 { 0.0 } else { 1.0 / step }, codes);
             let stored = (scale + 32) as u8;
             header[4 + j / 2] |= (stored & 15) << (4 * (j % 2));
             header[2 + j / 4] |= stored >> 4 << (2 * (j % 4));
@@ -55,11 +66,23 @@ impl Encode<256, 136> for IQ4_XS {
     }
 }
 
-/// The scale that leaves the smallest squared error weighted by the squared weights: sixteen candidates, for each the
-/// codes, then the least-squares scale of those. ggml's `quantize_row_iq4_nl_impl`; a lane for each candidate. An
-/// error if squares go beyond f32.
+/// What the error of each weight counts: its square, or with importance that of its column times the root of the sum of
+/// its square and `mean_square`.
 #[inline(always)]
-fn search(weights: &[f32; 32]) -> Result<f32, f32> {
+fn counts(weights: &[f32; 32], importance: Option<&[f32; 32]>, mean_square: f32) -> [f32; 32] {
+    match importance {
+        None => weights.map(|x| x * x),
+        Some(importance) => {
+            std::array::from_fn(|i| importance[i] * (mean_square + weights[i] * weights[i]).sqrt())
+        }
+    }
+}
+
+/// The scale that leaves the smallest squared error, of which each weight's counts `counts`: sixteen candidates, for each
+/// the codes, then the least-squares scale of those. ggml's `quantize_row_iq4_nl_impl`; a lane for each candidate. An
+/// error if sums go beyond f32.
+#[inline(always)]
+fn search(weights: &[f32; 32], counts: &[f32; 32]) -> Result<f32, f32> {
     let (mut absolute, mut largest) = (0.0f32, 0.0);
     for &x in weights {
         if x.abs() > absolute {
@@ -81,8 +104,8 @@ fn search(weights: &[f32; 32]) -> Result<f32, f32> {
     let mut best = 0.0;
     for (half, inverse) in inverses.into_iter().enumerate() {
         let (mut sum_qx, mut sum_q2) = (F8::ZERO, F8::ZERO);
-        for &x in weights {
-            let (w, x) = (F8::splat(x * x), F8::splat(x));
+        for (&x, &w) in weights.iter().zip(counts) {
+            let (w, x) = (F8::splat(w), F8::splat(x));
             let q = values_of(inverse * x);
             sum_qx = sum_qx + w * q * x;
             sum_q2 = sum_q2 + w * q * q;
@@ -118,7 +141,7 @@ fn values_of(x: F8) -> F8 {
 
 /// The codes of `weight * inverse`, the second half of them in the high nibbles.
 #[inline(always)]
-fn pack(weights: &[f32; 32], inverse: f32, nibbles: &mut [u8]) {
+fn pack(weights: &[f32; 32], inverse: f32, out: &mut [u8]) {
     let mut codes = [0u8; 32];
     for (codes, eight) in codes.as_chunks_mut::<8>().0.iter_mut().zip(weights.as_chunks::<8>().0) {
         let scaled = F8(*eight) * F8::splat(inverse);
@@ -131,7 +154,5 @@ fn pack(weights: &[f32; 32], inverse: f32, nibbles: &mut [u8]) {
             *code = count as u8;
         }
     }
-    for (i, byte) in nibbles.iter_mut().enumerate() {
-        *byte = codes[i] | codes[16 + i] << 4;
-    }
+    nibbles(&codes, out);
 }

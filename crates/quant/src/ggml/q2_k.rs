@@ -3,9 +3,11 @@
 
 use super::{
     Encode, Weighing, f16_scale,
+    importance::{counts, sum_of_squares},
     lanes::{F8, by_sub_block},
     nearest_int, pairs_of_bits,
-    scale_and_shift::{Search, largest_of},
+    scale_and_shift::{Found, Search, largest_of},
+    unsigned_scale,
 };
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
@@ -13,42 +15,86 @@ pub(super) struct Q2_K;
 
 impl Encode<256, 84> for Q2_K {
     #[inline(always)]
-    fn encode(weights: &[f32; 256], _: Option<Weighing<'_, 256>>, out: &mut [u8; 84]) -> Result<(), f32> {
-        let search = Search { top: 3, first: -0.5, steps: 15, magnitudes: true };
+    fn encode(
+        weights: &[f32; 256],
+        weighing: Option<Weighing<'_, 256>>,
+        out: &mut [u8; 84],
+    ) -> Result<(), f32> {
         // Two searches of eight sub-blocks, a lane for each.
         let (halves, _) = weights.as_chunks::<128>();
-        let (first, second): ([F8; 16], [F8; 16]) = (by_sub_block(&halves[0]), by_sub_block(&halves[1]));
-        let found = [search.run(&first, &magnitudes(&first)), search.run(&second, &magnitudes(&second))];
-        let max_scale = largest_of(&found[0].scale.0).max(largest_of(&found[1].scale.0));
-        let max_min = largest_of(&found[0].min.0).max(largest_of(&found[1].min.0));
-        let d = f16_scale(if max_scale > 0.0 { max_scale / 15.0 } else { 0.0 })?;
-        let d_min = f16_scale(if max_min > 0.0 { max_min / 15.0 } else { 0.0 })?;
+        let x: [[F8; 16]; 2] = [by_sub_block(&halves[0]), by_sub_block(&halves[1])];
+        let (found, rounded) = match weighing {
+            None => {
+                let search = Search { top: 3, first: -0.5, step: 0.1, steps: 15, magnitudes: true };
+                let found = [0, 1].map(|half| search.run(&x[half], &magnitudes(&x[half])));
+                let rounded = round(&found);
+                (found, rounded)
+            }
+            Some(weighing) => {
+                let mean_square = sum_of_squares(weights) / 256.0;
+                let (importance, _) = weighing.importance.as_chunks::<128>();
+                let found = [0, 1].map(|half| {
+                    Search::weighed(3).run(&x[half], &counts(&x[half], &importance[half], mean_square))
+                });
+                let rounded = round_weighed(&found);
+                (found, rounded)
+            }
+        };
+        let (d, d_min) = (f16_scale(rounded.d)?, f16_scale(rounded.d_min)?);
+        out[..16].copy_from_slice(&rounded.scales_and_mins);
         out[80..82].copy_from_slice(&d.to_le_bytes());
         out[82..84].copy_from_slice(&d_min.to_le_bytes());
         let (d, d_min) = (d.to_f32(), d_min.to_f32());
-
-        // ggml lets both run over their nibble: what it writes, it reads back.
-        let four_bits = |value: f32, max: f32| if max > 0.0 { nearest_int(15.0 / max * value) } else { 0 };
         let mut codes = [0u8; 256];
         let sub_blocks = weights.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<16>().0);
         for (j, (sub_block, codes)) in sub_blocks.enumerate() {
-            let (found, lane) = (&found[j / 8], j % 8);
-            let scale = four_bits(found.scale.0[lane], max_scale) as u8;
-            let both = scale | (four_bits(found.min.0[lane], max_min) << 4) as u8;
-            out[j] = both;
+            let both = rounded.scales_and_mins[j];
             let step = d * f32::from(both & 15);
             let shift = d_min * f32::from(both >> 4);
             for (code, &x) in codes.iter_mut().zip(sub_block) {
                 *code = if step != 0.0 {
                     nearest_int((x + shift) / step).clamp(0, 3) as u8
                 } else {
-                    found.code(lane, x, 3)
+                    found[j / 8].code(j % 8, x, 3)
                 };
             }
         }
         pairs_of_bits(&codes, &mut out[16..80]);
         Ok(())
     }
+}
+
+/// Scales and shifts of the sub-blocks as four bits each, a scale in the low ones, and what those bits count.
+struct Rounded {
+    d: f32,
+    d_min: f32,
+    scales_and_mins: [u8; 16],
+}
+
+#[inline(always)]
+fn round(found: &[Found; 2]) -> Rounded {
+    let max_scale = largest_of(&found[0].scale.0).max(largest_of(&found[1].scale.0));
+    let max_min = largest_of(&found[0].min.0).max(largest_of(&found[1].min.0));
+    // ggml lets both run over their nibble: what it writes, it reads back.
+    let four_bits = |value: f32, max: f32| if max > 0.0 { nearest_int(15.0 / max * value) } else { 0 };
+    let scales_and_mins = std::array::from_fn(|j| {
+        let (found, lane) = (&found[j / 8], j % 8);
+        four_bits(found.scale.0[lane], max_scale) as u8 | (four_bits(found.min.0[lane], max_min) << 4) as u8
+    });
+    Rounded {
+        d: if max_scale > 0.0 { max_scale / 15.0 } else { 0.0 },
+        d_min: if max_min > 0.0 { max_min / 15.0 } else { 0.0 },
+        scales_and_mins,
+    }
+}
+
+#[inline(always)]
+fn round_weighed(found: &[Found; 2]) -> Rounded {
+    let of = |part: fn(&Found) -> F8| -> [f32; 16] { std::array::from_fn(|j| part(&found[j / 8]).0[j % 8]) };
+    let counts = of(|found| found.counts);
+    let (d, scales) = unsigned_scale::search(&of(|found| found.scale), &counts, 15);
+    let (d_min, mins) = unsigned_scale::search(&of(|found| found.min), &counts, 15);
+    Rounded { d, d_min, scales_and_mins: std::array::from_fn(|j| scales[j] | mins[j] << 4) }
 }
 
 /// What errors of each weight count: its magnitude.

@@ -3,8 +3,9 @@
 
 use super::{
     Encode, Weighing, ZERO, f16_scale,
+    importance::{counts, sum_of_squares},
     lanes::{F8, M8, by_sub_block},
-    nearest_int, pairs_of_bits,
+    nearest_int, pairs_of_bits, scale,
 };
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
@@ -12,17 +13,29 @@ pub(super) struct Q3_K;
 
 impl Encode<256, 110> for Q3_K {
     #[inline(always)]
-    fn encode(weights: &[f32; 256], _: Option<Weighing<'_, 256>>, out: &mut [u8; 110]) -> Result<(), f32> {
+    fn encode(
+        weights: &[f32; 256],
+        weighing: Option<Weighing<'_, 256>>,
+        out: &mut [u8; 110],
+    ) -> Result<(), f32> {
         // Two searches of eight sub-blocks, a lane for each.
         let (halves, _) = weights.as_chunks::<128>();
-        let found = [search(&halves[0]), search(&halves[1])];
-        for (half, found) in halves.iter().zip(&found) {
-            if found.scale.0.iter().any(|scale| scale.is_nan()) {
-                // Cubes beyond f32: ggml goes on and writes zeros for the sub-block.
-                return Err(half.iter().fold(0.0f32, |most, x| most.max(x.abs())) / (4.0 * 32.0));
+        let x: [[F8; 16]; 2] = [by_sub_block(&halves[0]), by_sub_block(&halves[1])];
+        let Some(weighing) = weighing else {
+            let found = [search(&x[0]), search(&x[1])];
+            for (half, found) in halves.iter().zip(&found) {
+                if found.scale.0.iter().any(|scale| scale.is_nan()) {
+                    // Cubes beyond f32: ggml goes on and writes zeros for the sub-block.
+                    return Err(half.iter().fold(0.0f32, |most, x| most.max(x.abs())) / (4.0 * 32.0));
+                }
             }
-        }
-        pack(weights, &found, out)
+            return pack(weights, &found, round(&found), out);
+        };
+        let mean_square = 2.0 * sum_of_squares(weights) / 256.0;
+        let (importance, _) = weighing.importance.as_chunks::<128>();
+        let counts = [0, 1].map(|half| counts(&x[half], &importance[half], mean_square));
+        let found = [0, 1].map(|half| search_weighed(&x[half], &counts[half]));
+        pack(weights, &found, round_weighed(&found, &counts), out)
     }
 }
 
@@ -38,10 +51,9 @@ struct Found {
 /// Codes from the largest weight, then moved one at a time while that lowers the error, at most five times each: ggml's
 /// `make_q3_quants`. It stops when a round moved none; here other lanes may go on, and another round moves none again.
 #[inline(always)]
-fn search(weights: &[f32; 128]) -> Found {
-    let x: [F8; 16] = by_sub_block(weights);
+fn search(x: &[F8; 16]) -> Found {
     let (mut absolute, mut largest) = (F8::ZERO, F8::ZERO);
-    for x in x {
+    for &x in x {
         let above = absolute.below(x.abs());
         absolute = above.select(x.abs(), absolute);
         largest = above.select(x, largest);
@@ -50,7 +62,7 @@ fn search(weights: &[f32; 128]) -> Found {
     let inverse = F8::splat(-4.0) / largest;
     let mut codes = [F8::ZERO; 16];
     let (mut sum_lx, mut sum_l2) = (F8::ZERO, F8::ZERO);
-    for (code, x) in codes.iter_mut().zip(x) {
+    for (code, &x) in codes.iter_mut().zip(x) {
         let l = (inverse * x).nearest_within(-4, 3);
         *code = l;
         let w = x * x;
@@ -58,7 +70,7 @@ fn search(weights: &[f32; 128]) -> Found {
         sum_l2 = sum_l2 + w * l * l;
     }
     for _ in 0..5 {
-        for (code, x) in codes.iter_mut().zip(x) {
+        for (code, &x) in codes.iter_mut().zip(x) {
             let w = x * x;
             let l = *code;
             let others_lx = sum_lx - w * x * l;
@@ -80,10 +92,25 @@ fn search(weights: &[f32; 128]) -> Found {
     Found { scale: zeros.select(F8::ZERO, scale), codes, zeros }
 }
 
-/// Rounds the scales to six bits, chooses the codes again for those, and writes the block. Sub-blocks whose scale
-/// rounds to zero keep the codes of the search.
+/// With importance ggml searches no code by itself, only the scale.
 #[inline(always)]
-fn pack(weights: &[f32; 256], found: &[Found; 2], out: &mut [u8; 110]) -> Result<(), f32> {
+fn search_weighed(x: &[F8; 16], counts: &[F8; 16]) -> Found {
+    let found = scale::search(x, counts, 4);
+    let mut codes = [F8::ZERO; 16];
+    for (code, &x) in codes.iter_mut().zip(x) {
+        *code = (found.inverse * x).nearest_within(-4, 3);
+    }
+    Found { scale: found.scale, codes, zeros: found.zeros }
+}
+
+/// The scales of the sub-blocks as six bits each, 32 above what they count, and what those bits count.
+struct Rounded {
+    d: f32,
+    scales: [u8; 16],
+}
+
+#[inline(always)]
+fn round(found: &[Found; 2]) -> Rounded {
     let (mut absolute, mut largest) = (0.0, 0.0);
     for scale in found.iter().flat_map(|half| half.scale.0) {
         if scale.abs() > absolute {
@@ -91,25 +118,42 @@ fn pack(weights: &[f32; 256], found: &[Found; 2], out: &mut [u8; 110]) -> Result
             largest = scale;
         }
     }
+    if largest == 0.0 {
+        // Without any scale the six bits stay 0, which stands for −32.
+        return Rounded { d: 0.0, scales: [0; 16] };
+    }
+    let inverse = -32.0 / largest;
+    let six_bits = |scale: f32| ((nearest_int(inverse * scale) as i8).clamp(-32, 31) + 32) as u8;
+    Rounded { d: 1.0 / inverse, scales: std::array::from_fn(|j| six_bits(found[j / 8].scale.0[j % 8])) }
+}
+
+#[inline(always)]
+fn round_weighed(found: &[Found; 2], counts: &[[F8; 16]; 2]) -> Rounded {
+    let sums = counts.map(|counts| counts.into_iter().fold(F8::ZERO, |sum, count| sum + count));
+    let (d, scales) = scale::search_one(
+        &std::array::from_fn(|j| found[j / 8].scale.0[j % 8]),
+        &std::array::from_fn(|j| sums[j / 8].0[j % 8]),
+        32,
+    );
+    Rounded { d, scales }
+}
+
+/// Chooses the codes again for the rounded scales, and writes the block. Sub-blocks whose scale rounds to zero keep the
+/// codes of the search.
+#[inline(always)]
+fn pack(weights: &[f32; 256], found: &[Found; 2], rounded: Rounded, out: &mut [u8; 110]) -> Result<(), f32> {
     out.fill(0);
-    let inverse = if largest != 0.0 { -32.0 / largest } else { 0.0 };
-    let d = f16_scale(if largest != 0.0 { 1.0 / inverse } else { 0.0 })?;
+    let d = f16_scale(rounded.d)?;
     out[108..110].copy_from_slice(&d.to_le_bytes());
     let d = d.to_f32();
     let mut codes = [0u8; 256];
     let sub_blocks = weights.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<16>().0);
     for (j, (sub_block, codes)) in sub_blocks.enumerate() {
         let (half, lane) = (&found[j / 8], j % 8);
-        // Without any scale the six bits stay 0, which stands for −32.
-        let scale = if largest != 0.0 {
-            (nearest_int(inverse * half.scale.0[lane]) as i8).clamp(-32, 31)
-        } else {
-            -32
-        };
-        let stored = (scale + 32) as u8;
+        let stored = rounded.scales[j];
         out[96 + j % 8] |= (stored & 15) << (4 * (j / 8));
         out[104 + j % 4] |= stored >> 4 << (2 * (j / 4));
-        let step = d * f32::from(scale);
+        let step = d * f32::from(stored as i8 - 32);
         for (i, (code, x)) in codes.iter_mut().zip(sub_block).enumerate() {
             *code = if step != 0.0 {
                 (nearest_int(x / step).clamp(-4, 3) + 4) as u8

@@ -1,6 +1,9 @@
 //! Q4_0: 32 weights, four bits each, one scale.
 
-use super::{Encode, Weighing, f16_scale, inverse, largest, upward_codes};
+use super::{
+    Encode, EncodeEight, Weighing, f16_scale, importance::counts, inverse, lanes::by_sub_block, largest,
+    nibbles, scale::search, upward_codes,
+};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct Q4_0;
@@ -11,15 +14,29 @@ impl Encode<32, 18> for Q4_0 {
         // The largest weight maps to −8, the longer end of the range, whatever its sign.
         let d = largest(weights) / -8.0;
         let inverse = inverse(d);
-        let (scale, nibbles) = out.split_at_mut(2);
+        let (scale, rest) = out.split_at_mut(2);
         scale.copy_from_slice(&f16_scale(d)?.to_le_bytes());
-        let Some(inverse) = inverse else {
-            nibbles.fill(0);
-            return Ok(());
-        };
-        let codes = upward_codes(weights, inverse, 8.0, 15);
-        for (i, byte) in nibbles.iter_mut().enumerate() {
-            *byte = codes[i] | codes[16 + i] << 4;
+        let codes = inverse.map_or([0; 32], |inverse| upward_codes(weights, inverse, 8.0, 15));
+        nibbles(&codes, rest);
+        Ok(())
+    }
+}
+
+impl EncodeEight<18> for Q4_0 {
+    #[inline(always)]
+    fn encode_eight(
+        weights: &[f32; 256],
+        importance: &[f32; 256],
+        row_mean_square: f32,
+        out: &mut [[u8; 18]; 8],
+    ) -> Result<(), (usize, f32)> {
+        let x = by_sub_block::<32>(weights);
+        let found = search(&x, &counts(&x, importance, row_mean_square), 8);
+        for (lane, (weights, out)) in weights.as_chunks::<32>().0.iter().zip(out).enumerate() {
+            let (scale, rest) = out.split_at_mut(2);
+            let d = f16_scale(found.scale.0[lane]).map_err(|scale| (lane, scale))?;
+            scale.copy_from_slice(&d.to_le_bytes());
+            nibbles(&weights.map(|x| found.code(lane, x)), rest);
         }
         Ok(())
     }

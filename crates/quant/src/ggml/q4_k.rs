@@ -3,9 +3,11 @@
 
 use super::{
     Encode, Weighing, f16_scale,
+    importance::{counts, sum_of_squares},
     lanes::{F8, by_sub_block},
     nearest_int,
-    scale_and_shift::{Search, largest_of},
+    scale_and_shift::{Found, Search, largest_of},
+    unsigned_scale,
 };
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
@@ -13,10 +15,14 @@ pub(super) struct Q4_K;
 
 impl Encode<256, 144> for Q4_K {
     #[inline(always)]
-    fn encode(weights: &[f32; 256], _: Option<Weighing<'_, 256>>, out: &mut [u8; 144]) -> Result<(), f32> {
-        let search = Search { top: 15, first: -1.0, steps: 20, magnitudes: false };
+    fn encode(
+        weights: &[f32; 256],
+        weighing: Option<Weighing<'_, 256>>,
+        out: &mut [u8; 144],
+    ) -> Result<(), f32> {
+        let search = Search { top: 15, first: -1.0, step: 0.1, steps: 20, magnitudes: false };
         let (header, nibbles) = out.split_at_mut(16);
-        let codes = codes_of(search, weights, header)?;
+        let codes = codes_of(search, weights, weighing, header)?;
         for (bytes, pair) in nibbles.chunks_exact_mut(32).zip(codes.as_chunks::<2>().0) {
             for (i, byte) in bytes.iter_mut().enumerate() {
                 *byte = pair[0][i] | pair[1][i] << 4;
@@ -26,43 +32,43 @@ impl Encode<256, 144> for Q4_K {
     }
 }
 
-/// Searches scales and shifts, rounds them to six bits, writes those into `header` (f16 scale of scales, f16 scale of
-/// shifts, 12 bytes) and chooses the codes again for them. Sub-blocks whose scale rounds to zero keep the codes of the
-/// search.
+/// Searches scales and shifts, by `search` where there is no importance, rounds them to six bits, writes those into
+/// `header` (f16 scale of scales, f16 scale of shifts, 12 bytes) and chooses the codes again for them. Sub-blocks whose
+/// scale rounds to zero keep the codes of the search.
 #[inline(always)]
 pub(super) fn codes_of(
     search: Search,
     weights: &[f32; 256],
+    weighing: Option<Weighing<'_, 256>>,
     header: &mut [u8],
 ) -> Result<[[u8; 32]; 8], f32> {
     let x: [F8; 32] = by_sub_block(weights);
-    let mut sum_squares = F8::ZERO;
-    for x in x {
-        sum_squares = sum_squares + x * x;
-    }
-    let average = (sum_squares / F8::splat(32.0)).sqrt();
-    let mut importance = [F8::ZERO; 32];
-    for (importance, x) in importance.iter_mut().zip(x) {
-        *importance = average + x.abs();
-    }
-    let found = search.run(&x, &importance);
-
-    let (max_scale, max_min) = (largest_of(&found.scale.0), largest_of(&found.min.0));
-    let inverse_scale = if max_scale > 0.0 { 63.0 / max_scale } else { 0.0 };
-    let inverse_min = if max_min > 0.0 { 63.0 / max_min } else { 0.0 };
-    // C truncates to a byte before it takes the minimum.
-    let six_bits = |value: f32| (nearest_int(value) as u8).min(63);
-
-    let d = f16_scale(max_scale / 63.0)?;
-    let d_min = f16_scale(max_min / 63.0)?;
+    let (found, rounded) = match weighing {
+        None => {
+            let found = search.run(&x, &above_average(&x));
+            let rounded = round(&found);
+            (found, rounded)
+        }
+        Some(weighing) => {
+            let mean_square = 2.0 * sum_of_squares(weights) / 256.0;
+            let search = Search::weighed(search.top);
+            let found = search.run(&x, &counts(&x, weighing.importance, mean_square));
+            let mut rounded = round_weighed(&found);
+            if search.top == 31 {
+                // Of Q5_K ggml keeps them within six bits, of Q4_K not.
+                rounded.scales = rounded.scales.map(|scale| scale.min(63));
+                rounded.mins = rounded.mins.map(|min| min.min(63));
+            }
+            (found, rounded)
+        }
+    };
+    let d = f16_scale(rounded.d)?;
+    let d_min = f16_scale(rounded.d_min)?;
     header[0..2].copy_from_slice(&d.to_le_bytes());
     header[2..4].copy_from_slice(&d_min.to_le_bytes());
     let packed = &mut header[4..];
     let (d, d_min) = (d.to_f32(), d_min.to_f32());
-    let mut codes = [[0u8; 32]; 8];
-    for (j, sub_block) in weights.as_chunks::<32>().0.iter().enumerate() {
-        let scale = six_bits(inverse_scale * found.scale.0[j]);
-        let min = six_bits(inverse_min * found.min.0[j]);
+    for (j, (scale, min)) in rounded.scales.into_iter().zip(rounded.mins).enumerate() {
         if j < 4 {
             packed[j] = scale;
             packed[j + 4] = min;
@@ -71,6 +77,16 @@ pub(super) fn codes_of(
             packed[j - 4] |= scale >> 4 << 6;
             packed[j] |= min >> 4 << 6;
         }
+    }
+    let mut codes = [[0u8; 32]; 8];
+    for (j, sub_block) in weights.as_chunks::<32>().0.iter().enumerate() {
+        // Read back: with importance a negative scale, in the noise of a sub-block where one weight counts, runs over its
+        // six bits.
+        let (scale, min) = if j < 4 {
+            (packed[j] & 63, packed[j + 4] & 63)
+        } else {
+            (packed[j + 4] & 15 | packed[j - 4] >> 6 << 4, packed[j + 4] >> 4 | packed[j] >> 6 << 4)
+        };
         let step = d * f32::from(scale);
         let shift = d_min * f32::from(min);
         for (code, &x) in codes[j].iter_mut().zip(sub_block) {
@@ -82,4 +98,49 @@ pub(super) fn codes_of(
         }
     }
     Ok(codes)
+}
+
+/// What errors count without importance: the magnitude of the weight above the root of its sub-block's mean square.
+#[inline(always)]
+fn above_average(x: &[F8; 32]) -> [F8; 32] {
+    let mut sum_squares = F8::ZERO;
+    for &x in x {
+        sum_squares = sum_squares + x * x;
+    }
+    let average = (sum_squares / F8::splat(32.0)).sqrt();
+    let mut counts = [F8::ZERO; 32];
+    for (count, x) in counts.iter_mut().zip(x) {
+        *count = average + x.abs();
+    }
+    counts
+}
+
+/// Scales and shifts of the sub-blocks as six bits each, and what those bits count.
+struct Rounded {
+    d: f32,
+    d_min: f32,
+    scales: [u8; 8],
+    mins: [u8; 8],
+}
+
+#[inline(always)]
+fn round(found: &Found) -> Rounded {
+    let (max_scale, max_min) = (largest_of(&found.scale.0), largest_of(&found.min.0));
+    let inverse_scale = if max_scale > 0.0 { 63.0 / max_scale } else { 0.0 };
+    let inverse_min = if max_min > 0.0 { 63.0 / max_min } else { 0.0 };
+    // C truncates to a byte before it takes the minimum.
+    let six_bits = |value: f32| (nearest_int(value) as u8).min(63);
+    Rounded {
+        d: max_scale / 63.0,
+        d_min: max_min / 63.0,
+        scales: found.scale.0.map(|scale| six_bits(inverse_scale * scale)),
+        mins: found.min.0.map(|min| six_bits(inverse_min * min)),
+    }
+}
+
+#[inline(always)]
+fn round_weighed(found: &Found) -> Rounded {
+    let (d, scales) = unsigned_scale::search(&found.scale.0, &found.counts.0, 63);
+    let (d_min, mins) = unsigned_scale::search(&found.min.0, &found.counts.0, 63);
+    Rounded { d, d_min, scales, mins }
 }

@@ -1,6 +1,9 @@
 //! Q5_0: 32 weights, five bits each, one scale.
 
-use super::{Encode, Weighing, f16_scale, fifth_bits, inverse, largest, upward_codes};
+use super::{
+    Encode, EncodeEight, Weighing, f16_scale, fifth_bits, importance::counts, inverse, lanes::by_sub_block,
+    largest, nibbles, scale::search, upward_codes,
+};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct Q5_0;
@@ -12,18 +15,36 @@ impl Encode<32, 22> for Q5_0 {
         let d = largest(weights) / -16.0;
         let inverse = inverse(d);
         let (scale, rest) = out.split_at_mut(2);
-        let (fifth, nibbles) = rest.split_at_mut(4);
         scale.copy_from_slice(&f16_scale(d)?.to_le_bytes());
-        let Some(inverse) = inverse else {
-            fifth.fill(0);
-            nibbles.fill(0);
-            return Ok(());
-        };
-        let codes = upward_codes(weights, inverse, 16.0, 31);
-        for (i, byte) in nibbles.iter_mut().enumerate() {
-            *byte = codes[i] & 15 | codes[16 + i] << 4;
-        }
-        fifth.copy_from_slice(&fifth_bits(&codes));
+        let codes = inverse.map_or([0; 32], |inverse| upward_codes(weights, inverse, 16.0, 31));
+        pack(&codes, rest);
         Ok(())
     }
+}
+
+impl EncodeEight<22> for Q5_0 {
+    #[inline(always)]
+    fn encode_eight(
+        weights: &[f32; 256],
+        importance: &[f32; 256],
+        row_mean_square: f32,
+        out: &mut [[u8; 22]; 8],
+    ) -> Result<(), (usize, f32)> {
+        let x = by_sub_block::<32>(weights);
+        let found = search(&x, &counts(&x, importance, row_mean_square), 16);
+        for (lane, (weights, out)) in weights.as_chunks::<32>().0.iter().zip(out).enumerate() {
+            let (scale, rest) = out.split_at_mut(2);
+            let d = f16_scale(found.scale.0[lane]).map_err(|scale| (lane, scale))?;
+            scale.copy_from_slice(&d.to_le_bytes());
+            pack(&weights.map(|x| found.code(lane, x)), rest);
+        }
+        Ok(())
+    }
+}
+
+/// The fifth bits, then the other four.
+#[inline(always)]
+pub(super) fn pack(codes: &[u8; 32], out: &mut [u8]) {
+    out[..4].copy_from_slice(&fifth_bits(codes));
+    nibbles(&codes.map(|code| code & 15), &mut out[4..]);
 }

@@ -1,6 +1,9 @@
 //! Q5_1: 32 weights, five bits each, one scale and the smallest weight.
 
-use super::{Encode, Weighing, codes_above_smallest, fifth_bits};
+use super::{
+    Encode, EncodeEight, Weighing, codes_above_smallest, importance::counts, lanes::by_sub_block, q5_0::pack,
+    scale_and_shift::Search,
+};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct Q5_1;
@@ -9,12 +12,26 @@ impl Encode<32, 24> for Q5_1 {
     #[inline(always)]
     fn encode(weights: &[f32; 32], _: Option<Weighing<'_, 32>>, out: &mut [u8; 24]) -> Result<(), f32> {
         let (header, rest) = out.split_at_mut(4);
-        let (fifth, nibbles) = rest.split_at_mut(4);
-        let codes = codes_above_smallest(weights, 31, header)?;
-        for (i, byte) in nibbles.iter_mut().enumerate() {
-            *byte = codes[i] & 15 | codes[16 + i] << 4;
+        pack(&codes_above_smallest(weights, 31, header)?, rest);
+        Ok(())
+    }
+}
+
+impl EncodeEight<24> for Q5_1 {
+    #[inline(always)]
+    fn encode_eight(
+        weights: &[f32; 256],
+        importance: &[f32; 256],
+        row_mean_square: f32,
+        out: &mut [[u8; 24]; 8],
+    ) -> Result<(), (usize, f32)> {
+        let x = by_sub_block::<32>(weights);
+        let found = Search::weighed(31).run(&x, &counts(&x, importance, row_mean_square));
+        for (lane, (weights, out)) in weights.as_chunks::<32>().0.iter().zip(out).enumerate() {
+            let (header, rest) = out.split_at_mut(4);
+            found.write_header(lane, header).map_err(|scale| (lane, scale))?;
+            pack(&weights.map(|x| found.code(lane, x, 31)), rest);
         }
-        fifth.copy_from_slice(&fifth_bits(&codes));
         Ok(())
     }
 }

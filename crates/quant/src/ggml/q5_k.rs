@@ -7,11 +7,15 @@ pub(super) struct Q5_K;
 
 impl Encode<256, 176> for Q5_K {
     #[inline(always)]
-    fn encode(weights: &[f32; 256], _: Option<Weighing<'_, 256>>, out: &mut [u8; 176]) -> Result<(), f32> {
-        let search = Search { top: 31, first: -0.5, steps: 15, magnitudes: false };
+    fn encode(
+        weights: &[f32; 256],
+        weighing: Option<Weighing<'_, 256>>,
+        out: &mut [u8; 176],
+    ) -> Result<(), f32> {
+        let search = Search { top: 31, first: -0.5, step: 0.1, steps: 15, magnitudes: false };
         let (header, rest) = out.split_at_mut(16);
         let (fifth_bits, nibbles) = rest.split_at_mut(32);
-        let codes = codes_of(search, weights, header)?;
+        let codes = codes_of(search, weights, weighing, header)?;
         for (i, byte) in fifth_bits.iter_mut().enumerate() {
             *byte = codes.iter().rev().fold(0, |bits, codes| bits << 1 | codes[i] >> 4);
         }

@@ -3,8 +3,9 @@
 
 use super::{
     Encode, Weighing, ZERO, f16_scale,
-    lanes::{F8, M8, by_sub_block},
+    lanes::{F8, by_sub_block},
     nearest_int,
+    scale::{Found, search},
 };
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
@@ -19,12 +20,15 @@ impl Encode<256, 210> for Q6_K {
     ) -> Result<(), f32> {
         // Two searches of eight sub-blocks, a lane for each.
         let (halves, _) = weights.as_chunks::<128>();
-        let counts = |half: usize, x: &[F8; 16]| match weighing {
-            Some(weighing) => by_sub_block(&weighing.importance[128 * half..][..128]),
-            None => x.map(|x| x * x),
-        };
-        let x = [by_sub_block(&halves[0]), by_sub_block(&halves[1])];
-        let found = [search(&x[0], &counts(0, &x[0])), search(&x[1], &counts(1, &x[1]))];
+        let found = [0, 1].map(|half| {
+            let x: [F8; 16] = by_sub_block(&halves[half]);
+            // Importance alone, whatever the weights.
+            let counts = match weighing {
+                Some(weighing) => by_sub_block(&weighing.importance[128 * half..][..128]),
+                None => x.map(|x| x * x),
+            };
+            search(&x, &counts, 32)
+        });
         for (half, found) in halves.iter().zip(&found) {
             if found.scale.0.iter().any(|scale| scale.is_nan()) {
                 // Sums beyond f32: ggml goes on and writes zeros for the sub-block.
@@ -33,56 +37,6 @@ impl Encode<256, 210> for Q6_K {
         }
         pack(weights, &found, out)
     }
-}
-
-/// What the search found for each of eight sub-blocks.
-struct Found {
-    scale: F8,
-    /// What the codes of the search were made with: codes in one unit.
-    inverse: F8,
-    /// Sub-blocks that count as zeros: scale and codes are 0.
-    zeros: M8,
-}
-
-/// The scale of each sub-block that leaves the smallest squared error, of which each weight's counts `counts`. ggml's
-/// `make_qx_quants`: 19 candidates, for each the codes, then the least-squares scale of those.
-#[inline(always)]
-fn search(x: &[F8; 16], counts: &[F8; 16]) -> Found {
-    let (mut absolute, mut largest) = (F8::ZERO, F8::ZERO);
-    let mut products = [F8::ZERO; 16];
-    for i in 0..16 {
-        let above = absolute.below(x[i].abs());
-        absolute = above.select(x[i].abs(), absolute);
-        largest = above.select(x[i], largest);
-        products[i] = counts[i] * x[i];
-    }
-    let zeros = absolute.below(F8::splat(ZERO));
-    let mut inverse = F8::splat(-32.0) / largest;
-    let (sum_lx, sum_l2) = sums(x, counts, &products, inverse);
-    let mut scale = sum_l2.equals(F8::ZERO).select(F8::ZERO, sum_lx / sum_l2);
-    let mut best = scale * sum_lx;
-    for step in (-9i8..=9).filter(|&step| step != 0) {
-        let this_inverse = F8::splat(-(32.0 + 0.1 * f32::from(step))) / largest;
-        let (sum_lx, sum_l2) = sums(x, counts, &products, this_inverse);
-        let better = F8::ZERO.below(sum_l2).and((best * sum_l2).below(sum_lx * sum_lx));
-        inverse = better.select(this_inverse, inverse);
-        scale = better.select(sum_lx / sum_l2, scale);
-        best = better.select(scale * sum_lx, best);
-    }
-    Found { scale: zeros.select(F8::ZERO, scale), inverse, zeros }
-}
-
-/// Of the codes that `inverse` makes: Σ w·x·code and Σ w·code², w being what a weight's error counts. A function and not a closure, which would
-/// be compiled without the caller's AVX2.
-#[inline(always)]
-fn sums(x: &[F8; 16], counts: &[F8; 16], products: &[F8; 16], inverse: F8) -> (F8, F8) {
-    let (mut sum_lx, mut sum_l2) = (F8::ZERO, F8::ZERO);
-    for i in 0..16 {
-        let l = (inverse * x[i]).nearest_within(-32, 31);
-        sum_lx = sum_lx + products[i] * l;
-        sum_l2 = sum_l2 + counts[i] * l * l;
-    }
-    (sum_lx, sum_l2)
 }
 
 /// Rounds the scales to eight bits, chooses the codes again for those, and writes the block. Sub-blocks whose scale
@@ -116,9 +70,9 @@ fn pack(weights: &[f32; 256], found: &[Found; 2], out: &mut [u8; 210]) -> Result
             for (code, x) in codes.iter_mut().zip(sub_block) {
                 *code = (nearest_int(x / step).clamp(-32, 31) + 32) as u8;
             }
-        } else if !half.zeros.lane(lane) {
-            for (code, x) in codes.iter_mut().zip(sub_block) {
-                *code = (nearest_int(half.inverse.0[lane] * x).clamp(-32, 31) + 32) as u8;
+        } else {
+            for (code, &x) in codes.iter_mut().zip(sub_block) {
+                *code = half.code(lane, x);
             }
         }
     }

@@ -1,6 +1,8 @@
-//! The search of a scale and a shift for each sub-block, which Q2_K, Q4_K and Q5_K share: ggml's `make_qkx2_quants`.
+//! The search of a scale and a shift for each sub-block, which Q2_K, Q4_K, Q5_K and, with importance, Q4_1 and Q5_1
+//! share: ggml's `make_qkx2_quants` and `make_qkx3_quants`.
 
 use super::{
+    f16_scale,
     lanes::{F8, M8},
     nearest_int,
 };
@@ -10,8 +12,9 @@ use super::{
 pub(super) struct Search {
     /// The largest code.
     pub top: i32,
-    /// Candidates divide the range by `top` plus this, and plus another tenth for each after the first.
+    /// Candidates divide the range by `top` plus this, and plus another `step` for each after the first.
     pub first: f32,
+    pub step: f32,
     /// Candidates after the first.
     pub steps: u8,
     /// Magnitudes of errors are added, not squares.
@@ -23,6 +26,8 @@ pub(super) struct Found {
     pub scale: F8,
     /// The shift down, positive.
     pub min: F8,
+    /// What the errors of all its weights count.
+    pub counts: F8,
     /// What the codes of the search were made with: codes in one unit, and the weight of code 0.
     inverse: F8,
     low: F8,
@@ -39,9 +44,22 @@ impl Found {
         }
         nearest_int(self.inverse.0[lane] * (weight - self.low.0[lane])).clamp(0, top) as u8
     }
+
+    /// Scale and smallest weight of sub-block `lane` as f16; the one beyond f16.
+    #[inline(always)]
+    pub(super) fn write_header(&self, lane: usize, header: &mut [u8]) -> Result<(), f32> {
+        header[..2].copy_from_slice(&f16_scale(self.scale.0[lane])?.to_le_bytes());
+        header[2..].copy_from_slice(&f16_scale(-self.min.0[lane])?.to_le_bytes());
+        Ok(())
+    }
 }
 
 impl Search {
+    /// What ggml tries where it has importance.
+    pub(super) fn weighed(top: i32) -> Self {
+        Self { top, first: -0.9, step: 0.05, steps: 36, magnitudes: false }
+    }
+
     /// The scale and the shift of each sub-block that leave the smallest weighted error: for each candidate the codes,
     /// then the least-squares scale and shift of those codes.
     ///
@@ -71,7 +89,7 @@ impl Search {
         for step in 0..=self.steps {
             // Not a slip: as in ggml, codes count from the best shift so far, not from the smallest weight.
             let this_low = min;
-            let units = self.first + 0.1 * f32::from(step) + self.top as f32;
+            let units = self.first + self.step * f32::from(step) + self.top as f32;
             let this_inverse = F8::splat(units) / (max - this_low);
             let (mut sum_l, mut sum_l2, mut sum_xl) = (F8::ZERO, F8::ZERO, F8::ZERO);
             for ((code, &x), &w) in codes.iter_mut().zip(x).zip(weights) {
@@ -97,7 +115,7 @@ impl Search {
             scale = better.select(this_scale, scale);
             min = better.select(this_min, min);
         }
-        Found { scale: flat.select(F8::ZERO, scale), min: min.neg(), inverse, low, flat }
+        Found { scale: flat.select(F8::ZERO, scale), min: min.neg(), counts: sum_w, inverse, low, flat }
     }
 
     #[inline(always)]

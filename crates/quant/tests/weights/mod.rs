@@ -167,6 +167,38 @@ pub fn fill(name: &str, seed: u64, count: usize) -> Vec<f32> {
         .collect()
 }
 
+/// The distributions of importance, in the order of their seeds.
+pub const IMPORTANCE: [&str; 7] = ["ones", "squares", "sparse", "zeros", "denormals", "wide", "dead_blocks"];
+
+/// The importance of `count` columns.
+pub fn fill_importance(name: &str, seed: u64, count: usize) -> Vec<f32> {
+    let which = IMPORTANCE.iter().position(|known| *known == name).expect("a known distribution");
+    let random = &mut Random::new(seed.wrapping_mul(1000).wrapping_add(500 + which as u64));
+    (0..count)
+        .map(|i| match name {
+            "ones" => 1.0,
+            "squares" => {
+                let value = random.normal();
+                value * value
+            }
+            "sparse" => {
+                let value = random.unit();
+                if random.below(4) != 0 { 0.0 } else { value }
+            }
+            "zeros" => 0.0,
+            "denormals" => f32::from_bits((random.next() >> 32) as u32 & 0x7f_ffff),
+            "wide" => {
+                let value = power_of_two(random.below(40) as i32 - 20);
+                random.unit() * value
+            }
+            _ => {
+                let value = random.unit();
+                if i / 16 % 3 == 1 { 0.0 } else { value }
+            }
+        })
+        .collect()
+}
+
 /// FNV-1a, 64 bits.
 pub fn fnv1a(bytes: &[u8]) -> u64 {
     bytes
