@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 
 use bitmill_tensor::{Encoding, FloatType, Grouped, ViewError, WeightData, WeightView};
@@ -323,9 +324,19 @@ impl Tensor {
         self.parts.each(Region::release);
     }
 
-    /// Asks the system to read its pages ahead of use.
-    pub fn will_need(&self) {
-        self.parts.each(Region::will_need);
+    /// Asks the system to read these rows ahead of use; of a tensor in several parts, all of it with the first row.
+    pub fn will_need_rows(&self, rows: Range<usize>) {
+        let (n_rows, _) = matrix_shape(&self.info.shape);
+        match &self.parts {
+            // Where rows are permuted, they stay within their head.
+            Parts::Whole(bytes) | Parts::Permuted { bytes, .. } => {
+                let row_bytes = bytes.len() / n_rows.max(1);
+                let end = rows.end.min(n_rows);
+                bytes.slice(rows.start.min(end) * row_bytes..end * row_bytes).will_need();
+            }
+            _ if rows.start == 0 => self.parts.each(Region::will_need),
+            _ => {}
+        }
     }
 
     /// Where row `row`, counted in Hugging Face order, lies in the stored bytes: the same row, except for q and k

@@ -1,7 +1,6 @@
-//! Masks of a tensor that is written, a chunk of rows at a time.
+//! Masks of a tensor that is written, some rows at a time.
 
 use bitmill_prune::{RowRule, Threshold, apply_mask, mask_bytes};
-use rayon::prelude::*;
 
 /// What decides which weights of a tensor stay, once its rows are at hand.
 pub(crate) enum Mask {
@@ -12,8 +11,8 @@ pub(crate) enum Mask {
 }
 
 impl Mask {
-    /// Marks what stays of `rows` and clears the rest; `task_rows` rows are one task. `source_row` gives the place of a
-    /// row, counted from the first of these, in the checkpoint: the result must not follow from the output's order.
+    /// Marks what stays of `rows` and clears the rest. `source_row` gives the place of a row, counted from the first of
+    /// these, in the checkpoint: the result must not follow from the output's order.
     ///
     /// # Errors
     /// As [`RowRule::mask_row`].
@@ -21,29 +20,21 @@ impl Mask {
         &self,
         rows: &mut [f32],
         in_features: usize,
-        task_rows: usize,
-        source_row: impl Fn(usize) -> usize + Sync,
+        source_row: impl Fn(usize) -> usize,
     ) -> Result<Vec<u8>, bitmill_prune::Error> {
         let row_bytes = mask_bytes(in_features);
         let mut mask = vec![0; rows.len() / in_features * row_bytes];
-        rows.par_chunks_mut(task_rows * in_features)
-            .zip(mask.par_chunks_mut(task_rows * row_bytes))
-            .enumerate()
-            .try_for_each(|(task, (rows, mask))| {
-                for (r, (row, mask)) in
-                    rows.chunks_exact(in_features).zip(mask.chunks_exact_mut(row_bytes)).enumerate()
-                {
-                    match self {
-                        Self::Rows(rule) => rule.mask_row(row, mask)?,
-                        Self::Tensor(threshold) => {
-                            let first = source_row(task * task_rows + r) * in_features;
-                            threshold.mask_row(first as u64, row, mask);
-                        }
-                    }
+        let masks = mask.chunks_exact_mut(row_bytes);
+        for (row, (weights, mask)) in rows.chunks_exact(in_features).zip(masks).enumerate() {
+            match self {
+                Self::Rows(rule) => rule.mask_row(weights, mask)?,
+                Self::Tensor(threshold) => {
+                    let first = source_row(row) * in_features;
+                    threshold.mask_row(first as u64, weights, mask);
                 }
-                apply_mask(mask, in_features, rows);
-                Ok(())
-            })?;
+            }
+        }
+        apply_mask(&mask, in_features, rows);
         Ok(mask)
     }
 }

@@ -120,8 +120,8 @@ impl Error {
     }
 }
 
-/// The first weight that is NaN or infinite.
-pub(crate) fn first_non_finite(weight: &[f32]) -> Option<usize> {
+/// Where the first weight that is NaN or infinite stands.
+pub fn first_non_finite(weight: &[f32]) -> Option<usize> {
     // Exponents of ones alone make numbers non-finite: one more carries into the sign's place. An `or` of integers
     // vectorizes on every CPU; a search does not.
     let carry = |value: &f32| (value.to_bits() & 0x7fff_ffff) + 0x0080_0000;

@@ -12,7 +12,7 @@ mod pack;
 pub mod rtn;
 
 pub use clip::Clip;
-pub use error::Error;
+pub use error::{Error, first_non_finite};
 pub use ggml::{BlockEncoder, Importance, quantize_blocks};
 pub use mix::{Choice, Mix, MixTensor, choose};
 pub use pack::pack_zero_points;

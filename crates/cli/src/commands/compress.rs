@@ -35,6 +35,7 @@ pub fn write(
         let mut document = record.document;
         document["output"] = output.display().to_string().into();
         document["seconds"] = record.seconds.into();
+        document["planned_peak_bytes"] = plan.peak_bytes.into();
         document["peak_bytes"] = bitmill_bench::peak_bytes().into();
         stdout::print_json(&document)?;
     } else {

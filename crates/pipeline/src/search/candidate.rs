@@ -7,7 +7,7 @@ use bitmill_quant::{Clip, RtnGrid};
 use bitmill_tensor::{Bits, BlockType, Encoding, FloatType, Granularity, ZeroPoint};
 
 use crate::Error;
-use crate::compress::Rounding;
+use crate::encode::Rounding;
 use crate::plan::{FUSIONS, is_written, rows_and_columns, scale_dtype};
 use crate::recipe::{
     BitsNumber, BlockName, ClipName, FloatName, Format, GranularityName, Step, ZeroPointName,

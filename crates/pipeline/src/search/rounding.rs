@@ -6,7 +6,7 @@ use bitmill_tensor::{Encoding, FloatType, Matrix, WeightData, WeightView};
 use rayon::prelude::*;
 
 use crate::Error;
-use crate::compress::encode_rows;
+
 use crate::search::candidate::{Candidate, Unit};
 
 /// Weights of a tensor whose rounding is looked at: errors of some hundred rows are those of all within a few percent.
@@ -43,7 +43,7 @@ pub(crate) fn errors(
         for (candidate, sum) in unit.candidates.iter().zip(&mut sums) {
             let rounding = candidate.rounding(&tensor.info);
             let Some(so_far) = sum else { continue };
-            if encode_rows(compute.isa(), &rounding, cols, weight.as_slice(), &mut decided).is_err()
+            if rounding.encode_shared(compute.isa(), cols, weight.as_slice(), &mut decided).is_err()
                 || decided.iter().any(|value| !value.is_finite())
             {
                 *sum = None;
@@ -119,7 +119,8 @@ pub(crate) fn rounded(compute: &Compute, tensor: &Tensor, candidate: Candidate) 
             .par_chunks_mut(cols)
             .enumerate()
             .for_each(|(row, out)| dequantize_rows(compute.isa(), &view, first + row, out));
-        let parts = encode_rows(compute.isa(), &rounding, cols, &weight, &mut decided)
+        let parts = rounding
+            .encode_shared(compute.isa(), cols, &weight, &mut decided)
             .map_err(|error| failed(error.relocate(first)))?;
         match encoding {
             // They have several parts; their values as floats are the same numbers.

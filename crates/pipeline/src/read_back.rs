@@ -1,0 +1,55 @@
+//! What was written is read again before it takes its place.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bitmill_checkpoint::Checkpoint;
+use rayon::prelude::*;
+
+use crate::compress::TensorRecord;
+use crate::error::Error;
+use crate::plan::{Plan, PlannedTensor};
+use crate::progress::Progress;
+use crate::tensor_write::{StoredHash, stored_parts};
+
+/// Bytes that are looked at before their pages are let go.
+const CHUNK_BYTES: usize = 1 << 23;
+
+/// Opens the output that lies at `staged` as any reader would and compares shape, encoding and bytes of every tensor with
+/// what was decided; `path` is where it will go.
+///
+/// # Errors
+/// [`Error::Verify`], or why it cannot be opened.
+pub(crate) fn read_back(
+    staged: &Path,
+    path: &Path,
+    plan: &Plan,
+    records: &[TensorRecord],
+    progress: &dyn Progress,
+) -> Result<(), Error> {
+    let written = Checkpoint::open(staged)?;
+    let total = plan.tensors.iter().map(|planned| planned.bytes_after).sum();
+    let done = AtomicU64::new(0);
+    let check = |planned: &PlannedTensor, record: &TensorRecord| {
+        let tensor = written.tensor(&planned.name)?;
+        let mut hash = StoredHash::default();
+        for (part, bytes) in stored_parts(&tensor.view().data()).into_iter().enumerate() {
+            for bytes in bytes.chunks(CHUNK_BYTES) {
+                hash.add(part, bytes);
+                tensor.release();
+                let before = done.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                progress.at(before + bytes.len() as u64, total);
+            }
+        }
+        let is_decided = tensor.info.shape == planned.shape
+            && tensor.info.encoding == planned.to
+            && hash.finish(planned.to) == record.stored_hash;
+        match is_decided {
+            true => Ok(()),
+            false => Err(Error::Verify { path: path.into(), tensor: planned.name.clone() }),
+        }
+    };
+    let checked: Vec<Result<(), Error>> =
+        plan.tensors.par_iter().zip(records).map(|(planned, record)| check(planned, record)).collect();
+    checked.into_iter().collect()
+}

@@ -1,0 +1,296 @@
+//! One tensor's rows on their way from the source to the bytes of the output.
+
+use std::convert::Infallible;
+
+use bitmill_checkpoint::{Checkpoint, Pairing, RoleKind, Tensor, halves_row};
+use bitmill_kernels::{Isa, dequantize_rows};
+use bitmill_prune::{Sparsity, Threshold};
+use bitmill_quant::{Importance, first_non_finite};
+use bitmill_tensor::{Encoding, WeightData};
+use rayon::prelude::*;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::encode::{Parts, Rounding, encode_sparse, rows_per_task};
+use crate::error::Error;
+use crate::importance::is_weighed;
+use crate::plan::{Plan, PlannedTensor, Treatment};
+use crate::pruned::Mask;
+use crate::pruning::Removal;
+use crate::recipe::Format;
+
+/// Weights of one chunk for each thread: tasks enough that threads end together, and few enough that what waits to be
+/// written is small.
+const THREAD_WEIGHTS: usize = 1 << 21;
+/// Weights of a chunk at most, however many threads there are.
+const CHUNK_WEIGHTS: usize = 1 << 26;
+
+/// Rows that are encoded between two looks at the output.
+pub(crate) fn rows_per_chunk(cols: usize) -> usize {
+    let weights = (rayon::current_num_threads() * THREAD_WEIGHTS).min(CHUNK_WEIGHTS);
+    (weights / cols.max(1)).max(1).next_multiple_of(rows_per_task(cols))
+}
+
+/// Rows and what came of them.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    pub parts: Parts,
+    pub rows: Vec<RowFigures>,
+}
+
+/// What is known of one row.
+#[derive(Debug)]
+pub(crate) struct RowFigures {
+    /// xxh3 of the source's values, widened to f32.
+    pub hash: u64,
+    pub squared_error: f64,
+    pub squared_norm: f64,
+    /// Values that are zero as stored.
+    pub zeros: u64,
+}
+
+/// What a task works in.
+#[derive(Default)]
+struct Scratch {
+    weight: Vec<f32>,
+    pruned: Vec<f32>,
+    decided: Vec<f32>,
+}
+
+/// Reads and encodes the rows of one tensor.
+pub(crate) struct TensorRun<'a> {
+    planned: &'a PlannedTensor,
+    tensor: &'a Tensor,
+    isa: Isa,
+    /// Of each column; the order of rows is of no matter to it.
+    importance: Option<Vec<f32>>,
+    /// Head width, where the output wants the rows of each head in adjacent pairs.
+    adjacent_pairs: Option<usize>,
+    mask: Option<Mask>,
+}
+
+impl<'a> TensorRun<'a> {
+    /// Looks over the whole tensor first where a line through all of it decides which weights go.
+    ///
+    /// # Errors
+    /// If its importance is another tensor's.
+    pub fn new(
+        checkpoint: &Checkpoint,
+        plan: &Plan,
+        planned: &'a PlannedTensor,
+        tensor: &'a Tensor,
+        isa: Isa,
+    ) -> Result<Self, Error> {
+        let config = checkpoint.config();
+        let rotated = matches!(
+            planned.role.kind,
+            RoleKind::AttnQ | RoleKind::AttnK | RoleKind::AttnQBias | RoleKind::AttnKBias
+        );
+        let importance = match &plan.weighed {
+            Some(weighed) if is_weighed(planned) => weighed.of(checkpoint, &tensor.info)?,
+            _ => None,
+        };
+        let adjacent = rotated
+            && plan.recipe.format == Format::Gguf
+            && config.family.gguf_pairing() == Pairing::Adjacent;
+        let adjacent_pairs = adjacent.then_some(config.head_dim);
+        let mut run = Self { planned, tensor, isa, importance, adjacent_pairs, mask: None };
+        run.mask = planned.removal.map(|removal| match removal {
+            Removal::Rows(rule) => Mask::Rows(rule),
+            Removal::Tensor(sparsity) => Mask::Tensor(run.threshold(sparsity)),
+        });
+        Ok(run)
+    }
+
+    /// Rows `first..first + rows` of the output, in its order, task by task.
+    ///
+    /// # Errors
+    /// The first in the order of rows, whatever order threads work in.
+    pub fn encode(&self, first: usize, rows: usize) -> Result<Vec<Encoded>, Error> {
+        let tasks = rows_per_task(self.planned.in_features());
+        let done: Vec<Result<Encoded, Error>> = (0..rows.div_ceil(tasks))
+            .into_par_iter()
+            .map_init(Scratch::default, |scratch, task| {
+                self.task(scratch, first + task * tasks, tasks.min(rows - task * tasks))
+            })
+            .collect();
+        done.into_iter().collect()
+    }
+
+    /// Widens, prunes, rounds and measures rows while they are in the cache.
+    fn task(&self, scratch: &mut Scratch, first: usize, rows: usize) -> Result<Encoded, Error> {
+        let cols = self.planned.in_features();
+        let Scratch { weight, pruned, decided } = scratch;
+        weight.resize(rows * cols, 0.0);
+        decided.resize(rows * cols, 0.0);
+        self.read_rows(|row| self.source_row(first + row), weight);
+        self.refuse_non_finite(first, weight)?;
+        let (left, bits) = match &self.mask {
+            None => (&*weight, Vec::new()),
+            Some(mask) => {
+                pruned.clone_from(weight);
+                let bits = mask
+                    .apply(pruned, cols, |row| self.source_row(first + row))
+                    .map_err(|source| Error::Prune { tensor: self.planned.name.clone(), source })?;
+                (&*pruned, bits)
+            }
+        };
+        let parts = self.encode_rows(first, left, bits, decided)?;
+        let count_zeros = self.mask.is_some();
+        let rows = weight.chunks_exact(cols).zip(decided.chunks_exact(cols));
+        let rows = rows.map(|(weight, decided)| RowFigures::new(weight, decided, count_zeros)).collect();
+        Ok(Encoded { parts, rows })
+    }
+
+    /// The bytes of rows `first..`; `bits` marks what was kept of them where some was removed.
+    fn encode_rows(
+        &self,
+        first: usize,
+        weight: &[f32],
+        bits: Vec<u8>,
+        decided: &mut [f32],
+    ) -> Result<Parts, Error> {
+        let cols = self.planned.in_features();
+        if self.planned.treatment == Treatment::Copied {
+            decided.copy_from_slice(weight);
+            return Ok(Parts { codes: self.copy_rows(first, weight.len() / cols), ..Parts::default() });
+        }
+        let parts = match self.planned.to {
+            Encoding::Sparse { float, .. } => encode_sparse(float, cols, weight, bits, decided),
+            encoding => {
+                let importance = self.importance.as_deref().map(Importance::new).transpose();
+                let encoded = importance.and_then(|importance| {
+                    let rounding = Rounding { encoding, clip: self.planned.clip, importance };
+                    rounding.encode(self.isa, cols, weight, decided)
+                });
+                encoded.map_err(|error| self.failed(error.relocate(first)))?
+            }
+        };
+        if let Encoding::Float(_) | Encoding::Sparse { .. } = self.planned.to {
+            self.refuse_overflow(first, weight, decided)?;
+        }
+        Ok(parts)
+    }
+
+    fn threshold(&self, sparsity: Sparsity) -> Threshold {
+        let (rows, cols) = (self.planned.out_features(), self.planned.in_features());
+        let mut weight = Vec::new();
+        let selected = Threshold::select(sparsity.removed(self.planned.weights()), |take| {
+            for first in (0..rows).step_by(rows_per_chunk(cols)) {
+                weight.resize(rows_per_chunk(cols).min(rows - first) * cols, 0.0);
+                let tasks = rows_per_task(cols);
+                weight.par_chunks_mut(tasks * cols).enumerate().for_each(|(task, out)| {
+                    self.read_rows(|row| first + task * tasks + row, out);
+                });
+                take(&weight);
+                self.tensor.release();
+            }
+            Ok::<(), Infallible>(())
+        });
+        let Ok(threshold) = selected;
+        threshold
+    }
+
+    /// Rows of the checkpoint, widened; `source_row` gives the place of each in canonical order.
+    fn read_rows(&self, source_row: impl Fn(usize) -> usize, out: &mut [f32]) {
+        let view = self.tensor.view();
+        let (isa, cols) = (self.isa, view.in_features());
+        if self.planned.shape.len() < 2 {
+            // A vector is one row; its elements are what is permuted.
+            let mut stored = vec![0.0; cols];
+            dequantize_rows(isa, &view, 0, &mut stored);
+            for (at, value) in out.iter_mut().enumerate() {
+                *value = stored[self.tensor.stored_row(source_row(at))];
+            }
+            return;
+        }
+        for (row, out) in out.chunks_exact_mut(cols).enumerate() {
+            dequantize_rows(isa, &view, self.tensor.stored_row(source_row(row)), out);
+        }
+    }
+
+    /// Which row of the checkpoint, in canonical order, becomes row `row` of the output.
+    fn source_row(&self, row: usize) -> usize {
+        match self.adjacent_pairs {
+            Some(head_dim) => halves_row(row, head_dim),
+            None => row,
+        }
+    }
+
+    fn refuse_non_finite(&self, first: usize, weight: &[f32]) -> Result<(), Error> {
+        let cols = self.planned.in_features();
+        match first_non_finite(weight) {
+            None => Ok(()),
+            Some(at) => Err(self.failed(bitmill_quant::Error::NonFinite {
+                row: self.source_row(first + at / cols),
+                col: at % cols,
+                value: weight[at],
+            })),
+        }
+    }
+
+    /// A weight that the new type does not reach: infinity would be stored in its place.
+    fn refuse_overflow(&self, first: usize, weight: &[f32], decided: &[f32]) -> Result<(), Error> {
+        let cols = self.planned.in_features();
+        let (Encoding::Float(float) | Encoding::Sparse { float, .. }) = self.planned.to else {
+            return Ok(());
+        };
+        match first_non_finite(decided) {
+            None => Ok(()),
+            Some(at) => Err(Error::FloatOverflow {
+                tensor: self.planned.name.clone(),
+                row: self.source_row(first + at / cols),
+                col: at % cols,
+                value: weight[at],
+                float,
+            }),
+        }
+    }
+
+    /// The stored bytes of rows `first..first + rows` of the output, in the output's order. Blocks end with their rows.
+    fn copy_rows(&self, first: usize, rows: usize) -> Vec<u8> {
+        let view = self.tensor.view();
+        let WeightData::Block { block, bytes } = view.data() else {
+            unreachable!("only blocks are copied");
+        };
+        let row_bytes = view.in_features() / block.weights() * block.bytes();
+        let mut copied = Vec::with_capacity(rows * row_bytes);
+        for row in first..first + rows {
+            let at = self.tensor.stored_row(self.source_row(row)) * row_bytes;
+            copied.extend_from_slice(&bytes[at..at + row_bytes]);
+        }
+        copied
+    }
+
+    fn failed(&self, source: bitmill_quant::Error) -> Error {
+        Error::Quantize { tensor: self.planned.name.clone(), source }
+    }
+}
+
+impl RowFigures {
+    fn new(weight: &[f32], decided: &[f32], count_zeros: bool) -> Self {
+        // Eight sums, added up in their order: one sum would wait for each addition before it.
+        const LANES: usize = 8;
+        let (mut errors, mut norms) = ([0f64; LANES], [0f64; LANES]);
+        let mut add = |lane: usize, weight: f32, decided: f32| {
+            let (weight, decided) = (f64::from(weight), f64::from(decided));
+            errors[lane] += (weight - decided) * (weight - decided);
+            norms[lane] += weight * weight;
+        };
+        let (weights, rest) = weight.as_chunks::<LANES>();
+        let (decideds, decided_rest) = decided.as_chunks::<LANES>();
+        for (weights, decideds) in weights.iter().zip(decideds) {
+            for lane in 0..LANES {
+                add(lane, weights[lane], decideds[lane]);
+            }
+        }
+        for (lane, (&weight, &decided)) in rest.iter().zip(decided_rest).enumerate() {
+            add(lane, weight, decided);
+        }
+        Self {
+            hash: xxh3_64(bytemuck::cast_slice(weight)),
+            squared_error: errors.iter().sum(),
+            squared_norm: norms.iter().sum(),
+            zeros: if count_zeros { decided.iter().map(|&value| u64::from(value == 0.0)).sum() } else { 0 },
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! One tensor's bytes on their way into the output, in the order of its rows, and what is recorded of them.
+
+use bitmill_quant::pack_zero_points;
+use bitmill_tensor::{Encoding, WeightData};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::compress::TensorRecord;
+use crate::error::Error;
+use crate::layout::Output;
+use crate::plan::PlannedTensor;
+use crate::tensor_run::Encoded;
+
+/// A tensor of which some rows are written.
+pub(crate) struct TensorWrite<'a> {
+    planned: &'a PlannedTensor,
+    /// Its number in the plan.
+    index: usize,
+    /// Bytes written of codes and of scales.
+    offsets: [u64; 2],
+    /// Held until the end: zero points are packed along the rows.
+    zero_codes: Vec<u8>,
+    /// Where each row's kept weights begin.
+    row_offsets: Vec<u8>,
+    kept: usize,
+    /// Of the source's rows.
+    source: Xxh3,
+    stored: StoredHash,
+    squared_error: f64,
+    squared_norm: f64,
+    zeros: u64,
+}
+
+impl<'a> TensorWrite<'a> {
+    pub fn new(planned: &'a PlannedTensor, index: usize) -> Self {
+        Self {
+            planned,
+            index,
+            offsets: [0; 2],
+            zero_codes: Vec::new(),
+            row_offsets: Vec::new(),
+            kept: 0,
+            source: Xxh3::new(),
+            stored: StoredHash::default(),
+            squared_error: 0.0,
+            squared_norm: 0.0,
+            zeros: 0,
+        }
+    }
+
+    /// Writes the next rows.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn add(&mut self, output: &Output<'_>, encoded: &Encoded) -> Result<(), Error> {
+        let parts = &encoded.parts;
+        for &kept in &parts.kept {
+            self.row_offsets.extend((self.kept as i64).to_le_bytes());
+            self.kept += kept;
+        }
+        for (part, bytes) in [&parts.codes, &parts.scales].into_iter().enumerate() {
+            if !bytes.is_empty() {
+                output.write_at(self.index, part, self.offsets[part], bytes)?;
+                self.offsets[part] += bytes.len() as u64;
+                self.stored.add(part, bytes);
+            }
+        }
+        self.zero_codes.extend_from_slice(&parts.zero_codes);
+        for row in &encoded.rows {
+            self.source.update(&row.hash.to_le_bytes());
+            self.squared_error += row.squared_error;
+            self.squared_norm += row.squared_norm;
+            self.zeros += row.zeros;
+        }
+        Ok(())
+    }
+
+    /// Writes what follows from all rows.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub fn finish(mut self, output: &Output<'_>) -> Result<TensorRecord, Error> {
+        let planned = self.planned;
+        let (rows, cols) = (planned.out_features(), planned.in_features());
+        let last = match planned.to {
+            Encoding::Sparse { .. } => self.row_offsets,
+            Encoding::Grouped(grouped) if !self.zero_codes.is_empty() => {
+                pack_zero_points(&self.zero_codes, rows, grouped.groups_per_row(cols), grouped.bits)
+            }
+            _ => Vec::new(),
+        };
+        if matches!(planned.to, Encoding::Grouped(_) | Encoding::Sparse { .. }) {
+            let shape: Vec<u8> = [rows, cols].iter().flat_map(|&n| (n as i64).to_le_bytes()).collect();
+            output.write_at(self.index, 2, 0, &shape)?;
+        }
+        if !last.is_empty() {
+            output.write_at(self.index, 3, 0, &last)?;
+            self.stored.add(2, &last);
+        }
+        let relative_error =
+            if self.squared_norm > 0.0 { (self.squared_error / self.squared_norm).sqrt() } else { 0.0 };
+        Ok(TensorRecord {
+            name: planned.name.clone(),
+            from: planned.from.to_string(),
+            to: planned.to.to_string(),
+            bytes: planned.bytes_after,
+            relative_error,
+            source: (planned.source != planned.name).then(|| planned.source.clone()),
+            zeros: planned.removal.map(|_| self.zeros),
+            source_hash: format!("{:016x}", self.source.digest()),
+            stored_hash: self.stored.finish(planned.to),
+            reason: planned.reason.clone(),
+        })
+    }
+}
+
+/// A hash of what is stored of a tensor: xxh3 of its bytes, or of the hashes of its parts where it has several.
+#[derive(Default)]
+pub(crate) struct StoredHash([Xxh3; 3]);
+
+impl StoredHash {
+    /// Adds the next bytes of a part. 0: weights, codes or kept values; 1: scales or bits; 2: zero points or row offsets.
+    pub fn add(&mut self, part: usize, bytes: &[u8]) {
+        self.0[part].update(bytes);
+    }
+
+    pub fn finish(&self, encoding: Encoding) -> String {
+        let [first, second, third] = self.0.each_ref().map(Xxh3::digest);
+        let hash = match encoding {
+            Encoding::Float(_) | Encoding::Block(_) => first,
+            Encoding::Grouped(_) | Encoding::Sparse { .. } => {
+                let mut all = Xxh3::new();
+                [first, second, third].iter().for_each(|hash| all.update(&hash.to_le_bytes()));
+                all.digest()
+            }
+        };
+        format!("{hash:016x}")
+    }
+}
+
+/// The parts of what is stored, as [`StoredHash::add`] numbers them.
+pub(crate) fn stored_parts<'a>(data: &WeightData<'a>) -> [&'a [u8]; 3] {
+    match *data {
+        WeightData::Float { bytes, .. } | WeightData::Block { bytes, .. } => [bytes, &[], &[]],
+        WeightData::Grouped { packed, scales, zero_points, .. } => [packed, scales, zero_points],
+        WeightData::Sparse { bitmask, values, row_offsets, .. } => [values, bitmask, row_offsets],
+    }
+}
