@@ -1,22 +1,34 @@
-//! Prints how fast each method quantizes, in MB of f32 weights a second of one core's time.
+//! Prints how fast each method quantizes, in MB of f32 weights a second of one core's time; blocks also with importance.
+//!
+//! Usage: `speed [BLOCK …]`
 
 use std::io::Write;
 
-use bitmill_quant::{BlockEncoder, RtnGrid, quantize_blocks, quantize_rows};
+use bitmill_quant::{BlockEncoder, Importance, RtnGrid, quantize_blocks, quantize_rows};
 use bitmill_tensor::{Bits, BlockType, FloatType, Granularity, ZeroPoint};
 
 #[path = "../tests/weights/mod.rs"]
 mod weights;
 
 const COUNT: usize = 1 << 20;
+const COLS: usize = 4096;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let weight = weights::fill("normal", 1, COUNT);
     let mut out = std::io::stdout().lock();
-    for block in BlockType::ALL {
+    let columns = weights::fill_importance("squares", 1, COLS);
+    let only: Vec<String> = std::env::args().skip(1).collect();
+    let chosen = |block: &BlockType| only.is_empty() || only.iter().any(|name| name == block.name());
+    for block in BlockType::ALL.into_iter().filter(chosen) {
         let mut bytes = vec![0; COUNT / block.weights() * block.bytes()];
-        let speed = best(|| quantize_blocks(&BlockEncoder::new(block), 4096, &weight, &mut bytes))?;
-        writeln!(out, "{block} {speed:.0} MB/s")?;
+        let plain = BlockEncoder::new(block);
+        let weighed = BlockEncoder { importance: Some(Importance::new(&columns)?), ..plain };
+        let speed = best(|| quantize_blocks(&plain, COLS, &weight, &mut bytes))?;
+        let with_importance = best(|| quantize_blocks(&weighed, COLS, &weight, &mut bytes))?;
+        writeln!(out, "{block} {speed:.0} MB/s, with importance {with_importance:.0} MB/s")?;
+    }
+    if !only.is_empty() {
+        return Ok(());
     }
     for (bits, zero_point) in
         [(4, ZeroPoint::Symmetric), (8, ZeroPoint::Symmetric), (4, ZeroPoint::Asymmetric)]
@@ -28,7 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             scale: FloatType::BF16,
         };
         let mut decided = vec![0.0; COUNT];
-        let speed = best(|| quantize_rows(&grid.layout(4096)?, &weight, 4096, &mut decided).map(drop))?;
+        let speed = best(|| quantize_rows(&grid.layout(COLS)?, &weight, COLS, &mut decided).map(drop))?;
         writeln!(out, "{bits}-bit g128 {zero_point:?} {speed:.0} MB/s")?;
     }
     Ok(())

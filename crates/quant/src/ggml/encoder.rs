@@ -1,5 +1,7 @@
 //! Rows into blocks: the public door, the trait that each block type implements, and the choice of a CPU's code.
 
+use std::marker::PhantomData;
+
 use bitmill_tensor::{BlockType, FloatType};
 
 use super::{
@@ -134,43 +136,14 @@ pub(super) struct Rows<'a> {
 
 /// Encodes block by block; where the first block begins whose scale is beyond f16, counted through all rows, with that
 /// scale.
-///
-/// The encoders are plain Rust whose lanes are sub-blocks or weights. They are compiled here a second time for AVX2:
-/// the same operations in the same order, eight at once. AVX2 alone brings no fused multiply-add, and Rust contracts
-/// none by itself, so both give the same bytes.
 pub(super) fn each_block<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize>(
     rows: Rows<'_>,
     out: &mut [u8],
 ) -> Result<(), (usize, f32)> {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        #[target_feature(enable = "avx2")]
-        fn with_avx2<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize>(
-            rows: Rows<'_>,
-            out: &mut [u8],
-        ) -> Result<(), (usize, f32)> {
-            block_by_block::<E, WEIGHTS, BYTES>(rows, out)
-        }
-        // SAFETY: the CPU was just asked for AVX2, the only thing that this function needs beyond a safe one.
-        return unsafe { with_avx2::<E, WEIGHTS, BYTES>(rows, out) };
+    match rows.importance {
+        None => for_this_cpu::<Plain<E, WEIGHTS, BYTES>>(rows, out),
+        Some(_) => for_this_cpu::<Weighed<E, WEIGHTS, BYTES>>(rows, out),
     }
-    block_by_block::<E, WEIGHTS, BYTES>(rows, out)
-}
-
-#[inline(always)]
-pub(super) fn block_by_block<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize>(
-    rows: Rows<'_>,
-    out: &mut [u8],
-) -> Result<(), (usize, f32)> {
-    let (blocks, _) = rows.weight.as_chunks::<WEIGHTS>();
-    let (encoded, _) = out.as_chunks_mut::<BYTES>();
-    let importance = rows.importance.map(|importance| importance.as_chunks::<WEIGHTS>().0);
-    let per_row = rows.cols / WEIGHTS;
-    for (index, (block, bytes)) in blocks.iter().zip(encoded).enumerate() {
-        let weighing = importance.map(|importance| Weighing { importance: &importance[index % per_row] });
-        E::encode(block, weighing, bytes).map_err(|scale| (WEIGHTS * index, scale))?;
-    }
-    Ok(())
 }
 
 /// [`each_block`] for types that search eight blocks at once where there is importance.
@@ -178,48 +151,107 @@ pub(super) fn each_small_block<E: EncodeEight<BYTES>, const BYTES: usize>(
     rows: Rows<'_>,
     out: &mut [u8],
 ) -> Result<(), (usize, f32)> {
-    let Some(importance) = rows.importance else {
-        return each_block::<E, 32, BYTES>(rows, out);
-    };
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        #[target_feature(enable = "avx2")]
-        fn with_avx2<E: EncodeEight<BYTES>, const BYTES: usize>(
-            rows: Rows<'_>,
-            importance: &[f32],
-            out: &mut [u8],
-        ) -> Result<(), (usize, f32)> {
-            eight_by_eight::<E, BYTES>(rows, importance, out)
-        }
-        // SAFETY: the CPU was just asked for AVX2, the only thing that this function needs beyond a safe one.
-        return unsafe { with_avx2::<E, BYTES>(rows, importance, out) };
+    match rows.importance {
+        None => for_this_cpu::<Plain<E, 32, BYTES>>(rows, out),
+        Some(_) => for_this_cpu::<Eights<E, BYTES>>(rows, out),
     }
-    eight_by_eight::<E, BYTES>(rows, importance, out)
 }
 
-/// The last blocks of a row are filled up with blocks of zeros.
-#[inline(always)]
-pub(super) fn eight_by_eight<E: EncodeEight<BYTES>, const BYTES: usize>(
-    rows: Rows<'_>,
-    importance: &[f32],
-    out: &mut [u8],
-) -> Result<(), (usize, f32)> {
-    let row_bytes = rows.cols / 32 * BYTES;
-    for (row, (weight, out)) in
-        rows.weight.chunks_exact(rows.cols).zip(out.chunks_exact_mut(row_bytes)).enumerate()
+/// A way through rows of blocks. One for each search: where two of them were compiled into one function, the compiler
+/// made vectors of two lanes out of the second.
+pub(super) trait Walk {
+    fn walk(rows: Rows<'_>, out: &mut [u8]) -> Result<(), (usize, f32)>;
+}
+
+/// Walks with the widest vectors that the CPU has.
+///
+/// The encoders are plain Rust whose lanes are sub-blocks or weights. They are compiled here again for AVX2 and for
+/// AVX-512: the same operations in the same order, eight at once. Rust contracts no multiplication with an addition by
+/// itself, so all give the same bytes.
+pub(super) fn for_this_cpu<W: Walk>(rows: Rows<'_>, out: &mut [u8]) -> Result<(), (usize, f32)> {
+    #[cfg(target_arch = "x86_64")]
     {
-        let row_mean_square = sum_of_squares(weight) / rows.cols as f32;
-        for (eight, out) in out.chunks_mut(8 * BYTES).enumerate() {
-            let from = 256 * eight;
-            let count = (rows.cols - from).min(256);
-            let (mut block_weights, mut block_importance) = ([0.0; 256], [0.0; 256]);
-            block_weights[..count].copy_from_slice(&weight[from..][..count]);
-            block_importance[..count].copy_from_slice(&importance[from..][..count]);
-            let mut encoded = [[0; BYTES]; 8];
-            E::encode_eight(&block_weights, &block_importance, row_mean_square, &mut encoded)
-                .map_err(|(block, scale)| (rows.cols * row + from + 32 * block, scale))?;
-            out.copy_from_slice(&encoded.as_flattened()[..out.len()]);
+        use std::arch::is_x86_feature_detected as has;
+
+        #[target_feature(enable = "avx2,avx512f,avx512vl,avx512dq,avx512bw")]
+        fn with_avx512<W: Walk>(rows: Rows<'_>, out: &mut [u8]) -> Result<(), (usize, f32)> {
+            W::walk(rows, out)
+        }
+        #[target_feature(enable = "avx2")]
+        fn with_avx2<W: Walk>(rows: Rows<'_>, out: &mut [u8]) -> Result<(), (usize, f32)> {
+            W::walk(rows, out)
+        }
+        if has!("avx2") && has!("avx512f") && has!("avx512vl") && has!("avx512dq") && has!("avx512bw") {
+            // SAFETY: the CPU was just asked for all that this function needs beyond a safe one.
+            return unsafe { with_avx512::<W>(rows, out) };
+        }
+        if has!("avx2") {
+            // SAFETY: the CPU was just asked for AVX2, the only thing that this function needs beyond a safe one.
+            return unsafe { with_avx2::<W>(rows, out) };
         }
     }
-    Ok(())
+    W::walk(rows, out)
+}
+
+/// Block by block, without importance.
+pub(super) struct Plain<E, const WEIGHTS: usize, const BYTES: usize>(PhantomData<E>);
+
+impl<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize> Walk for Plain<E, WEIGHTS, BYTES> {
+    #[inline(always)]
+    fn walk(rows: Rows<'_>, out: &mut [u8]) -> Result<(), (usize, f32)> {
+        let (blocks, _) = rows.weight.as_chunks::<WEIGHTS>();
+        let (encoded, _) = out.as_chunks_mut::<BYTES>();
+        for (index, (block, bytes)) in blocks.iter().zip(encoded).enumerate() {
+            E::encode(block, None, bytes).map_err(|scale| (WEIGHTS * index, scale))?;
+        }
+        Ok(())
+    }
+}
+
+/// Block by block, with importance.
+pub(super) struct Weighed<E, const WEIGHTS: usize, const BYTES: usize>(PhantomData<E>);
+
+impl<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize> Walk
+    for Weighed<E, WEIGHTS, BYTES>
+{
+    #[inline(always)]
+    fn walk(rows: Rows<'_>, out: &mut [u8]) -> Result<(), (usize, f32)> {
+        let (blocks, _) = rows.weight.as_chunks::<WEIGHTS>();
+        let (encoded, _) = out.as_chunks_mut::<BYTES>();
+        let (importance, _) = rows.importance.expect("walked for it").as_chunks::<WEIGHTS>();
+        let of_blocks = importance.iter().cycle();
+        for (index, ((block, bytes), importance)) in blocks.iter().zip(encoded).zip(of_blocks).enumerate() {
+            E::encode(block, Some(Weighing { importance }), bytes)
+                .map_err(|scale| (WEIGHTS * index, scale))?;
+        }
+        Ok(())
+    }
+}
+
+/// Eight small blocks at a time, with importance; the last of a row are filled up with blocks of zeros.
+pub(super) struct Eights<E, const BYTES: usize>(PhantomData<E>);
+
+impl<E: EncodeEight<BYTES>, const BYTES: usize> Walk for Eights<E, BYTES> {
+    #[inline(always)]
+    fn walk(rows: Rows<'_>, out: &mut [u8]) -> Result<(), (usize, f32)> {
+        let importance = rows.importance.expect("walked for it");
+        let row_bytes = rows.cols / 32 * BYTES;
+        for (row, (weight, out)) in
+            rows.weight.chunks_exact(rows.cols).zip(out.chunks_exact_mut(row_bytes)).enumerate()
+        {
+            let row_mean_square = sum_of_squares(weight) / rows.cols as f32;
+            for (eight, out) in out.chunks_mut(8 * BYTES).enumerate() {
+                let from = 256 * eight;
+                let count = (rows.cols - from).min(256);
+                let (mut block_weights, mut block_importance) = ([0.0; 256], [0.0; 256]);
+                block_weights[..count].copy_from_slice(&weight[from..][..count]);
+                block_importance[..count].copy_from_slice(&importance[from..][..count]);
+                let mut encoded = [[0; BYTES]; 8];
+                E::encode_eight(&block_weights, &block_importance, row_mean_square, &mut encoded)
+                    .map_err(|(block, scale)| (rows.cols * row + from + 32 * block, scale))?;
+                out.copy_from_slice(&encoded.as_flattened()[..out.len()]);
+            }
+        }
+        Ok(())
+    }
 }

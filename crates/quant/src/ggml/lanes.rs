@@ -27,6 +27,15 @@ pub(super) fn by_sub_block<const N: usize>(weights: &[f32]) -> [F8; N] {
     x
 }
 
+/// The lanes of one after those of the other.
+#[inline(always)]
+pub(super) fn both(first: F8, second: F8) -> [f32; 16] {
+    let mut out = [0.0; 16];
+    out[..8].copy_from_slice(&first.0);
+    out[8..].copy_from_slice(&second.0);
+    out
+}
+
 impl F8 {
     pub(super) const ZERO: Self = Self([0.0; 8]);
 
@@ -83,6 +92,13 @@ impl F8 {
 }
 
 impl M8 {
+    pub(super) const NONE: Self = Self([0; 8]);
+
+    #[inline(always)]
+    pub(super) fn any(self) -> bool {
+        self.0.into_iter().fold(0, |any, lane| any | lane) != 0
+    }
+
     #[inline(always)]
     pub(super) fn and(self, other: Self) -> Self {
         Self(std::array::from_fn(|lane| self.0[lane] & other.0[lane]))

@@ -185,7 +185,7 @@ mod weights;
 
 #[cfg(test)]
 mod tests {
-    use super::encoder::{Rows, block_by_block, each_block, each_small_block, eight_by_eight};
+    use super::encoder::{Eights, Plain, Rows, Walk, Weighed, for_this_cpu};
     use super::*;
 
     #[test]
@@ -205,50 +205,40 @@ mod tests {
     }
 
     #[test]
-    fn blocks_compiled_for_avx2_equal_those_that_are_not() {
-        fn compare<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize>(name: &str) {
+    fn blocks_compiled_for_this_cpu_equal_those_that_are_not() {
+        fn compare<W: Walk>(name: &str, importance: Option<&[f32]>, row_bytes: usize) {
             let weight = weights::fill(name, 11, 4096);
-            let importance = weights::fill_importance("dead_blocks", 11, 4096);
-            for importance in [None, Some(&importance[..])] {
-                let rows = Rows { cols: 4096, weight: &weight, importance };
-                let mut plain = vec![0xa5; 4096 / WEIGHTS * BYTES];
-                let mut chosen = vec![0x5a; 4096 / WEIGHTS * BYTES];
-                let ends = (
-                    block_by_block::<E, _, _>(rows, &mut plain).is_ok(),
-                    each_block::<E, _, _>(rows, &mut chosen).is_ok(),
-                );
-                assert_eq!(ends, (true, true), "{name}");
-                assert_eq!(plain, chosen, "{name}");
-            }
-        }
-        fn compare_eights<E: EncodeEight<BYTES>, const BYTES: usize>(name: &str) {
-            compare::<E, _, _>(name);
-            let weight = weights::fill(name, 11, 4096);
-            let importance = weights::fill_importance("dead_blocks", 11, 4096);
-            let rows = Rows { cols: 4096, weight: &weight, importance: Some(&importance) };
-            let mut plain = vec![0xa5; 4096 / 32 * BYTES];
-            let mut chosen = vec![0x5a; 4096 / 32 * BYTES];
-            let ends = (
-                eight_by_eight::<E, _>(rows, &importance, &mut plain).is_ok(),
-                each_small_block::<E, _>(rows, &mut chosen).is_ok(),
-            );
+            let rows = Rows { cols: 4096, weight: &weight, importance };
+            let (mut plain, mut chosen) = (vec![0xa5; row_bytes], vec![0x5a; row_bytes]);
+            let ended = W::walk(rows, &mut plain).is_ok();
+            assert_eq!(for_this_cpu::<W>(rows, &mut chosen).is_ok(), ended, "{name}");
             // Near the end of f16 a scale may be beyond it.
-            assert!(ends == (true, true) || (ends == (false, false) && name == "near_f16_max"), "{name}");
-            assert!(plain == chosen || !ends.0, "{name}");
+            assert!(ended || name == "near_f16_max", "{name}");
+            assert!(plain == chosen || !ended, "{name}");
+        }
+        fn blocks<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize>(name: &str) {
+            compare::<Plain<E, WEIGHTS, BYTES>>(name, None, 4096 / WEIGHTS * BYTES);
+            let importance = weights::fill_importance("dead_blocks", 11, 4096);
+            compare::<Weighed<E, WEIGHTS, BYTES>>(name, Some(&importance), 4096 / WEIGHTS * BYTES);
+        }
+        fn small_blocks<E: EncodeEight<BYTES>, const BYTES: usize>(name: &str) {
+            compare::<Plain<E, 32, BYTES>>(name, None, 4096 / 32 * BYTES);
+            let importance = weights::fill_importance("dead_blocks", 11, 4096);
+            compare::<Eights<E, BYTES>>(name, Some(&importance), 4096 / 32 * BYTES);
         }
         for name in weights::NAMES {
-            compare_eights::<q4_0::Q4_0, _>(name);
-            compare_eights::<q4_1::Q4_1, _>(name);
-            compare_eights::<q5_0::Q5_0, _>(name);
-            compare_eights::<q5_1::Q5_1, _>(name);
-            compare::<q8_0::Q8_0, _, _>(name);
-            compare::<q2_k::Q2_K, _, _>(name);
-            compare::<q3_k::Q3_K, _, _>(name);
-            compare::<q4_k::Q4_K, _, _>(name);
-            compare::<q5_k::Q5_K, _, _>(name);
-            compare::<q6_k::Q6_K, _, _>(name);
-            compare::<iq4::IQ4_NL, _, _>(name);
-            compare::<iq4::IQ4_XS, _, _>(name);
+            small_blocks::<q4_0::Q4_0, _>(name);
+            small_blocks::<q4_1::Q4_1, _>(name);
+            small_blocks::<q5_0::Q5_0, _>(name);
+            small_blocks::<q5_1::Q5_1, _>(name);
+            blocks::<q8_0::Q8_0, _, _>(name);
+            blocks::<q2_k::Q2_K, _, _>(name);
+            blocks::<q3_k::Q3_K, _, _>(name);
+            blocks::<q4_k::Q4_K, _, _>(name);
+            blocks::<q5_k::Q5_K, _, _>(name);
+            blocks::<q6_k::Q6_K, _, _>(name);
+            blocks::<iq4::IQ4_NL, _, _>(name);
+            blocks::<iq4::IQ4_XS, _, _>(name);
         }
     }
 }

@@ -4,7 +4,7 @@
 use super::{
     Encode, Weighing, f16_scale,
     importance::{counts, sum_of_squares},
-    lanes::{F8, by_sub_block},
+    lanes::{F8, both, by_sub_block},
     nearest_int, pairs_of_bits,
     scale_and_shift::{Found, Search, largest_of},
     unsigned_scale,
@@ -22,20 +22,22 @@ impl Encode<256, 84> for Q2_K {
     ) -> Result<(), f32> {
         // Two searches of eight sub-blocks, a lane for each.
         let (halves, _) = weights.as_chunks::<128>();
-        let x: [[F8; 16]; 2] = [by_sub_block(&halves[0]), by_sub_block(&halves[1])];
+        let (first, second): ([F8; 16], [F8; 16]) = (by_sub_block(&halves[0]), by_sub_block(&halves[1]));
         let (found, rounded) = match weighing {
             None => {
                 let search = Search { top: 3, first: -0.5, step: 0.1, steps: 15, magnitudes: true };
-                let found = [0, 1].map(|half| search.run(&x[half], &magnitudes(&x[half])));
+                let found =
+                    [search.run(&first, &magnitudes(&first)), search.run(&second, &magnitudes(&second))];
                 let rounded = round(&found);
                 (found, rounded)
             }
             Some(weighing) => {
                 let mean_square = sum_of_squares(weights) / 256.0;
                 let (importance, _) = weighing.importance.as_chunks::<128>();
-                let found = [0, 1].map(|half| {
-                    Search::weighed(3).run(&x[half], &counts(&x[half], &importance[half], mean_square))
-                });
+                let found = [
+                    Search::weighed(3).run(&first, &counts(&first, &importance[0], mean_square)),
+                    Search::weighed(3).run(&second, &counts(&second, &importance[1], mean_square)),
+                ];
                 let rounded = round_weighed(&found);
                 (found, rounded)
             }
@@ -48,9 +50,9 @@ impl Encode<256, 84> for Q2_K {
         let mut codes = [0u8; 256];
         let sub_blocks = weights.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<16>().0);
         for (j, (sub_block, codes)) in sub_blocks.enumerate() {
-            let both = rounded.scales_and_mins[j];
-            let step = d * f32::from(both & 15);
-            let shift = d_min * f32::from(both >> 4);
+            let pair = rounded.scales_and_mins[j];
+            let step = d * f32::from(pair & 15);
+            let shift = d_min * f32::from(pair >> 4);
             for (code, &x) in codes.iter_mut().zip(sub_block) {
                 *code = if step != 0.0 {
                     nearest_int((x + shift) / step).clamp(0, 3) as u8
@@ -90,10 +92,10 @@ fn round(found: &[Found; 2]) -> Rounded {
 
 #[inline(always)]
 fn round_weighed(found: &[Found; 2]) -> Rounded {
-    let of = |part: fn(&Found) -> F8| -> [f32; 16] { std::array::from_fn(|j| part(&found[j / 8]).0[j % 8]) };
-    let counts = of(|found| found.counts);
-    let (d, scales) = unsigned_scale::search(&of(|found| found.scale), &counts, 15);
-    let (d_min, mins) = unsigned_scale::search(&of(|found| found.min), &counts, 15);
+    let [first, second] = found;
+    let counts = both(first.counts, second.counts);
+    let (d, scales) = unsigned_scale::search(&both(first.scale, second.scale), &counts, 15);
+    let (d_min, mins) = unsigned_scale::search(&both(first.min, second.min), &counts, 15);
     Rounded { d, d_min, scales_and_mins: std::array::from_fn(|j| scales[j] | mins[j] << 4) }
 }
 

@@ -4,7 +4,7 @@
 use super::{
     Encode, Weighing, ZERO, f16_scale,
     importance::{counts, sum_of_squares},
-    lanes::{F8, M8, by_sub_block},
+    lanes::{F8, M8, both, by_sub_block},
     nearest_int, pairs_of_bits, scale,
 };
 
@@ -22,7 +22,7 @@ impl Encode<256, 110> for Q3_K {
         let (halves, _) = weights.as_chunks::<128>();
         let x: [[F8; 16]; 2] = [by_sub_block(&halves[0]), by_sub_block(&halves[1])];
         let Some(weighing) = weighing else {
-            let found = [search(&x[0]), search(&x[1])];
+            let found = search(&x);
             for (half, found) in halves.iter().zip(&found) {
                 if found.scale.0.iter().any(|scale| scale.is_nan()) {
                     // Cubes beyond f32: ggml goes on and writes zeros for the sub-block.
@@ -33,8 +33,8 @@ impl Encode<256, 110> for Q3_K {
         };
         let mean_square = 2.0 * sum_of_squares(weights) / 256.0;
         let (importance, _) = weighing.importance.as_chunks::<128>();
-        let counts = [0, 1].map(|half| counts(&x[half], &importance[half], mean_square));
-        let found = [0, 1].map(|half| search_weighed(&x[half], &counts[half]));
+        let counts = [counts(&x[0], &importance[0], mean_square), counts(&x[1], &importance[1], mean_square)];
+        let found = [search_weighed(&x[0], &counts[0]), search_weighed(&x[1], &counts[1])];
         pack(weights, &found, round_weighed(&found, &counts), out)
     }
 }
@@ -48,48 +48,69 @@ struct Found {
     zeros: M8,
 }
 
+impl Found {
+    const NONE: Self = Self { scale: F8::ZERO, codes: [F8::ZERO; 16], zeros: M8::NONE };
+}
+
 /// Codes from the largest weight, then moved one at a time while that lowers the error, at most five times each: ggml's
 /// `make_q3_quants`. It stops when a round moved none; here other lanes may go on, and another round moves none again.
+///
+/// Each step waits for the one before it, a division among them, so both halves go side by side.
 #[inline(always)]
-fn search(x: &[F8; 16]) -> Found {
-    let (mut absolute, mut largest) = (F8::ZERO, F8::ZERO);
-    for &x in x {
-        let above = absolute.below(x.abs());
-        absolute = above.select(x.abs(), absolute);
-        largest = above.select(x, largest);
-    }
-    let zeros = absolute.below(F8::splat(ZERO));
-    let inverse = F8::splat(-4.0) / largest;
-    let mut codes = [F8::ZERO; 16];
-    let (mut sum_lx, mut sum_l2) = (F8::ZERO, F8::ZERO);
-    for (code, &x) in codes.iter_mut().zip(x) {
-        let l = (inverse * x).nearest_within(-4, 3);
-        *code = l;
-        let w = x * x;
-        sum_lx = sum_lx + w * x * l;
-        sum_l2 = sum_l2 + w * l * l;
-    }
-    for _ in 0..5 {
-        for (code, &x) in codes.iter_mut().zip(x) {
+fn search(x: &[[F8; 16]; 2]) -> [Found; 2] {
+    let mut found = [Found::NONE; 2];
+    let (mut sum_lx, mut sum_l2) = ([F8::ZERO; 2], [F8::ZERO; 2]);
+    for half in 0..2 {
+        let (mut absolute, mut largest) = (F8::ZERO, F8::ZERO);
+        for x in x[half] {
+            let above = absolute.below(x.abs());
+            absolute = above.select(x.abs(), absolute);
+            largest = above.select(x, largest);
+        }
+        found[half].zeros = absolute.below(F8::splat(ZERO));
+        let inverse = F8::splat(-4.0) / largest;
+        for i in 0..16 {
+            let x = x[half][i];
+            let l = (inverse * x).nearest_within(-4, 3);
+            found[half].codes[i] = l;
             let w = x * x;
-            let l = *code;
-            let others_lx = sum_lx - w * x * l;
-            let others_l2 = sum_l2 - w * l * l;
-            let new = (x * others_l2 / others_lx).nearest_within(-4, 3);
-            let (new_lx, new_l2) = (others_lx + w * x * new, others_l2 + w * new * new);
-            let better = F8::ZERO
-                .below(others_lx)
-                .and_not(new.equals(l))
-                .and(F8::ZERO.below(new_l2))
-                .and((sum_lx * sum_lx * new_l2).below(new_lx * new_lx * sum_l2));
-            *code = better.select(new, l);
-            sum_lx = better.select(new_lx, sum_lx);
-            sum_l2 = better.select(new_l2, sum_l2);
+            sum_lx[half] = sum_lx[half] + w * x * l;
+            sum_l2[half] = sum_l2[half] + w * l * l;
         }
     }
-    // Not above 0 beside NaN, which is kept so that it is seen.
-    let scale = sum_l2.equals(F8::ZERO).select(F8::ZERO, sum_lx / sum_l2);
-    Found { scale: zeros.select(F8::ZERO, scale), codes, zeros }
+    for _ in 0..5 {
+        let mut moved = false;
+        for i in 0..16 {
+            for half in 0..2 {
+                let x = x[half][i];
+                let w = x * x;
+                let l = found[half].codes[i];
+                let (lx, l2) = (sum_lx[half], sum_l2[half]);
+                let others_lx = lx - w * x * l;
+                let others_l2 = l2 - w * l * l;
+                let new = (x * others_l2 / others_lx).nearest_within(-4, 3);
+                let (new_lx, new_l2) = (others_lx + w * x * new, others_l2 + w * new * new);
+                let better = F8::ZERO
+                    .below(others_lx)
+                    .and_not(new.equals(l))
+                    .and(F8::ZERO.below(new_l2))
+                    .and((lx * lx * new_l2).below(new_lx * new_lx * l2));
+                found[half].codes[i] = better.select(new, l);
+                sum_lx[half] = better.select(new_lx, lx);
+                sum_l2[half] = better.select(new_l2, l2);
+                moved |= better.any();
+            }
+        }
+        if !moved {
+            break;
+        }
+    }
+    for half in 0..2 {
+        // Not above 0 beside NaN, which is kept so that it is seen.
+        let scale = sum_l2[half].equals(F8::ZERO).select(F8::ZERO, sum_lx[half] / sum_l2[half]);
+        found[half].scale = found[half].zeros.select(F8::ZERO, scale);
+    }
+    found
 }
 
 /// With importance ggml searches no code by itself, only the scale.
@@ -129,13 +150,18 @@ fn round(found: &[Found; 2]) -> Rounded {
 
 #[inline(always)]
 fn round_weighed(found: &[Found; 2], counts: &[[F8; 16]; 2]) -> Rounded {
-    let sums = counts.map(|counts| counts.into_iter().fold(F8::ZERO, |sum, count| sum + count));
-    let (d, scales) = scale::search_one(
-        &std::array::from_fn(|j| found[j / 8].scale.0[j % 8]),
-        &std::array::from_fn(|j| sums[j / 8].0[j % 8]),
-        32,
-    );
+    let scales = both(found[0].scale, found[1].scale);
+    let (d, scales) = scale::search_one(&scales, &both(sum(&counts[0]), sum(&counts[1])), 32);
     Rounded { d, scales }
+}
+
+#[inline(always)]
+fn sum(counts: &[F8; 16]) -> F8 {
+    let mut sum = F8::ZERO;
+    for &count in counts {
+        sum = sum + count;
+    }
+    sum
 }
 
 /// Chooses the codes again for the rounded scales, and writes the block. Sub-blocks whose scale rounds to zero keep the

@@ -20,15 +20,15 @@ impl Encode<256, 210> for Q6_K {
     ) -> Result<(), f32> {
         // Two searches of eight sub-blocks, a lane for each.
         let (halves, _) = weights.as_chunks::<128>();
-        let found = [0, 1].map(|half| {
-            let x: [F8; 16] = by_sub_block(&halves[half]);
-            // Importance alone, whatever the weights.
-            let counts = match weighing {
-                Some(weighing) => by_sub_block(&weighing.importance[128 * half..][..128]),
-                None => x.map(|x| x * x),
-            };
-            search(&x, &counts, 32)
-        });
+        let (first, second): ([F8; 16], [F8; 16]) = (by_sub_block(&halves[0]), by_sub_block(&halves[1]));
+        // Importance alone, whatever the weights.
+        let counts = match weighing {
+            Some(Weighing { importance }) => {
+                (by_sub_block(&importance[..128]), by_sub_block(&importance[128..]))
+            }
+            None => (squares(&first), squares(&second)),
+        };
+        let found = [search(&first, &counts.0, 32), search(&second, &counts.1, 32)];
         for (half, found) in halves.iter().zip(&found) {
             if found.scale.0.iter().any(|scale| scale.is_nan()) {
                 // Sums beyond f32: ggml goes on and writes zeros for the sub-block.
@@ -37,6 +37,15 @@ impl Encode<256, 210> for Q6_K {
         }
         pack(weights, &found, out)
     }
+}
+
+#[inline(always)]
+fn squares(x: &[F8; 16]) -> [F8; 16] {
+    let mut out = [F8::ZERO; 16];
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = x * x;
+    }
+    out
 }
 
 /// Rounds the scales to eight bits, chooses the codes again for those, and writes the block. Sub-blocks whose scale

@@ -98,7 +98,9 @@ pub(super) fn search_one<const N: usize>(x: &[f32; N], counts: &[f32; N], top: i
     if absolute < ZERO {
         return (0.0, [0; N]);
     }
-    let mut inverses = [-top as f32 / largest; 24];
+    // Lanes left over have no codes but 0, which are never better.
+    let mut inverses = [0.0; 24];
+    inverses[0] = -top as f32 / largest;
     for (inverse, step) in inverses[1..].iter_mut().zip(STEPS) {
         *inverse = units(top, step) / largest;
     }
