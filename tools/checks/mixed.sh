@@ -37,7 +37,8 @@ for model in "$@"; do
   done
   for mix in $MIXES; do
     if "$BITMILL" recipes $mix >/dev/null 2>&1; then
-      "$BITMILL" compress "$model" --recipe $mix -o "$W"/out.gguf --force >/dev/null
+      # As llama-quantize makes them: no width padded.
+      "$BITMILL" compress "$model" --recipe $mix --no-pad -o "$W"/out.gguf --force >/dev/null
     else
       [ -f "$W"/$name-dense.gguf ] || { printf 'format = "gguf"\n[[step]]\nkind = "keep"\n' >"$W"/keep.toml; "$BITMILL" compress "$model" --recipe "$W"/keep.toml -o "$W"/$name-dense.gguf >/dev/null; }
       "$P"/build-llama/bin/llama-quantize "$W"/$name-dense.gguf "$W"/out.gguf $mix >"$W"/log 2>&1 || { tail -3 "$W"/log; continue; }

@@ -90,6 +90,9 @@ pub struct How {
     /// Weigh the errors of GGUF blocks by this importance matrix, which `bitmill imatrix` or llama-imatrix wrote.
     #[arg(long, value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
+    /// Keep the feed-forward width where blocks of 256 do not divide it: types then fall back as llama-quantize's do.
+    #[arg(long)]
+    pub no_pad: bool,
     /// Write safetensors shards of at most this size.
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
     pub shard_size: u64,

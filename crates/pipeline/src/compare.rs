@@ -227,7 +227,7 @@ fn notes(plan: &Plan) -> Vec<String> {
         .filter(|tensor| tensor.removal.is_some())
         .partition(|tensor| matches!(tensor.to, Encoding::Sparse { .. }));
     let about = |tensors: &[&PlannedTensor], what: &str| {
-        let weights: u64 = tensors.iter().map(|tensor| tensor.weights()).sum();
+        let weights: u64 = tensors.iter().map(|tensor| tensor.source_weights()).sum();
         let zeros: u64 = tensors.iter().map(|tensor| tensor.zeros()).sum();
         let percent = (zeros as f64 * 1_000.0 / weights.max(1) as f64).round() / 10.0;
         (!tensors.is_empty()).then(|| format!("{} tensors: {percent} % zeros, {what}", tensors.len()))

@@ -34,7 +34,10 @@ pub struct TensorRecord {
     /// Name in the source, where layers before it were removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Values that are zero as stored, where weights were removed.
+    /// Shape in the source, where zeros make it larger.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_shape: Option<Vec<usize>>,
+    /// Values that are zero as stored, where weights were removed; none that pad.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zeros: Option<u64>,
     /// xxh3 of the source's values, widened to f32.
@@ -156,9 +159,9 @@ pub(crate) fn peak_bytes(tensors: &[PlannedTensor]) -> u64 {
             Encoding::Sparse { .. } => 8 * rows,
             _ => 0,
         };
-        // The source's values, those decided, and, where weights are removed, what is left with its mask.
+        // The source's values, those decided, where weights are removed what is left with its mask, and the padded rows.
         let task_rows = rows_per_task(cols).min(rows);
-        let copies = if tensor.removal.is_some() { 3 } else { 2 };
+        let copies = 2 + usize::from(tensor.removal.is_some()) + usize::from(tensor.is_padded());
         let mask = if tensor.removal.is_some() { chunk_rows * mask_bytes(cols) } else { 0 };
         (threads * copies * 4 * task_rows * cols + bytes + held + mask) as u64
     };

@@ -54,11 +54,13 @@ pub enum Error {
         /// What is wrong, with the line where there is one.
         message: String,
     },
-    /// An importance matrix for a recipe whose steps look at none.
-    #[error("recipe `{recipe}` makes no GGUF blocks, and an importance matrix is for those")]
-    NoUseForImatrix {
+    /// Something for a recipe whose steps have no use for it.
+    #[error("recipe `{recipe}` has no use for {what}")]
+    NoUse {
         /// The recipe's name.
         recipe: String,
+        /// What it has no use for.
+        what: &'static str,
     },
     /// A pattern of the recipe matches no tensor of the model.
     #[error("recipe `{recipe}`: `{pattern}` matches no tensor of {model}")]
@@ -352,8 +354,8 @@ impl Error {
             Self::MalformedRecipe { .. } => {
                 Some("`bitmill recipes NAME` prints a preset as a file to start from".into())
             }
-            Self::NoUseForImatrix { .. } => {
-                Some("it weighs steps of kind `mix` and `block`, such as those of the preset q4_k_m".into())
+            Self::NoUse { .. } => {
+                Some("it is for steps of kind `mix` and `block`, such as those of the preset q4_k_m".into())
             }
             Self::PatternMatchesNothing { pattern, .. } if pattern.contains("lm_head") => Some(
                 "a model with a tied head has no `lm_head.weight`: it is `model.embed_tokens.weight` again"

@@ -29,11 +29,27 @@ impl Weighed {
         Ok(Self { path: path.into(), imatrix, hash: format!("{:016x}", xxh3_64(&bytes)) })
     }
 
-    /// The importance of each column of the tensor `info` of `checkpoint`; `None` without an entry.
-    pub(crate) fn of(&self, checkpoint: &Checkpoint, info: &TensorInfo) -> Result<Option<Vec<f32>>, Error> {
-        let (_, in_features) = rows_and_columns(&info.shape);
+    /// The importance of each column of `planned`, made of the tensor `info` of `checkpoint`; `None` without an entry. An
+    /// entry may be of the source or of the padded model; columns that pad weigh nothing in either.
+    pub(crate) fn of(
+        &self,
+        checkpoint: &Checkpoint,
+        planned: &PlannedTensor,
+        info: &TensorInfo,
+    ) -> Result<Option<Vec<f32>>, Error> {
         let n_experts = checkpoint.config().experts.as_ref().map_or(0, |experts| experts.count);
-        Ok(self.imatrix.importance(info.role, in_features, n_experts)?)
+        let of = |in_features| self.imatrix.importance(info.role, in_features, n_experts);
+        let (_, own) = rows_and_columns(&info.shape);
+        if planned.in_features() != own
+            && let Ok(Some(padded)) = of(planned.in_features())
+        {
+            return Ok(Some(padded));
+        }
+        let mut importance = of(own)?;
+        if let Some(importance) = &mut importance {
+            importance.resize(planned.in_features(), 0.0);
+        }
+        Ok(importance)
     }
 
     /// Refuses entries that are of another model, and tells of tensors that have none: in a sentence, if there are any.
@@ -44,7 +60,7 @@ impl Weighed {
     ) -> Result<Option<String>, Error> {
         let mut without = Vec::new();
         for planned in tensors.iter().filter(|planned| is_weighed(planned)) {
-            if self.of(checkpoint, &checkpoint.tensor(&planned.source)?.info)?.is_none() {
+            if self.of(checkpoint, planned, &checkpoint.tensor(&planned.source)?.info)?.is_none() {
                 without.push(&planned.name);
             }
         }

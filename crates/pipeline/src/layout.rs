@@ -10,6 +10,7 @@ use bitmill_text::Tokenizer;
 use crate::depth::Cut;
 use crate::error::Error;
 use crate::merged::{self, Place};
+use crate::padding;
 use crate::plan::{PlannedTensor, rows_and_columns};
 use crate::recipe::{Format, Recipe, Step};
 
@@ -177,6 +178,9 @@ fn folder(
     }
     let mut config = checkpoint.to_config_json()?;
     cut.rewrite(&mut config);
+    if tensors.iter().any(PlannedTensor::is_padded) {
+        padding::rewrite(&mut config, &cut.config);
+    }
     if recipe.format == Format::CompressedTensors {
         config["quantization_config"] = match sparsity(tensors) {
             Some(sparsity) => bitmill_checkpoint::sparse_config(sparsity, &ignore),

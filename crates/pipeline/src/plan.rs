@@ -11,6 +11,7 @@ use crate::depth::{Cut, Depth};
 use crate::error::Error;
 use crate::importance::Weighed;
 use crate::layout::{self, Layout};
+use crate::padding::{self, PadWidth};
 use crate::pattern::Pattern;
 use crate::pruning::{Removal, Storage};
 use crate::recipe::{Format, Recipe, Step};
@@ -41,6 +42,8 @@ pub struct PlannedTensor {
     pub role: Role,
     /// `[out_features, in_features]`, or `[len]`.
     pub shape: Vec<usize>,
+    /// Its shape in the source: another where zeros make it larger, at the end of either side.
+    pub source_shape: Vec<usize>,
     /// Before.
     pub from: Encoding,
     /// After.
@@ -74,6 +77,11 @@ impl PlannedTensor {
         self.shape.iter().map(|&n| n as u64).product()
     }
 
+    /// Weights that it has in the source.
+    pub(crate) fn source_weights(&self) -> u64 {
+        self.source_shape.iter().map(|&n| n as u64).product()
+    }
+
     /// Columns: what groups and blocks are counted along.
     pub fn in_features(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
@@ -84,6 +92,11 @@ impl PlannedTensor {
         if self.shape.len() == 2 { self.shape[0] } else { 1 }
     }
 
+    /// Whether it is larger than in the source.
+    pub fn is_padded(&self) -> bool {
+        self.shape != self.source_shape
+    }
+
     /// Whether codes are rounded to other codes: a loss on top of the source's own.
     fn is_quantized_again(&self) -> bool {
         self.from.is_quantized() && self.to.is_quantized() && self.treatment == Treatment::Rounded
@@ -91,12 +104,12 @@ impl PlannedTensor {
 
     /// Whether nothing happens to it.
     fn is_kept(&self) -> bool {
-        self.from == self.to && self.removal.is_none() && !self.is_quantized_again()
+        self.from == self.to && self.removal.is_none() && !self.is_padded() && !self.is_quantized_again()
     }
 
     /// Weights that become zero, by number; exact.
     pub fn zeros(&self) -> u64 {
-        let (rows, cols) = rows_and_columns(&self.shape);
+        let (rows, cols) = rows_and_columns(&self.source_shape);
         // The plan was made with it, so it fits.
         let kept = self.removal.and_then(|removal| removal.kept(rows, cols).ok());
         kept.map_or(0, |kept| (rows * cols - kept) as u64)
@@ -108,7 +121,7 @@ impl PlannedTensor {
         match self.removal {
             None => stored,
             Some(_) => {
-                let hundredths = self.zeros() as f64 * 10_000.0 / self.weights().max(1) as f64;
+                let hundredths = self.zeros() as f64 * 10_000.0 / self.source_weights().max(1) as f64;
                 format!("{stored}, {} % zeros", hundredths.round() / 100.0)
             }
         }
@@ -163,14 +176,18 @@ impl Plan {
             _ => None,
         });
         let depth = depth.transpose()?;
-        let cut = Cut::new(checkpoint.config(), depth.as_ref());
+        let mut cut = Cut::new(checkpoint.config(), depth.as_ref());
         sources.retain(|info| cut.role(info.role).is_some());
         let steps = resolve_steps(checkpoint, recipe, &sources)?;
-        let mut tensors = Vec::with_capacity(sources.len());
-        for info in sources {
-            if let Some(role) = cut.role(info.role) {
-                tensors.push(plan_tensor(checkpoint, recipe, &cut, &steps, info, role)?);
-            }
+        let planned = |padding: Option<PadWidth>| -> Result<Vec<PlannedTensor>, Error> {
+            let placed = sources.iter().filter_map(|info| Some((info, cut.role(info.role)?)));
+            placed
+                .map(|(info, role)| plan_tensor(checkpoint, recipe, &cut, &steps, padding, info, role))
+                .collect()
+        };
+        let Padded { tensors, width, note } = Padded::new(recipe, planned)?;
+        if let Some(width) = width {
+            padding::widen(&mut cut.config, width);
         }
         if let Some(twice) = tensors.iter().find(|tensor| tensor.is_quantized_again())
             && !options.allow_requantize
@@ -203,6 +220,7 @@ impl Plan {
             Format::Gguf => bitmill_checkpoint::check_gguf(&checkpoint.name(), &cut.config)?,
             Format::CompressedTensors | Format::HuggingFace => bitmill_checkpoint::folder_notes(&cut.config),
         };
+        notes.extend(note);
         if let Some(weighed) = &weighed {
             notes.extend(weighed.check(checkpoint, &tensors)?);
         }
@@ -238,6 +256,8 @@ impl Plan {
             bytes_before: u64,
             bytes_after: u64,
             #[serde(skip_serializing_if = "Option::is_none")]
+            source_shape: Option<&'a [usize]>,
+            #[serde(skip_serializing_if = "Option::is_none")]
             zeros: Option<u64>,
             #[serde(skip_serializing_if = "str::is_empty")]
             reason: &'a str,
@@ -252,6 +272,7 @@ impl Plan {
                 to: t.to.to_string(),
                 bytes_before: t.bytes_before,
                 bytes_after: t.bytes_after,
+                source_shape: t.is_padded().then_some(&t.source_shape),
                 zeros: t.removal.map(|_| t.zeros()),
                 reason: &t.reason,
             })
@@ -305,11 +326,12 @@ impl Plan {
                 None => folded.push((name, tensor, 1, tensor.bytes_before, tensor.bytes_after)),
             }
         }
+        let by = |shape: &[usize]| shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
         let width = folded.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
         let mut text = String::new();
         for (name, tensor, count, before, after) in &folded {
             let what = tensor.what();
-            let shape = tensor.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
+            let shape = by(&tensor.shape);
             // A String takes every write.
             let _ = write!(
                 text,
@@ -317,6 +339,9 @@ impl Plan {
                 bitmill_report::size(*before),
                 bitmill_report::size(*after),
             );
+            if tensor.is_padded() {
+                let _ = write!(text, "  padded from {}", by(&tensor.source_shape));
+            }
             if !tensor.reason.is_empty() {
                 let _ = write!(text, "  {}", tensor.reason);
             }
@@ -342,6 +367,42 @@ impl Plan {
             let _ = writeln!(text, "note: {note}");
         }
         text
+    }
+}
+
+/// The tensors of a plan, their feed-forward blocks widened or not.
+struct Padded {
+    tensors: Vec<PlannedTensor>,
+    width: Option<PadWidth>,
+    /// What that did, in a sentence.
+    note: Option<String>,
+}
+
+impl Padded {
+    /// By the step that asks for it, or, where blocks of 256 would be had but for the width, unasked; `planned` plans all
+    /// tensors with a padding or without.
+    fn new(
+        recipe: &Recipe,
+        planned: impl Fn(Option<PadWidth>) -> Result<Vec<PlannedTensor>, Error>,
+    ) -> Result<Self, Error> {
+        if let Some(width) = recipe.padding() {
+            let tensors = planned(Some(width))?;
+            let note = padding::note(&tensors, None);
+            return Ok(Self { tensors, width: Some(width), note });
+        }
+        let unpadded = planned(None);
+        if !recipe.pad.is_auto() || !recipe.makes_blocks() {
+            return Ok(Self { tensors: unpadded?, width: None, note: None });
+        }
+        let width = PadWidth::SUPER_BLOCK;
+        match planned(Some(width)) {
+            Ok(tensors) if tensors.iter().any(padding::is_won) => {
+                let note = padding::note(&tensors, unpadded.as_deref().ok());
+                Ok(Self { tensors, width: Some(width), note })
+            }
+            // What keeps it from being planned has nothing to do with widths.
+            _ => Ok(Self { tensors: unpadded?, width: None, note: None }),
+        }
     }
 }
 
@@ -436,7 +497,7 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
     match step {
         Step::Float { .. } | Step::Keep { .. } => !is_fixed(format, info),
         // Every tensor that stays is stored by another step, or kept.
-        Step::Depth(_) | Step::Search { .. } => false,
+        Step::Depth(_) | Step::Pad { .. } | Step::Search { .. } => false,
         Step::Magnitude(step) if step.storage == Storage::Dense => info.role.kind.is_matrix(),
         Step::Magnitude(_) | Step::Mix { .. } | Step::Block { .. } | Step::Rtn { .. } => {
             info.role.kind.is_matrix()
@@ -455,10 +516,15 @@ fn plan_tensor(
     recipe: &Recipe,
     cut: &Cut,
     steps: &[Resolved<'_>],
+    padding: Option<PadWidth>,
     info: &TensorInfo,
     role: Role,
 ) -> Result<PlannedTensor, Error> {
-    let (rows, cols) = rows_and_columns(&info.shape);
+    let shape = match padding {
+        Some(width) => padding::padded(role, &info.shape, width),
+        None => info.shape.clone(),
+    };
+    let (source_rows, source_cols) = rows_and_columns(&info.shape);
     let last_claim = |prunes: bool| {
         let may_decide = move |step: &&Resolved<'_>| {
             step.step.prunes() == prunes && can_change(recipe.format, step.step, info)
@@ -471,10 +537,10 @@ fn plan_tensor(
     };
     let removal = pruning.map(|step| step.removal);
     let refused = |source| Error::Prune { tensor: info.name.clone(), source };
-    let kept = removal.map(|removal| removal.kept(rows, cols).map_err(refused)).transpose()?;
+    let kept = removal.map(|removal| removal.kept(source_rows, source_cols).map_err(refused)).transpose()?;
     let (claim, may_decide) = last_claim(false);
     let Decision { to, treatment, clip, reason } = match claim {
-        Some(claim) => decide(checkpoint, recipe.format, cut, claim.step, info, role)?,
+        Some(claim) => decide(checkpoint, recipe.format, cut, claim.step, info, &shape, role)?,
         None => {
             let skipped = steps.iter().filter(may_decide).any(|step| step.skips(info));
             let kept = as_floats(checkpoint, recipe.format, info)?;
@@ -494,12 +560,14 @@ fn plan_tensor(
         (_, _, to) => to,
     };
     // Copied codes know nothing of zeros.
-    let treatment = if removal.is_some() { Treatment::Rounded } else { treatment };
+    let treatment = if removal.is_some() || shape != info.shape { Treatment::Rounded } else { treatment };
+    let (rows, cols) = rows_and_columns(&shape);
     Ok(PlannedTensor {
         name: role.canonical_name().unwrap_or_else(|| info.name.clone()),
         source: info.name.clone(),
         role,
-        shape: info.shape.clone(),
+        shape,
+        source_shape: info.shape.clone(),
         from: info.encoding,
         to,
         bytes_before: info.stored_bytes,
@@ -540,9 +608,10 @@ fn decide(
     cut: &Cut,
     step: &Step,
     info: &TensorInfo,
+    shape: &[usize],
     role: Role,
 ) -> Result<Decision, Error> {
-    let (out_features, in_features) = rows_and_columns(&info.shape);
+    let (out_features, in_features) = rows_and_columns(shape);
     let refused = |source| Error::Quantize { tensor: info.name.clone(), source };
     match step {
         Step::Mix { mix } => {
@@ -556,7 +625,7 @@ fn decide(
                     n_layers: config.n_layers,
                     in_features,
                     out_features,
-                    n_dims: info.shape.len(),
+                    n_dims: shape.len(),
                     n_heads: config.n_heads,
                     n_kv_heads: config.n_kv_heads,
                     n_experts: config.experts.as_ref().map_or(0, |experts| experts.count),
@@ -584,11 +653,11 @@ fn decide(
             let layout = grid.layout(in_features).map_err(refused)?;
             Ok(Decision { clip: (*clip).into(), ..Decision::rounded(Encoding::Grouped(layout)) })
         }
-        // A step that prunes stores nothing: it decides as none would.
-        Step::Depth(_) | Step::Magnitude(_) => as_floats(checkpoint, format, info),
+        // A step that prunes or pads stores nothing: it decides as none would.
+        Step::Depth(_) | Step::Magnitude(_) | Step::Pad { .. } => as_floats(checkpoint, format, info),
         Step::Float { float, .. } => Ok(Decision::rounded(Encoding::Float(float.0))),
         Step::Keep { .. } => match info.encoding {
-            Encoding::Block(_) if format == Format::Gguf => {
+            Encoding::Block(_) if format == Format::Gguf && shape == info.shape => {
                 Ok(Decision { treatment: Treatment::Copied, ..Decision::rounded(info.encoding) })
             }
             _ => as_floats(checkpoint, format, info),

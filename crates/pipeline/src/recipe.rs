@@ -27,6 +27,7 @@ use bitmill_quant::{Clip, Mix};
 use bitmill_tensor::{Bits, BlockType, FloatType, Granularity, ZeroPoint};
 use serde::{Deserialize, Serialize};
 
+use crate::padding::{Pad, PadWidth};
 use crate::pruning::{DepthStep, MagnitudeStep, Storage};
 use crate::search::{Budget, Measure};
 use crate::{Error, presets};
@@ -57,7 +58,7 @@ impl Format {
     fn takes(self, step: &Step) -> bool {
         match step {
             Step::Magnitude(step) => step.storage == Storage::Dense || self == Self::CompressedTensors,
-            Step::Depth(_) | Step::Float { .. } => true,
+            Step::Depth(_) | Step::Pad { .. } | Step::Float { .. } => true,
             Step::Mix { .. } | Step::Block { .. } => self == Self::Gguf,
             Step::Rtn { .. } => self == Self::CompressedTensors,
             Step::Keep { .. } => self != Self::CompressedTensors,
@@ -78,6 +79,9 @@ pub struct Recipe {
     /// An importance matrix, of either form: the errors of GGUF blocks are weighed by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imatrix: Option<PathBuf>,
+    /// Whether a GGUF file may be padded where no step says so.
+    #[serde(default, skip_serializing_if = "Pad::is_auto")]
+    pub pad: Pad,
     /// Read in order; the last step that targets a tensor decides.
     #[serde(rename = "step", default)]
     pub steps: Vec<Step>,
@@ -91,6 +95,11 @@ pub enum Step {
     Depth(DepthStep),
     /// Weights of small magnitude set to zero; stands before what stores weights, and composes with it.
     Magnitude(MagnitudeStep),
+    /// Feed-forward blocks made wider with zeros, which change no output; stands before what stores weights.
+    Pad {
+        /// Their width is rounded up to a multiple of this.
+        ffn: PadWidth,
+    },
     /// llama.cpp's own choice of a type for each tensor.
     Mix {
         /// As llama-quantize calls it: `q8_0`, `q4_k_m`, `iq4_xs`.
@@ -172,6 +181,7 @@ impl Step {
         match self {
             Self::Depth(_) => "depth",
             Self::Magnitude(_) => "magnitude",
+            Self::Pad { .. } => "pad",
             Self::Mix { .. } => "mix",
             Self::Block { .. } => "block",
             Self::Rtn { .. } => "rtn",
@@ -186,10 +196,15 @@ impl Step {
         matches!(self, Self::Depth(_) | Self::Magnitude(_))
     }
 
+    /// Whether it stands before what stores weights.
+    fn comes_first(&self) -> bool {
+        self.prunes() || matches!(self, Self::Pad { .. })
+    }
+
     /// The patterns of what it is for; `None`: every matrix of the decoder layers, or (a mix) everything.
     pub(crate) fn targets(&self) -> Option<&[String]> {
         match self {
-            Self::Depth(_) | Self::Mix { .. } | Self::Search { .. } => None,
+            Self::Depth(_) | Self::Pad { .. } | Self::Mix { .. } | Self::Search { .. } => None,
             Self::Magnitude(step) => step.targets.as_deref(),
             Self::Block { targets, .. }
             | Self::Rtn { targets, .. }
@@ -201,7 +216,7 @@ impl Step {
     /// The patterns of what it leaves alone.
     pub(crate) fn skip(&self) -> &[String] {
         match self {
-            Self::Depth(_) | Self::Mix { .. } | Self::Search { .. } => &[],
+            Self::Depth(_) | Self::Pad { .. } | Self::Mix { .. } | Self::Search { .. } => &[],
             Self::Magnitude(step) => &step.skip,
             Self::Block { skip, .. }
             | Self::Rtn { skip, .. }
@@ -214,21 +229,38 @@ impl Step {
 impl Recipe {
     /// These steps, and nothing else that could be asked for.
     pub fn new(name: &str, format: Format, steps: Vec<Step>) -> Self {
-        Self { name: name.into(), format, imatrix: None, steps }
+        Self { name: name.into(), format, imatrix: None, pad: Pad::Auto, steps }
     }
 
     /// The recipe with the errors of its blocks weighed by the importance matrix at `path`.
     ///
     /// # Errors
-    /// [`Error::NoUseForImatrix`] if none of its steps makes blocks.
+    /// [`Error::NoUse`] if none of its steps makes blocks.
     pub fn with_imatrix(self, path: &Path) -> Result<Self, Error> {
         if !self.makes_blocks() {
-            return Err(Error::NoUseForImatrix { recipe: self.name });
+            return Err(Error::NoUse { recipe: self.name, what: "an importance matrix" });
         }
         Ok(Self { imatrix: Some(path.into()), ..self })
     }
 
-    fn makes_blocks(&self) -> bool {
+    /// The recipe without padding that no step asks for.
+    ///
+    /// # Errors
+    /// [`Error::NoUse`] if there is none.
+    pub fn without_padding(self) -> Result<Self, Error> {
+        if !self.makes_blocks() || self.padding().is_some() {
+            return Err(Error::NoUse { recipe: self.name, what: "being told not to pad" });
+        }
+        Ok(Self { pad: Pad::Off, ..self })
+    }
+
+    /// What its step of kind `pad` asks for.
+    pub(crate) fn padding(&self) -> Option<PadWidth> {
+        self.steps.iter().find_map(|step| if let Step::Pad { ffn } = step { Some(*ffn) } else { None })
+    }
+
+    /// Whether a step makes GGUF blocks of what it claims.
+    pub(crate) fn makes_blocks(&self) -> bool {
         self.steps.iter().any(|step| matches!(step, Step::Mix { .. } | Step::Block { .. }))
     }
 
@@ -273,13 +305,29 @@ impl Recipe {
             }
         }
         for pair in recipe.steps.windows(2) {
-            if pair[1].prunes() && !pair[0].prunes() {
+            if pair[1].comes_first() && !pair[0].comes_first() {
                 let (late, early) = (pair[1].kind(), pair[0].kind());
-                return Err(malformed(format!("`{late}` comes after `{early}`: pruning comes first")));
+                let what = if pair[1].prunes() { "pruning" } else { "padding" };
+                return Err(malformed(format!("`{late}` comes after `{early}`: {what} comes first")));
             }
         }
-        if recipe.steps.iter().filter(|step| matches!(step, Step::Depth(_))).count() > 1 {
-            return Err(malformed("two steps of kind `depth`".into()));
+        for kind in ["depth", "pad"] {
+            if recipe.steps.iter().filter(|step| step.kind() == kind).count() > 1 {
+                return Err(malformed(format!("two steps of kind `{kind}`")));
+            }
+        }
+        let is_sparse =
+            |step: &Step| matches!(step, Step::Magnitude(step) if step.storage == Storage::Sparse);
+        if recipe.padding().is_some() && recipe.steps.iter().any(is_sparse) {
+            return Err(malformed(
+                "`pad` and `storage = \"sparse\"`: zeros that pad are not stored there".into(),
+            ));
+        }
+        if recipe.pad == Pad::Off && (!recipe.makes_blocks() || recipe.padding().is_some()) {
+            return Err(malformed(
+                "`pad = \"off\"` is for steps of kind `mix` and `block`, and not beside one of kind `pad`"
+                    .into(),
+            ));
         }
         if recipe.is_search() && recipe.steps.len() > 1 {
             return Err(malformed(
@@ -507,6 +555,15 @@ mod tests {
         assert_eq!(parse(floats).unwrap().to_toml(), floats);
         let weighed = "name = \"mine\"\nformat = \"gguf\"\nimatrix = \"a/b.gguf\"\n\n[[step]]\nkind = \"mix\"\nmix = \"q4_k_m\"\n";
         assert_eq!(parse(weighed).unwrap().to_toml(), weighed);
+        let padded = "name = \"mine\"\nformat = \"gguf\"\n\n[[step]]\nkind = \"pad\"\nffn = 1024\n\n[[step]]\nkind = \"mix\"\nmix = \"q4_k_m\"\n";
+        assert_eq!(parse(padded).unwrap().to_toml(), padded);
+        let off = padded.replace("\n[[step]]\nkind = \"pad\"\nffn = 1024\n", "pad = \"off\"\n");
+        assert_eq!(parse(&off).unwrap().to_toml(), off);
+        assert_eq!(
+            presets::preset("q4_k_m").unwrap().without_padding().unwrap().steps,
+            parse(&off).unwrap().steps
+        );
+        assert!(parse(padded).unwrap().without_padding().is_err());
         let named = presets::preset("q4_k_m").unwrap().with_imatrix(Path::new("a/b.gguf")).unwrap();
         assert_eq!(named.steps, parse(weighed).unwrap().steps);
         assert!(presets::preset("w4a16_g128").unwrap().with_imatrix(Path::new("a/b.gguf")).is_err());
@@ -555,6 +612,27 @@ mod tests {
             (
                 "format = \"gguf\"\nimatrix = \"i.gguf\"\n[[step]]\nkind = \"float\"\ntype = \"f16\"",
                 "`imatrix` is for",
+            ),
+            (
+                "format = \"gguf\"\n[[step]]\nkind = \"mix\"\nmix = \"q4_0\"\n[[step]]\nkind = \"pad\"\nffn = 256",
+                "padding comes first",
+            ),
+            ("format = \"gguf\"\n[[step]]\nkind = \"pad\"\nffn = 0", "ffn = 0"),
+            (
+                "format = \"gguf\"\n[[step]]\nkind = \"pad\"\nffn = 2\n[[step]]\nkind = \"pad\"\nffn = 4",
+                "two steps",
+            ),
+            (
+                "format = \"gguf\"\npad = \"off\"\n[[step]]\nkind = \"pad\"\nffn = 2\n[[step]]\nkind = \"mix\"\nmix = \"q4_0\"",
+                "not beside",
+            ),
+            (
+                "format = \"gguf\"\npad = \"off\"\n[[step]]\nkind = \"float\"\ntype = \"f16\"",
+                "`pad = \"off\"` is for",
+            ),
+            (
+                "format = \"compressed-tensors\"\n[[step]]\nkind = \"pad\"\nffn = 64\n[[step]]\nkind = \"magnitude\"\nsparsity = 0.5\nstorage = \"sparse\"",
+                "zeros that pad",
             ),
             ("format = ", ""),
         ] {

@@ -16,7 +16,7 @@ use bitmill_kernels::Isa;
 use crate::compress::TensorRecord;
 use crate::error::Error;
 use crate::layout::Output;
-use crate::plan::{Plan, PlannedTensor};
+use crate::plan::{Plan, PlannedTensor, rows_and_columns};
 use crate::progress::Progress;
 use crate::tensor_run::{Encoded, TensorRun, rows_per_chunk};
 use crate::tensor_write::TensorWrite;
@@ -85,9 +85,9 @@ fn encode(checkpoint: &Checkpoint, plan: &Plan, send: &SyncSender<Chunk>) -> Res
 
 /// Has the system read the chunk that begins with row `first`.
 fn ask_for(tensor: &Tensor, planned: &PlannedTensor, first: usize) {
-    let rows = planned.out_features();
+    let (rows, _) = rows_and_columns(&planned.source_shape);
     let end = (first + rows_per_chunk(planned.in_features())).min(rows);
-    tensor.will_need_rows(first..end);
+    tensor.will_need_rows(first.min(end)..end);
 }
 
 fn write(

@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::encode::{Parts, Rounding, encode_sparse, rows_per_task};
 use crate::error::Error;
 use crate::importance::is_weighed;
-use crate::plan::{Plan, PlannedTensor, Treatment};
+use crate::plan::{Plan, PlannedTensor, Treatment, rows_and_columns};
 use crate::pruned::Mask;
 use crate::pruning::Removal;
 use crate::recipe::Format;
@@ -53,6 +53,7 @@ pub(crate) struct RowFigures {
 struct Scratch {
     weight: Vec<f32>,
     pruned: Vec<f32>,
+    padded: Vec<f32>,
     decided: Vec<f32>,
 }
 
@@ -86,7 +87,7 @@ impl<'a> TensorRun<'a> {
             RoleKind::AttnQ | RoleKind::AttnK | RoleKind::AttnQBias | RoleKind::AttnKBias
         );
         let importance = match &plan.weighed {
-            Some(weighed) if is_weighed(planned) => weighed.of(checkpoint, &tensor.info)?,
+            Some(weighed) if is_weighed(planned) => weighed.of(checkpoint, planned, &tensor.info)?,
             _ => None,
         };
         let adjacent = rotated
@@ -119,25 +120,34 @@ impl<'a> TensorRun<'a> {
     /// Widens, prunes, rounds and measures rows while they are in the cache.
     fn task(&self, scratch: &mut Scratch, first: usize, rows: usize) -> Result<Encoded, Error> {
         let cols = self.planned.in_features();
-        let Scratch { weight, pruned, decided } = scratch;
-        weight.resize(rows * cols, 0.0);
+        let (source_rows, source_cols) = rows_and_columns(&self.planned.source_shape);
+        let Scratch { weight, pruned, padded, decided } = scratch;
+        weight.resize(rows * source_cols, 0.0);
         decided.resize(rows * cols, 0.0);
-        self.read_rows(|row| self.source_row(first + row), weight);
+        let (there, zeros) =
+            weight.split_at_mut(source_rows.saturating_sub(first).min(rows) * source_cols);
+        self.read_rows(|row| self.source_row(first + row), there);
+        zeros.fill(0.0);
         self.refuse_non_finite(first, weight)?;
         let (left, bits) = match &self.mask {
             None => (&*weight, Vec::new()),
             Some(mask) => {
                 pruned.clone_from(weight);
                 let bits = mask
-                    .apply(pruned, cols, |row| self.source_row(first + row))
+                    .apply(pruned, source_cols, |row| self.source_row(first + row))
                     .map_err(|source| Error::Prune { tensor: self.planned.name.clone(), source })?;
                 (&*pruned, bits)
             }
         };
+        let left = if cols == source_cols { left } else { pad_columns(left, source_cols, cols, padded) };
         let parts = self.encode_rows(first, left, bits, decided)?;
         let count_zeros = self.mask.is_some();
-        let rows = weight.chunks_exact(cols).zip(decided.chunks_exact(cols));
-        let rows = rows.map(|(weight, decided)| RowFigures::new(weight, decided, count_zeros)).collect();
+        // What pads is no part of the error: whatever a column of zeros becomes, it is multiplied with zeros.
+        let rows = weight.chunks_exact(source_cols).zip(decided.chunks_exact(cols));
+        let figures = |(weight, decided): (&[f32], &[f32])| {
+            RowFigures::new(weight, &decided[..source_cols], count_zeros)
+        };
+        let rows = rows.map(figures).collect();
         Ok(Encoded { parts, rows })
     }
 
@@ -172,9 +182,9 @@ impl<'a> TensorRun<'a> {
     }
 
     fn threshold(&self, sparsity: Sparsity) -> Threshold {
-        let (rows, cols) = (self.planned.out_features(), self.planned.in_features());
+        let (rows, cols) = rows_and_columns(&self.planned.source_shape);
         let mut weight = Vec::new();
-        let selected = Threshold::select(sparsity.removed(self.planned.weights()), |take| {
+        let selected = Threshold::select(sparsity.removed(self.planned.source_weights()), |take| {
             for first in (0..rows).step_by(rows_per_chunk(cols)) {
                 weight.resize(rows_per_chunk(cols).min(rows - first) * cols, 0.0);
                 let tasks = rows_per_task(cols);
@@ -217,7 +227,7 @@ impl<'a> TensorRun<'a> {
     }
 
     fn refuse_non_finite(&self, first: usize, weight: &[f32]) -> Result<(), Error> {
-        let cols = self.planned.in_features();
+        let (_, cols) = rows_and_columns(&self.planned.source_shape);
         match first_non_finite(weight) {
             None => Ok(()),
             Some(at) => Err(self.failed(bitmill_quant::Error::NonFinite {
@@ -264,6 +274,16 @@ impl<'a> TensorRun<'a> {
     fn failed(&self, source: bitmill_quant::Error) -> Error {
         Error::Quantize { tensor: self.planned.name.clone(), source }
     }
+}
+
+/// Rows of `source_cols` with zeros after them up to `cols`.
+fn pad_columns<'a>(rows: &[f32], source_cols: usize, cols: usize, padded: &'a mut Vec<f32>) -> &'a [f32] {
+    padded.clear();
+    padded.resize(rows.len() / source_cols * cols, 0.0);
+    for (padded, row) in padded.chunks_exact_mut(cols).zip(rows.chunks_exact(source_cols)) {
+        padded[..source_cols].copy_from_slice(row);
+    }
+    padded
 }
 
 impl RowFigures {

@@ -105,6 +105,7 @@ impl<'a> TensorWrite<'a> {
             bytes: planned.bytes_after,
             relative_error,
             source: (planned.source != planned.name).then(|| planned.source.clone()),
+            source_shape: planned.is_padded().then(|| planned.source_shape.clone()),
             zeros: planned.removal.map(|_| self.zeros),
             source_hash: format!("{:016x}", self.source.digest()),
             stored_hash: self.stored.finish(planned.to),

@@ -137,7 +137,7 @@ fn the_last_step_that_targets_a_tensor_decides() {
 fn a_mix_can_be_overridden_for_one_tensor() {
     let checkpoint = Checkpoint::open(&millet().join("model")).unwrap();
     let recipe = recipe(
-        "format = \"gguf\"\n[[step]]\nkind = \"mix\"\nmix = \"q4_k_m\"\n\
+        "format = \"gguf\"\npad = \"off\"\n[[step]]\nkind = \"mix\"\nmix = \"q4_k_m\"\n\
          [[step]]\nkind = \"block\"\ntargets = [\"lm_head.weight\"]\ntype = \"q8_0\"\n",
     );
     let plan = plan(&checkpoint, &recipe).unwrap();

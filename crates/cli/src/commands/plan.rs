@@ -25,6 +25,9 @@ pub fn planned(checkpoint: &Checkpoint, how: &How) -> Result<Plan, Failure> {
     if let Some(imatrix) = &how.imatrix {
         recipe = recipe.with_imatrix(imatrix)?;
     }
+    if how.no_pad {
+        recipe = recipe.without_padding()?;
+    }
     let options = PlanOptions { allow_requantize: how.allow_requantize, shard_bytes: how.shard_size };
     let resolved = resolve(checkpoint, &recipe, &options, &Bar::new())?;
     Ok(Plan::new(checkpoint, &resolved.recipe, &options)?)
