@@ -54,6 +54,8 @@ pub enum Command {
     Generate(Generate),
     /// Talk with a model, by the chat template that comes with it.
     Chat(Chat),
+    /// Run a model over text and keep how much each column of its matrices counts: for --imatrix, or llama-quantize.
+    Imatrix(Imatrix),
     /// Find the form of each tensor that loses least within a size, and write it as a recipe.
     Search(Search),
     /// List the presets, or print one as a recipe file.
@@ -135,6 +137,38 @@ pub struct Convert {
     /// Replace OUT if it is there already, once the new one is complete.
     #[arg(long, short)]
     pub force: bool,
+}
+
+/// Writes an importance matrix as llama-imatrix does: for each column of each matrix the sum over tokens of the squares of
+/// what it is multiplied with.
+#[derive(Debug, Args)]
+pub struct Imatrix {
+    /// A Hugging Face folder, a .gguf file, hf:OWNER/NAME or ms:OWNER/NAME; the embedded model if absent.
+    pub model: Option<String>,
+    /// Run this UTF-8 text; the default is a built-in one, for calibration.
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Cut the text into windows of this many tokens, or of the model's context where that is shorter.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..=1_048_576))]
+    pub window: u32,
+    /// Run only the first N windows.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub windows: Option<u32>,
+    /// The form to write [default: what OUT is called: dat for .dat, else gguf]
+    #[arg(long, value_name = "FORM")]
+    pub form: Option<ImatrixFile>,
+    /// The file to write.
+    #[arg(long, short, value_name = "OUT")]
+    pub output: PathBuf,
+    /// Replace OUT if it is there already.
+    #[arg(long, short)]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ImatrixFile {
+    Gguf,
+    Dat,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -60,6 +60,7 @@ fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Compare(args) => commands::compare(args, global),
         Command::Generate(args) => commands::generate(args, global),
         Command::Chat(args) => commands::chat(args, global),
+        Command::Imatrix(args) => commands::imatrix(args, global),
         Command::Search(args) => commands::search(args, global),
         Command::Recipes(args) => commands::recipes(args, global),
         Command::Watch(args) => commands::watch(args, global),

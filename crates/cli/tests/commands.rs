@@ -436,3 +436,29 @@ fn chat_refuses_what_cannot_be_talked_with() {
     };
     assert!(answer.ends_with('\n'));
 }
+
+#[test]
+fn an_importance_matrix_is_made_and_used_in_either_form() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for (name, form) in [("i.gguf", "gguf"), ("i.dat", "dat")] {
+        let said =
+            succeeds(&["imatrix", "--windows", "1", "--window", "32", "--json", "-o", text(&at(name))]);
+        let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+        assert_eq!((said["form"].as_str(), said["entries"].as_u64()), (Some(form), Some(28)));
+        let target = at(&format!("{name}.out.gguf"));
+        succeeds(&["compress", "--recipe", "q4_0", "--imatrix", text(&at(name)), "-o", text(&target)]);
+    }
+    let [one, other] = ["i.gguf.out.gguf", "i.dat.out.gguf"].map(|name| std::fs::read(at(name)).unwrap());
+    assert_ne!(one, other, "their keys name different files");
+    let plain = at("plain.gguf");
+    succeeds(&["compress", "--recipe", "q4_0", "-o", text(&plain)]);
+    assert_ne!(std::fs::read(plain).unwrap().len(), one.len(), "the keys are there");
+    let error = refused(&["imatrix", "-o", text(&at("i.gguf"))]);
+    assert!(error.contains("is there already"), "{error}");
+    let error =
+        refused(&["compress", "--recipe", "w8a16", "--imatrix", text(&at("i.gguf")), "-o", text(&at("x"))]);
+    assert!(error.contains("no use for an importance matrix"), "{error}");
+    let error = refused(&["plan", "--recipe", "w8a16", "--no-pad"]);
+    assert!(error.contains("no use for being told not to pad"), "{error}");
+}

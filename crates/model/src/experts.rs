@@ -1,10 +1,13 @@
 //! Feed-forward blocks: one for every token, or many of which a router picks a few for each.
 
-use bitmill_checkpoint::Tensor;
+use bitmill_checkpoint::{RoleKind, Tensor};
 use bitmill_kernels::{Compute, Routes};
 use bitmill_tensor::Matrix;
 
 use crate::weights::Linear;
+
+/// Is shown what matrices multiply, `[tokens, in_features]`, and in which expert they are.
+pub(crate) type See<'a> = &'a mut dyn FnMut(RoleKind, Option<usize>, &Matrix);
 
 /// `down(silu(gate(x)) · up(x))`.
 #[derive(Debug)]
@@ -27,6 +30,14 @@ impl FeedForward {
         Linear::run_each(compute, x, [(&self.gate, &mut *gate), (&self.up, &mut *up)]);
         compute.swiglu(gate, up);
         self.down.run(compute, gate, y);
+    }
+
+    /// Shows what its matrices multiplied in [`run`](Self::run).
+    pub(crate) fn show(&self, expert: Option<usize>, x: &Matrix, gate: &Matrix, see: See<'_>) {
+        for linear in [&self.gate, &self.up] {
+            see(linear.weight.info.role.kind, expert, x);
+        }
+        see(self.down.weight.info.role.kind, expert, gate);
     }
 
     pub(crate) fn matrices(&self) -> impl Iterator<Item = &Tensor> {
@@ -69,7 +80,7 @@ pub(crate) struct ExpertScratch {
 impl Experts {
     /// `y = Σ share · expert(x)`, expert after expert, then the shared block.
     ///
-    /// Each expert sees all of its tokens at once, so that its matrices are read once a batch.
+    /// Each expert sees all of its tokens at once, so that its matrices are read once a batch; `see` is shown them.
     pub(crate) fn run(
         &self,
         compute: &Compute,
@@ -77,8 +88,10 @@ impl Experts {
         [gate, up]: [&mut Matrix; 2],
         scratch: &mut ExpertScratch,
         y: &mut Matrix,
+        see: See<'_>,
     ) {
         self.router.run(compute, x, &mut scratch.logits);
+        see(RoleKind::Router, None, x);
         compute.route(&scratch.logits, self.used, self.normalised, &mut scratch.routes);
         y.reshape(x.rows(), x.cols());
         y.as_mut_slice().fill(0.0);
@@ -95,11 +108,14 @@ impl Experts {
                 &scratch.x
             };
             expert.run(compute, x, gate, up, &mut scratch.y);
+            expert.show(Some(number), x, gate, see);
             compute.add_scaled_rows(y, tokens, scratch.routes.shares(number), &scratch.y);
         }
         if let Some(shared) = &self.shared {
             shared.gate.run(compute, x, &mut scratch.logits);
+            see(RoleKind::SharedRouter, None, x);
             shared.block.run(compute, x, gate, up, &mut scratch.y);
+            shared.block.show(None, x, gate, see);
             compute.gate_rows(&mut scratch.y, &scratch.logits);
             compute.add_assign(y, &scratch.y);
         }

@@ -7,7 +7,7 @@ use bitmill_checkpoint::{Checkpoint, ModelConfig, Tensor};
 use bitmill_kernels::{AttentionShape, Compute, KvCache, Rotations};
 use bitmill_tensor::Matrix;
 
-use crate::experts::ExpertScratch;
+use crate::experts::{ExpertScratch, See};
 use crate::turns::{Turns, log_n_factor};
 use crate::weights::{Ffn, Layer, Linear, Weights};
 use crate::{Cache, Error, Limits, Sampler, Sampling, Session};
@@ -179,7 +179,7 @@ impl Model {
         for (index, layer) in self.weights.layers.iter().enumerate() {
             entering.clone_from(&scratch.hidden);
             self.attend(compute, index, layer, batch, &mut scratch);
-            self.feed_forward(compute, layer, &mut scratch);
+            self.feed_forward(compute, layer, &mut scratch, &mut |_, _, _| ());
             observe(index, &entering, &scratch.hidden);
         }
         Ok(())
@@ -235,7 +235,7 @@ impl Model {
             if index + 1 == self.weights.layers.len() {
                 scratch.keep_wanted(compute);
             }
-            self.feed_forward(compute, layer, scratch);
+            self.feed_forward(compute, layer, scratch, &mut |_, _, _| ());
         }
         if self.weights.layers.is_empty() {
             scratch.keep_wanted(compute);
@@ -297,15 +297,19 @@ impl Model {
         compute.attention(shape, q, starts, |sequence| &batch[sequence].cache.layers[index], attended);
     }
 
-    /// The product that ends the attention block, and the feed-forward block, into `hidden`.
-    pub(crate) fn feed_forward(&self, compute: &Compute, layer: &Layer, scratch: &mut Scratch) {
+    /// The product that ends the attention block, and the feed-forward block, into `hidden`; `see` is shown what each of
+    /// that block's matrices multiplies.
+    pub(crate) fn feed_forward(&self, compute: &Compute, layer: &Layer, scratch: &mut Scratch, see: See<'_>) {
         let Scratch { hidden, normed, attended, update, gate, up, experts, .. } = scratch;
         layer.o.run(compute, attended, update);
         compute.add_assign(hidden, update);
         compute.rms_norm(hidden, &layer.ffn_norm, self.config.rms_norm_eps, normed);
         match &layer.ffn {
-            Ffn::Plain(block) => block.run(compute, normed, gate, up, update),
-            Ffn::Experts(block) => block.run(compute, normed, [gate, up], experts, update),
+            Ffn::Plain(block) => {
+                block.run(compute, normed, gate, up, update);
+                block.show(None, normed, gate, see);
+            }
+            Ffn::Experts(block) => block.run(compute, normed, [gate, up], experts, update, see),
         }
         compute.add_assign(hidden, update);
     }

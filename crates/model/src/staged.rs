@@ -6,7 +6,6 @@ use bitmill_kernels::Compute;
 use bitmill_tensor::Matrix;
 
 use crate::model::Scratch;
-use crate::weights::Ffn;
 use crate::{Cache, Error, Model, Sequence, Want};
 
 /// Whole texts on their way through a model, before one of its layers; made by [`Model::enter`].
@@ -23,7 +22,7 @@ use crate::{Cache, Error, Model, Sequence, Want};
 ///
 /// let mut stage = model.enter(&compute, &[&[1, 17, 42]])?;
 /// while stage.layer() < model.config().n_layers {
-///     model.pass_layer(&compute, &mut stage, |_, _| ());
+///     model.pass_layer(&compute, &mut stage, |_, _, _| ());
 /// }
 /// let (mut staged, mut whole) = (Matrix::default(), Matrix::default());
 /// model.leave(&compute, &mut stage, &[0, 1, 2], &mut staged);
@@ -84,11 +83,17 @@ impl Model {
     }
 
     /// Runs the layer that `stage` stands before. `see` is shown what each of its matrices multiplies,
-    /// `[tokens, in_features]`; not those of experts, each of which meets some of the tokens only.
+    /// `[tokens, in_features]`, routers included, and the number of the expert that it is in: an expert meets some of the
+    /// tokens, and is not shown where it meets none.
     ///
     /// # Panics
     /// If `stage` is past the last layer.
-    pub fn pass_layer(&self, compute: &Compute, stage: &mut Stage, mut see: impl FnMut(RoleKind, &Matrix)) {
+    pub fn pass_layer(
+        &self,
+        compute: &Compute,
+        stage: &mut Stage,
+        mut see: impl FnMut(RoleKind, Option<usize>, &Matrix),
+    ) {
         let layer = &self.weights.layers[stage.layer];
         let mut caches: Vec<Cache> = stage.lengths.iter().map(|_| self.new_cache()).collect();
         let mut batch: Vec<Sequence<'_>> =
@@ -96,16 +101,10 @@ impl Model {
         let scratch = &mut stage.scratch;
         self.attend(compute, stage.layer, layer, &mut batch, scratch);
         for kind in [RoleKind::AttnQ, RoleKind::AttnK, RoleKind::AttnV] {
-            see(kind, &scratch.normed);
+            see(kind, None, &scratch.normed);
         }
-        see(RoleKind::AttnOutput, &scratch.attended);
-        self.feed_forward(compute, layer, scratch);
-        if matches!(layer.ffn, Ffn::Plain(_)) {
-            for kind in [RoleKind::FfnGate, RoleKind::FfnUp] {
-                see(kind, &scratch.normed);
-            }
-            see(RoleKind::FfnDown, &scratch.gate);
-        }
+        see(RoleKind::AttnOutput, None, &scratch.attended);
+        self.feed_forward(compute, layer, scratch, &mut see);
         stage.layer += 1;
     }
 

@@ -332,6 +332,9 @@ pub enum Error {
     /// From measuring quality.
     #[error(transparent)]
     Eval(#[from] bitmill_eval::Error),
+    /// From summing what matrices multiply.
+    #[error(transparent)]
+    Calib(#[from] bitmill_calib::Error),
     /// From measuring speed.
     #[error(transparent)]
     Bench(#[from] bitmill_bench::Error),
@@ -420,6 +423,7 @@ impl Error {
             Self::Model(error) => error.hint(),
             Self::Eval(error) => error.hint(),
             Self::Bench(error) => error.hint(),
+            Self::Calib(error) => error.hint(),
         }
     }
 }

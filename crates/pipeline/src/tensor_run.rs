@@ -124,19 +124,18 @@ impl<'a> TensorRun<'a> {
         let Scratch { weight, pruned, padded, decided } = scratch;
         weight.resize(rows * source_cols, 0.0);
         decided.resize(rows * cols, 0.0);
-        let (there, zeros) =
-            weight.split_at_mut(source_rows.saturating_sub(first).min(rows) * source_cols);
+        let (there, zeros) = weight.split_at_mut(source_rows.saturating_sub(first).min(rows) * source_cols);
         self.read_rows(|row| self.source_row(first + row), there);
         zeros.fill(0.0);
         self.refuse_non_finite(first, weight)?;
-        let (left, bits) = match &self.mask {
-            None => (&*weight, Vec::new()),
+        let (left, bits): (&[f32], _) = match &self.mask {
+            None => (weight, Vec::new()),
             Some(mask) => {
                 pruned.clone_from(weight);
                 let bits = mask
                     .apply(pruned, source_cols, |row| self.source_row(first + row))
                     .map_err(|source| Error::Prune { tensor: self.planned.name.clone(), source })?;
-                (&*pruned, bits)
+                (pruned, bits)
             }
         };
         let left = if cols == source_cols { left } else { pad_columns(left, source_cols, cols, padded) };

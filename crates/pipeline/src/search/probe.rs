@@ -52,7 +52,7 @@ impl<'a> Probe<'a> {
         let mut probe = Self { checkpoint, compute, model, windows, dense, head_inputs, branch };
         let mut stage = probe.enter()?;
         while stage.layer() < probe.model.config().n_layers {
-            probe.model.pass_layer(&compute, &mut stage, |_, _| ());
+            probe.model.pass_layer(&compute, &mut stage, |_, _, _| ());
         }
         let some = spread(stage.hidden().rows());
         probe.model.before_head(&compute, &stage, &some, &mut probe.head_inputs);
@@ -94,7 +94,11 @@ impl<'a> Probe<'a> {
             let mut inputs: HashMap<RoleKind, Matrix> = HashMap::new();
             if (1..=n_layers).contains(&place) {
                 next.copy_from(&stage);
-                self.model.pass_layer(&compute, &mut next, |kind, x| {
+                self.model.pass_layer(&compute, &mut next, |kind, expert, x| {
+                    // The experts of a layer meet different tokens: their errors are those of the weights.
+                    if expert.is_some() {
+                        return;
+                    }
                     let mut some = Matrix::default();
                     compute.gather(x, &spread(x.rows()), &mut some);
                     inputs.insert(kind, some);
@@ -183,7 +187,7 @@ impl<'a> Probe<'a> {
         let mut branch = std::mem::take(&mut self.branch);
         branch.copy_from(stage);
         while branch.layer() < self.model.config().n_layers {
-            self.model.pass_layer(&compute, &mut branch, |_, _| ());
+            self.model.pass_layer(&compute, &mut branch, |_, _, _| ());
         }
         let (mut logits, mut kls, mut sum) = (Matrix::default(), Vec::new(), 0.0);
         let tokens = branch.hidden().rows();
