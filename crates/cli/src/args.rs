@@ -419,6 +419,9 @@ pub struct Search {
     /// Measure in this many rounds; those after the first run each tensor in the form that was chosen for it.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
     pub rounds: u8,
+    /// Weigh the errors of GGUF blocks by this importance matrix, in the search and in what its recipe writes.
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
     /// Take what the tensors lose from this table of an earlier search of the same model.
     #[arg(long, value_name = "FILE.sensitivity.json")]
     pub table: Option<PathBuf>,

@@ -37,19 +37,27 @@ impl Weighed {
         planned: &PlannedTensor,
         info: &TensorInfo,
     ) -> Result<Option<Vec<f32>>, Error> {
-        let n_experts = checkpoint.config().experts.as_ref().map_or(0, |experts| experts.count);
-        let of = |in_features| self.imatrix.importance(info.role, in_features, n_experts);
-        let (_, own) = rows_and_columns(&info.shape);
-        if planned.in_features() != own
-            && let Ok(Some(padded)) = of(planned.in_features())
+        let padded = planned.in_features();
+        if planned.is_padded()
+            && let Ok(Some(padded)) = self.imatrix.importance(info.role, padded, n_experts(checkpoint))
         {
             return Ok(Some(padded));
         }
-        let mut importance = of(own)?;
+        let mut importance = self.of_source(checkpoint, info)?;
         if let Some(importance) = &mut importance {
-            importance.resize(planned.in_features(), 0.0);
+            importance.resize(padded, 0.0);
         }
         Ok(importance)
+    }
+
+    /// The importance of each column of the tensor `info` of `checkpoint` as it is; `None` without an entry.
+    pub(crate) fn of_source(
+        &self,
+        checkpoint: &Checkpoint,
+        info: &TensorInfo,
+    ) -> Result<Option<Vec<f32>>, Error> {
+        let (_, in_features) = rows_and_columns(&info.shape);
+        Ok(self.imatrix.importance(info.role, in_features, n_experts(checkpoint))?)
     }
 
     /// Refuses entries that are of another model, and tells of tensors that have none: in a sentence, if there are any.
@@ -101,6 +109,11 @@ impl Weighed {
         })
     }
 
+    /// xxh3 of the file.
+    pub(crate) fn hash(&self) -> &str {
+        &self.hash
+    }
+
     /// Memory that it takes.
     pub(crate) fn bytes(&self) -> u64 {
         self.imatrix
@@ -109,6 +122,10 @@ impl Weighed {
             .map(|entry| 4 * entry.sums.len() as u64 + 8 * entry.counts.len() as u64)
             .sum()
     }
+}
+
+fn n_experts(checkpoint: &Checkpoint) -> usize {
+    checkpoint.config().experts.as_ref().map_or(0, |experts| experts.count)
 }
 
 /// As much of `text` as llama-quantize would copy, in whole characters.

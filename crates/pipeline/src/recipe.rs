@@ -237,7 +237,7 @@ impl Recipe {
     /// # Errors
     /// [`Error::NoUse`] if none of its steps makes blocks.
     pub fn with_imatrix(self, path: &Path) -> Result<Self, Error> {
-        if !self.makes_blocks() {
+        if !self.weighs() {
             return Err(Error::NoUse { recipe: self.name, what: "an importance matrix" });
         }
         Ok(Self { imatrix: Some(path.into()), ..self })
@@ -257,6 +257,11 @@ impl Recipe {
     /// What its step of kind `pad` asks for.
     pub(crate) fn padding(&self) -> Option<PadWidth> {
         self.steps.iter().find_map(|step| if let Step::Pad { ffn } = step { Some(*ffn) } else { None })
+    }
+
+    /// Whether an importance matrix would say anything to it.
+    fn weighs(&self) -> bool {
+        self.makes_blocks() || (self.is_search() && self.format == Format::Gguf)
     }
 
     /// Whether a step makes GGUF blocks of what it claims.
@@ -334,8 +339,10 @@ impl Recipe {
                 "a step of kind `search` decides about everything: it stands alone".into(),
             ));
         }
-        if recipe.imatrix.is_some() && !recipe.makes_blocks() {
-            return Err(malformed("`imatrix` is for steps of kind `mix` and `block`: there is none".into()));
+        if recipe.imatrix.is_some() && !recipe.weighs() {
+            return Err(malformed(
+                "`imatrix` is for steps of kind `mix`, `block` and `search` in gguf: there is none".into(),
+            ));
         }
         Ok(recipe)
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use bitmill_checkpoint::{
     Checkpoint, GgufValue, Imatrix, ImatrixEntry, ImatrixForm, Overwrite, RoleKind, Target,
 };
-use bitmill_pipeline::{Recipe, preset};
+use bitmill_pipeline::{Budget, Measure, Recipe, SearchOptions, Silent, preset, search};
 use bitmill_quant::{BlockEncoder, Importance, quantize_blocks};
 use bitmill_tensor::{BlockType, WeightData};
 use bitmill_testkit::{Variant, tiny};
@@ -137,4 +137,31 @@ fn experts_find_their_part_of_llama_imatrix_s_entries() {
     assert_eq!(plan.notes.len(), 1, "{:?}", plan.notes);
     assert!(plan.notes[0].contains("2 tensors such as `model.embed_tokens.weight`"), "{:?}", plan.notes);
     assert!(plan.tensors.iter().any(|tensor| tensor.role.kind == RoleKind::Output));
+}
+
+#[test]
+fn a_search_weighs_its_forms_and_names_the_matrix_in_its_recipe() {
+    let source = tiny(Variant::LlamaWide);
+    let out = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(source.path()).unwrap();
+    let path = written(&imatrix(&checkpoint, ""), &out.path().join("i.gguf"));
+    let plain = SearchOptions { measure: Measure::Weights, ..SearchOptions::new(Budget::BitsPerWeight(4.5)) };
+    let weighed = SearchOptions { imatrix: Some(path.clone()), ..plain.clone() };
+    let [plain, found] = [&plain, &weighed].map(|options| search(&checkpoint, options, &Silent).unwrap());
+    assert_eq!((plain.recipe.imatrix, found.recipe.imatrix.as_deref()), (None, Some(path.as_path())));
+    // What weighs otherwise errs otherwise by the weights alone.
+    assert!(
+        plain
+            .table
+            .units
+            .iter()
+            .zip(&found.table.units)
+            .any(|(plain, weighed)| plain.options != weighed.options)
+    );
+    let target = out.path().join("m.gguf");
+    run(source.path(), &found.recipe, &target).unwrap();
+    assert_eq!(std::fs::metadata(&target).unwrap().len(), found.report.bytes);
+    let mixed = SearchOptions { table: Some(plain.table), ..weighed };
+    let error = search(&checkpoint, &mixed, &Silent).unwrap_err();
+    assert!(error.to_string().contains("another importance matrix"), "{error}");
 }

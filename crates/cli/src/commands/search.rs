@@ -15,6 +15,12 @@ pub fn search(args: &Search, global: &Global) -> Result<Outcome, Failure> {
     if let Some(output) = &args.output {
         refuse_collisions(output, args.force)?;
     }
+    if args.imatrix.is_some() && matches!(args.to, SearchFormat::CompressedTensors) {
+        return Err(Failure::new(
+            "an importance matrix weighs GGUF blocks, and compressed-tensors has none",
+            "search with --to gguf, or without --imatrix",
+        ));
+    }
     let checkpoint = models::open(args.model.as_deref())?;
     let options = SearchOptions {
         name: name(args),
@@ -31,6 +37,7 @@ pub fn search(args: &Search, global: &Global) -> Result<Outcome, Failure> {
         tokens: args.tokens.map(|tokens| tokens as usize),
         exhaustive: args.exhaustive,
         rounds: args.rounds.into(),
+        imatrix: args.imatrix.clone(),
         table: args.table.as_deref().map(Sensitivity::read).transpose()?,
         plan: PlanOptions { allow_requantize: args.allow_requantize, ..PlanOptions::default() },
         ..SearchOptions::new(args.budget)

@@ -82,7 +82,13 @@ pub fn adjust(
         plan: PlanOptions { allow_requantize: true, ..PlanOptions::default() },
         ..SearchOptions::new(Budget::Bytes(budget))
     };
-    let fit = Fit { checkpoint: dense, options: &options, units: units(dense, format), budget };
+    let fit = Fit {
+        checkpoint: dense,
+        options: &options,
+        units: units(dense, format),
+        imatrix: table.and_then(|table| table.imatrix.clone()),
+        budget,
+    };
     let found = match table {
         Some(table) => fit.found_in(table, None)?,
         None => fit.weight_errors(progress)?,

@@ -3,11 +3,12 @@
 use std::num::NonZeroUsize;
 
 use bitmill_checkpoint::{Checkpoint, RoleKind, Tensor, TensorInfo};
-use bitmill_quant::{Clip, RtnGrid};
+use bitmill_quant::{Clip, Importance, RtnGrid};
 use bitmill_tensor::{Bits, BlockType, Encoding, FloatType, Granularity, ZeroPoint};
 
 use crate::Error;
 use crate::encode::Rounding;
+use crate::importance::Weighed;
 use crate::plan::{FUSIONS, is_written, rows_and_columns, scale_dtype};
 use crate::recipe::{
     BitsNumber, BlockName, ClipName, FloatName, Format, GranularityName, Step, ZeroPointName,
@@ -94,13 +95,13 @@ impl Candidate {
         }
     }
 
-    /// How the rows of `info` become that.
-    pub(crate) fn rounding(self, info: &TensorInfo) -> Rounding<'static> {
+    /// How the rows of `info` become that; blocks weigh errors by `importance`.
+    pub(crate) fn rounding<'a>(self, info: &TensorInfo, importance: Option<Importance<'a>>) -> Rounding<'a> {
         let clip = match self {
             Self::Groups { .. } => Clip::Mse,
             Self::Float(_) | Self::Block(_) => Clip::None,
         };
-        Rounding { encoding: self.encoding(info), clip, importance: None }
+        Rounding { encoding: self.encoding(info), clip, importance }
     }
 
     /// Bytes of `info` in a file of `format`: its parts with what aligns them, headers apart.
@@ -141,6 +142,8 @@ pub(crate) struct Unit {
     pub tensors: Vec<TensorInfo>,
     /// What may become of them.
     pub candidates: Vec<Candidate>,
+    /// What the columns of each of its tensors count, where an importance matrix says so.
+    importance: Vec<Option<Vec<f32>>>,
 }
 
 impl Unit {
@@ -150,12 +153,26 @@ impl Unit {
             let theirs = Candidate::all(format, other);
             candidates.retain(|candidate| theirs.contains(candidate));
         }
-        Self { tensors, candidates }
+        Self { importance: vec![None; tensors.len()], tensors, candidates }
     }
 
     /// Its tensors with their bytes.
     pub(crate) fn read(&self, checkpoint: &Checkpoint) -> Result<Vec<Tensor>, Error> {
         self.tensors.iter().map(|info| Ok(checkpoint.tensor(&info.name)?)).collect()
+    }
+
+    /// Takes what `weighed` says of its tensors.
+    pub(crate) fn weigh(&mut self, checkpoint: &Checkpoint, weighed: &Weighed) -> Result<(), Error> {
+        for (importance, info) in self.importance.iter_mut().zip(&self.tensors) {
+            *importance = weighed.of_source(checkpoint, info)?;
+        }
+        Ok(())
+    }
+
+    /// What the columns of its tensor at `place` count.
+    pub(crate) fn importance(&self, place: usize) -> Option<Importance<'_>> {
+        // What was read from a file is finite and not negative.
+        self.importance[place].as_deref().and_then(|columns| Importance::new(columns).ok())
     }
 
     /// The names of its tensors.

@@ -30,6 +30,7 @@ pub use adjust::{adjust, most_sensitive};
 pub use budget::{Budget, parse_size};
 pub use sensitivity::{Measure, OptionSensitivity, Sensitivity, UnitSensitivity};
 
+use crate::importance::Weighed;
 use crate::recipe::{Format, Recipe, Step};
 use crate::{Error, Plan, PlanOptions, Progress, embedded, n_weights};
 use candidate::{Candidate, Unit, units};
@@ -67,6 +68,8 @@ pub struct SearchOptions {
     pub rounds: usize,
     /// A table of this model, measured before.
     pub table: Option<Sensitivity>,
+    /// An importance matrix that weighs the errors of GGUF blocks, here and in what the recipe writes.
+    pub imatrix: Option<PathBuf>,
     /// Choices of the plan.
     pub plan: PlanOptions,
 }
@@ -84,6 +87,7 @@ impl SearchOptions {
             exhaustive: false,
             rounds: 2,
             table: None,
+            imatrix: None,
             plan: PlanOptions::default(),
         }
     }
@@ -200,6 +204,7 @@ pub fn resolve(
         format: recipe.format,
         measure: sensitivity,
         tokens: tokens.map(|tokens| tokens as usize),
+        imatrix: recipe.imatrix.clone(),
         plan: plan.clone(),
         ..SearchOptions::new(budget)
     };
@@ -222,7 +227,15 @@ pub fn search(
     let began = Instant::now();
     let weights = n_weights(checkpoint);
     let budget = options.budget.bytes(weights);
-    let fit = Fit { checkpoint, options, units: units(checkpoint, options.format), budget };
+    let weighed = options.imatrix.as_deref().map(Weighed::open).transpose()?;
+    let mut units = units(checkpoint, options.format);
+    for unit in &mut units {
+        if let Some(weighed) = &weighed {
+            unit.weigh(checkpoint, weighed)?;
+        }
+    }
+    let imatrix = weighed.map(|weighed| weighed.hash().to_owned());
+    let fit = Fit { checkpoint, options, units, imatrix, budget };
     // Before anything is measured: is there an assignment at all?
     fit.beside_smallest(fit.units.iter().map(|unit| unit.candidates.as_slice()))?;
     let windows = match options.measure {
@@ -296,13 +309,18 @@ struct Fit<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a SearchOptions,
     units: Vec<Unit>,
+    /// xxh3 of the importance matrix, where there is one.
+    imatrix: Option<String>,
     budget: u64,
 }
 
 impl Fit<'_> {
     /// Exact bytes of the whole output when the units become `forms`, and the recipe.
     fn plan(&self, forms: &[Candidate]) -> Result<(Recipe, u64), Error> {
-        let recipe = write::recipe(&self.options.name, self.options.format, &self.units, forms);
+        let mut recipe = write::recipe(&self.options.name, self.options.format, &self.units, forms);
+        if recipe.makes_blocks() {
+            recipe.imatrix.clone_from(&self.options.imatrix);
+        }
         let plan = Plan::new(self.checkpoint, &recipe, &self.options.plan)?;
         Ok((recipe, plan.output_bytes))
     }
@@ -368,6 +386,7 @@ impl Fit<'_> {
     fn table(&self, found: &[Found], about: Option<(&str, usize)>) -> Result<Sensitivity, Error> {
         let (model, weights) = (self.checkpoint.name(), n_weights(self.checkpoint));
         let mut table = Sensitivity::new(model, weights, self.options.format.name(), self.options.measure);
+        table.imatrix.clone_from(&self.imatrix);
         if let Some((text, tokens)) = about {
             table.calibration = text.into();
             table.tokens = tokens;
@@ -457,6 +476,9 @@ impl Fit<'_> {
                 "it was measured on {} tokens of the {}",
                 table.tokens, table.calibration
             )));
+        }
+        if table.imatrix != self.imatrix {
+            return Err(foreign("its errors were weighed by another importance matrix, or by none".into()));
         }
         let theirs: Vec<&[String]> = table.units.iter().map(|unit| unit.tensors.as_slice()).collect();
         let ours: Vec<Vec<String>> = self.units.iter().map(Unit::names).collect();

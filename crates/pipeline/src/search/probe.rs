@@ -117,8 +117,8 @@ impl<'a> Probe<'a> {
                 }
                 for candidate in run(index, &found[index]) {
                     let form = unit.candidates[candidate];
-                    let swapped: Result<Vec<Tensor>, Error> =
-                        tensors.iter().map(|tensor| rounded(&compute, tensor, form)).collect();
+                    let swap = |(place, tensor)| rounded(&compute, tensor, form, unit.importance(place));
+                    let swapped: Result<Vec<Tensor>, Error> = tensors.iter().enumerate().map(swap).collect();
                     found[index].kls[candidate] = Some(self.with(swapped?, &stage)?);
                 }
                 done += 1;
@@ -139,8 +139,8 @@ impl<'a> Probe<'a> {
     pub(crate) fn all(&mut self, units: &[Unit], chosen: &[Candidate]) -> Result<f64, Error> {
         let mut all = Vec::new();
         for (unit, &form) in units.iter().zip(chosen) {
-            for tensor in unit.read(self.checkpoint)? {
-                all.push(rounded(&self.compute, &tensor, form)?);
+            for (place, tensor) in unit.read(self.checkpoint)?.into_iter().enumerate() {
+                all.push(rounded(&self.compute, &tensor, form, unit.importance(place))?);
                 tensor.release();
             }
         }

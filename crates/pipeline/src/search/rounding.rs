@@ -2,6 +2,7 @@
 
 use bitmill_checkpoint::Tensor;
 use bitmill_kernels::{Compute, dequantize_rows};
+use bitmill_quant::Importance;
 use bitmill_tensor::{Encoding, FloatType, Matrix, WeightData, WeightView};
 use rayon::prelude::*;
 
@@ -34,14 +35,14 @@ pub(crate) fn errors(
 ) -> Result<Vec<Option<f64>>, Error> {
     let mut sums = vec![Some(0.0f64); unit.candidates.len()];
     let mut energy = 0.0;
-    for tensor in tensors {
+    for (place, tensor) in tensors.iter().enumerate() {
         let weight = sample(compute, tensor)?;
         let (rows, cols) = (weight.rows(), weight.cols());
         energy += square(compute, &weight, inputs);
         // Every row stands for as many of the tensor's.
         let mut decided = vec![0.0; rows * cols];
         for (candidate, sum) in unit.candidates.iter().zip(&mut sums) {
-            let rounding = candidate.rounding(&tensor.info);
+            let rounding = candidate.rounding(&tensor.info, unit.importance(place));
             let Some(so_far) = sum else { continue };
             if rounding.encode_shared(compute.isa(), cols, weight.as_slice(), &mut decided).is_err()
                 || decided.iter().any(|value| !value.is_finite())
@@ -98,14 +99,19 @@ fn square(compute: &Compute, weight: &Matrix, inputs: Option<&Matrix>) -> f64 {
     squares(outputs.as_slice())
 }
 
-/// `tensor` as `candidate` would store it, rows in the order in which it stores them.
+/// `tensor` as `candidate` would store it with its columns' `importance`, rows in the order in which it stores them.
 ///
 /// # Errors
 /// [`Error::Quantize`] if the form cannot hold a weight.
-pub(crate) fn rounded(compute: &Compute, tensor: &Tensor, candidate: Candidate) -> Result<Tensor, Error> {
+pub(crate) fn rounded(
+    compute: &Compute,
+    tensor: &Tensor,
+    candidate: Candidate,
+    importance: Option<Importance<'_>>,
+) -> Result<Tensor, Error> {
     let view = tensor.view();
     let (rows, cols) = (view.out_features(), view.in_features());
-    let rounding = candidate.rounding(&tensor.info);
+    let rounding = candidate.rounding(&tensor.info, importance);
     let encoding = rounding.encoding;
     let failed = |source| Error::Quantize { tensor: tensor.info.name.clone(), source };
     let mut bytes = Vec::new();
@@ -173,7 +179,7 @@ mod tests {
                     let (mut sums, mut energies) = ([0.0f64; 2], [0.0f64; 2]);
                     for tensor in &tensors {
                         let dense = widened(tensor);
-                        let other = widened(&rounded(&compute, tensor, candidate).unwrap());
+                        let other = widened(&rounded(&compute, tensor, candidate, None).unwrap());
                         for (dense, other) in dense.chunks(cols).zip(other.chunks(cols)) {
                             let difference: Vec<f64> =
                                 dense.iter().zip(other).map(|(a, b)| f64::from(a - b)).collect();

@@ -69,6 +69,9 @@ pub struct Sensitivity {
     pub calibration: String,
     /// Tokens of it that were run.
     pub tokens: usize,
+    /// xxh3 of the importance matrix that weighed the errors of blocks; absent where none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imatrix: Option<String>,
     /// Every unit, in the order of the model.
     pub units: Vec<UnitSensitivity>,
 }
@@ -123,6 +126,7 @@ impl Sensitivity {
             measure,
             calibration: String::new(),
             tokens: 0,
+            imatrix: None,
             units: Vec::new(),
         }
     }
