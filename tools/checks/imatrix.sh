@@ -29,7 +29,7 @@ every = numpy.concatenate(list(errors.values()))
 worst = max(errors, key=lambda n: numpy.median(errors[n]))
 print(f"relative error of {every.size} sums: median {numpy.median(every):.2e}, 99 % below {numpy.quantile(every, 0.99):.2e}, largest {every.max():.2e}; "
       f"worst entry {worst}: median {numpy.median(errors[worst]):.2e}")
-sys.exit(numpy.median(every) > 1e-3)
+sys.exit(int(numpy.median(every) > 1e-3))
 PY
 "$P"/venv/bin/python "$P"/src/llama.cpp/convert_hf_to_gguf.py "$MODEL" --outfile "$W"/f16.gguf --outtype f16 >"$W"/log 2>&1 || { cat "$W"/log; exit 1; }
 for mix in ${@:-q4_k_m q2_k}; do

@@ -29,7 +29,7 @@ for model in "$@"; do
     fi
   done
   for type in $UNIFORM; do
-    printf 'format = "gguf"\n[[step]]\nkind = "block"\ntargets = ["*_proj.weight", "model.embed_tokens.weight", "lm_head.weight"]\ntype = "%s"\n' "$type" >"$W"/$type.toml
+    printf 'format = "gguf"\npad = "off"\n[[step]]\nkind = "block"\ntargets = ["*_proj.weight", "model.embed_tokens.weight", "lm_head.weight"]\ntype = "%s"\n' "$type" >"$W"/$type.toml
     grep -q '"tie_word_embeddings": *false' "$model"/config.json 2>/dev/null || [ "$name" = millet ] || sed -i 's/, "lm_head.weight"//' "$W"/$type.toml
     if "$BITMILL" compress "$model" --recipe "$W"/$type.toml -o "$W"/out.gguf --force >/dev/null 2>"$W"/error; then
       row "$model" "$W"/out.gguf "uniform $type"
