@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bitmill_tensor::{Encoding, FloatType, Grouped, ViewError, WeightData, WeightView};
 
@@ -169,6 +169,22 @@ impl Checkpoint {
         self.path.as_deref()
     }
 
+    /// The files that hold its weights, sorted; none for a checkpoint in memory.
+    pub fn weight_files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = self.path.iter().filter(|path| path.is_file()).cloned().collect();
+        for parts in &self.parts {
+            parts.each(|region| {
+                if let Some(path) = region.path()
+                    && !files.iter().any(|file| file == path)
+                {
+                    files.push(path.to_owned());
+                }
+            });
+        }
+        files.sort_unstable();
+        files
+    }
+
     /// The folder's or file's own name, or the name given.
     pub fn name(&self) -> String {
         self.name.clone()
@@ -324,6 +340,11 @@ impl Tensor {
         self.parts.each(Region::release);
     }
 
+    /// Lets go of its pages, and lets the system forget them too: for a model that is read once and is larger than memory.
+    pub fn forget(&self) {
+        self.parts.each(Region::forget);
+    }
+
     /// Asks the system to read these rows ahead of use; of a tensor in several parts, all of it with the first row.
     pub fn will_need_rows(&self, rows: Range<usize>) {
         let (n_rows, _) = matrix_shape(&self.info.shape);
@@ -370,7 +391,7 @@ impl Parts {
         }
     }
 
-    fn each(&self, act: impl Fn(&Region)) {
+    fn each(&self, mut act: impl FnMut(&Region)) {
         match self {
             Self::Whole(bytes) | Self::Permuted { bytes, .. } => act(bytes),
             Self::Grouped { packed, scales, zero_points, .. } => {

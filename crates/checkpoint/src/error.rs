@@ -126,8 +126,17 @@ pub enum Error {
     TargetNotReplaceable { path: PathBuf, problem: String },
     #[error("cannot write {}: its folder {} {problem}", path.display(), parent.display())]
     TargetFolder { path: PathBuf, parent: PathBuf, problem: String },
-    #[error("cannot write {}: the disk is full; it takes {} in all", path.display(), Bytes(*needed))]
-    DiskFull { path: PathBuf, needed: u64 },
+    #[error("cannot write {}: the disk is full{}", path.display(), Room { needed: *needed, missing: *missing })]
+    DiskFull { path: PathBuf, needed: u64, missing: Option<u64> },
+    #[error("cannot write {}: another run writes it and has locked {}", path.display(), partial.display())]
+    TargetBusy { path: PathBuf, partial: PathBuf },
+    #[error(
+        "cannot go on with {}, which an interrupted run left for {}: another {differences}",
+        partial.display(), path.display()
+    )]
+    OtherPartial { path: PathBuf, partial: PathBuf, differences: String },
+    #[error("cannot go on with what an interrupted run left for {}: {} is not what it was", path.display(), file.display())]
+    DamagedPartial { path: PathBuf, file: PathBuf },
     #[error("{}: `{tensor}` was written to {written} of {expected} bytes", path.display())]
     Incomplete { path: PathBuf, tensor: String, written: u64, expected: u64 },
     #[error("`{tensor}`: {bytes} bytes at {offset} do not fit its {size}")]
@@ -203,7 +212,14 @@ impl Error {
             Self::TargetExists { .. } => "name another output, or replace it with --force",
             Self::TargetNotReplaceable { .. } => "name another output, or remove it yourself",
             Self::TargetFolder { .. } => "create the folder, or choose one that can be written to",
-            Self::DiskFull { .. } => "free space or choose another disk; nothing that was there has changed",
+            Self::DiskFull { .. } => {
+                "free space and run it again, which goes on where it stopped, or choose another disk; nothing that was there has changed"
+            }
+            Self::TargetBusy { .. } => "wait for it, or name another output",
+            Self::OtherPartial { .. } => {
+                "run the command that was interrupted to end it, discard what it left with --restart, or name another output"
+            }
+            Self::DamagedPartial { .. } => "discard it with --restart",
             _ => return None,
         };
         Some(hint.to_owned())
@@ -211,6 +227,24 @@ impl Error {
 
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { action, path: path.to_owned(), source }
+    }
+}
+
+/// What a disk would need.
+struct Room {
+    needed: u64,
+    missing: Option<u64>,
+}
+
+impl fmt::Display for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.needed > 0 {
+            write!(f, "; it takes {} in all", Bytes(self.needed))?;
+        }
+        match self.missing {
+            Some(missing) => write!(f, ", and {missing} bytes more than there are"),
+            None => Ok(()),
+        }
     }
 }
 

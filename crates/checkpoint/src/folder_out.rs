@@ -16,8 +16,9 @@ use std::sync::Mutex;
 use bitmill_tensor::Dtype;
 use serde_json::{Map, Value, json};
 
-use crate::atomic::{Progress, StagedFolder};
-use crate::{Error, Target, Written};
+use crate::atomic::Progress;
+use crate::staging::{Shape, Staging, forget};
+use crate::{Error, Identity, Target, Written};
 
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -43,7 +44,7 @@ impl StTensorSpec {
 /// Writes a folder of safetensors and other files, tensor by tensor in any order and from any thread.
 #[derive(Debug)]
 pub struct FolderWriter {
-    folder: StagedFolder,
+    staging: Staging,
     shards: Vec<(String, u64, File)>,
     /// The shard of each tensor, and where it begins there.
     places: Vec<(usize, u64)>,
@@ -56,25 +57,43 @@ pub struct FolderWriter {
 impl FolderWriter {
     /// Creates the folder beside `target`, with all headers and the index written and room for the weights
     /// reserved: model.safetensors, or model-00001-of-0000N.safetensors and so on if the tensors take more than
-    /// `shard_bytes`.
+    /// `shard_bytes`. Nothing of it stays if it is dropped.
     ///
     /// # Errors
     /// [`Error::BadSpec`] for two tensors of one name; [`Error::TargetExists`],
     /// [`TargetNotReplaceable`](Error::TargetNotReplaceable) or [`TargetFolder`](Error::TargetFolder) if the target
-    /// cannot be written; [`Error::DiskFull`].
+    /// cannot be written; [`TargetBusy`](Error::TargetBusy) if another run writes it; [`Error::DiskFull`].
     pub fn create(target: &Target, tensors: &[StTensorSpec], shard_bytes: u64) -> Result<Self, Error> {
+        Self::resume(target, tensors, shard_bytes, Identity::default())
+    }
+
+    /// Goes on with what an interrupted run with this target and `identity` left, or begins it; tensors and `shard_bytes` must
+    /// follow from `identity`. What was recorded of tensors that are finished is in [`finished`](Self::finished); other
+    /// files are added again.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); [`Error::OtherPartial`] if the interrupted run was another.
+    pub fn resume(
+        target: &Target,
+        tensors: &[StTensorSpec],
+        shard_bytes: u64,
+        identity: Identity,
+    ) -> Result<Self, Error> {
         check_specs(tensors)?;
         let plan = Plan::new(tensors, shard_bytes);
         let weight_bytes = plan.weight_bytes();
-        let folder = StagedFolder::create(target)?;
+        let staging = Staging::resume(target, Shape::Folder, vec![target.name()?], identity)?;
+        staging.check_space(weight_bytes)?;
         let mut shards = Vec::with_capacity(plan.shards.len());
         for shard in plan.shards {
-            let file = folder.create_file(&shard.name, shard.bytes, weight_bytes)?;
-            file.write_all_at(&shard.header, 0).map_err(|source| folder.write_error(source, weight_bytes))?;
+            let file = staging.file(&shard.name, shard.bytes, weight_bytes)?;
+            file.write_all_at(&shard.header, 0)
+                .map_err(|source| staging.write_error(source, weight_bytes))?;
             shards.push((shard.name, shard.bytes, file));
         }
+        staging.begin(shards.iter().map(|(_, _, file)| file))?;
         let writer = Self {
-            folder,
+            staging,
             shards,
             places: plan.places,
             progress: Progress::new(tensors.iter().map(|spec| (spec.name.clone(), spec.bytes()))),
@@ -99,8 +118,8 @@ impl FolderWriter {
         let (shard, start) = self.places[tensor];
         let (_, _, file) = &self.shards[shard];
         file.write_all_at(bytes, start + offset)
-            .map_err(|source| self.folder.write_error(source, self.weight_bytes))?;
-        self.progress.add(tensor, bytes.len());
+            .map_err(|source| self.staging.write_error(source, self.weight_bytes))?;
+        self.progress.add(tensor, bytes.len() as u64);
         Ok(())
     }
 
@@ -128,17 +147,46 @@ impl FolderWriter {
             return Err(Error::BadFileName { name: name.to_owned(), problem: "it was written already" });
         }
         let needed = self.weight_bytes + bytes.len() as u64;
-        let file = self.folder.create_file(name, bytes.len() as u64, needed)?;
-        file.write_all_at(bytes, 0)
-            .and_then(|()| file.sync_all())
-            .map_err(|source| self.folder.write_error(source, needed))?;
+        self.staging.small_file(name, bytes, needed)?;
         others.push((name.to_owned(), bytes.len() as u64));
         Ok(())
     }
 
+    /// What was recorded of tensors that an interrupted run had finished, in the order in which they were.
+    pub fn finished(&self) -> &[Value] {
+        self.staging.finished()
+    }
+
+    /// Counts a tensor as written: by the run that was interrupted.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
+    pub fn count_written(&self, tensor: usize) {
+        self.progress.add_whole(tensor);
+    }
+
+    /// Has all that was written so far on disk, and notes these records of tensors that were finished before.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] or [`Error::Io`].
+    pub fn note(&self, records: &[Value]) -> Result<(), Error> {
+        self.staging.flush(self.shards.iter().map(|(_, _, file)| file))?;
+        self.staging.note(records)
+    }
+
+    /// Lets the system forget what of the weights it holds in memory; for what is larger than that.
+    pub fn forget(&self) {
+        self.shards.iter().for_each(|(_, _, file)| forget(file));
+    }
+
+    /// Whether what is written stays if this is dropped unfinished, for another run to go on with.
+    pub fn keep(&self, keep: bool) {
+        self.staging.keep(keep);
+    }
+
     /// Where the folder lies until [`finish`](Self::finish): complete once every tensor is written, to be read back.
-    pub fn staged(&self) -> &std::path::Path {
-        self.folder.staged()
+    pub fn staged(&self) -> PathBuf {
+        self.staging.output()
     }
 
     /// The exact size of all files: weights, index, and what was added so far.
@@ -153,16 +201,15 @@ impl FolderWriter {
     /// # Errors
     /// [`Error::Incomplete`] if a tensor was not wholly written; the target is then as it was.
     pub fn finish(self) -> Result<Written, Error> {
-        self.progress.check_complete(self.folder.target())?;
-        let path = self.folder.target().to_owned();
+        let Self { staging, shards, progress, others, .. } = self;
+        progress.check_complete(staging.target())?;
+        staging.flush(shards.iter().map(|(_, _, file)| file))?;
+        let path = staging.target().to_owned();
         let mut files: Vec<(PathBuf, u64)> = Vec::new();
-        for (name, bytes, file) in self.shards {
-            file.sync_all().map_err(|source| self.folder.write_error(source, self.weight_bytes))?;
-            files.push((path.join(name), bytes));
-        }
-        let others = self.others.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        files.extend(shards.iter().map(|(name, bytes, _)| (path.join(name), *bytes)));
+        let others = others.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         files.extend(others.into_iter().map(|(name, bytes)| (path.join(name), bytes)));
-        self.folder.finish()?;
+        staging.finish()?;
         let bytes = files.iter().map(|(_, bytes)| bytes).sum();
         Ok(Written { path, files, bytes })
     }

@@ -1,17 +1,16 @@
-//! Writes GGUF, version 3: header first, then tensors in any order. The layout is drawn in `gguf_in`.
-//!
-//! Every tensor is padded with zeros to the alignment, the last one too, as ggml's writers do.
+//! Writes GGUF, version 3, into one file or several: headers first, then tensors in any order.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use bitmill_tensor::Encoding;
+use serde_json::Value;
 
-use crate::atomic::{Progress, StagedFile};
-use crate::checkpoint::matrix_shape;
-use crate::gguf_in::encoding_id;
-use crate::{Error, GgufArray, GgufValue, Target, Written};
-
-const ALIGNMENT: u64 = 32;
-/// ggml keeps names in 64 bytes with a zero at the end.
-const LONGEST_NAME: usize = 63;
+use crate::atomic::Progress;
+use crate::gguf_layout::{Layout, check_specs, tensor_bytes};
+use crate::staging::{Shape, Staging, forget};
+use crate::{Error, GgufValue, Identity, Target, Written};
 
 /// A tensor that a GGUF file will hold.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,32 +48,71 @@ pub struct GgufTensorSpec {
 /// ```
 #[derive(Debug)]
 pub struct GgufWriter {
-    file: StagedFile,
-    /// Where each tensor begins in the file.
-    starts: Vec<u64>,
+    staging: Staging,
+    /// Name, size and file of each part.
+    parts: Vec<(String, u64, File)>,
+    /// Names of files that go with them.
+    beside: Vec<String>,
+    /// The part of each tensor, and where it begins there.
+    places: Vec<(usize, u64)>,
     progress: Progress,
     total_bytes: u64,
 }
 
+/// How a GGUF output is written.
+#[derive(Debug, Clone, Default)]
+pub struct GgufOptions {
+    /// Bytes of a part at most, its header not counted, if the output is to be split; a larger tensor has a part of its own.
+    pub split_bytes: Option<u64>,
+    /// Names of small files that appear with the output, in its folder; see [`GgufWriter::add_file`].
+    pub beside: Vec<String>,
+}
+
 impl GgufWriter {
-    /// Creates the file beside `target`, header written and room for everything reserved.
+    /// Creates the file beside `target`, header written and room for everything reserved. Nothing of it stays if it is
+    /// dropped.
     ///
     /// # Errors
     /// [`Error::BadSpec`] for a key or tensor that GGUF cannot hold; [`Error::TargetExists`],
     /// [`TargetNotReplaceable`](Error::TargetNotReplaceable) or [`TargetFolder`](Error::TargetFolder) if the target
-    /// cannot be written; [`Error::DiskFull`].
+    /// cannot be written; [`TargetBusy`](Error::TargetBusy) if another run writes it; [`Error::DiskFull`].
     pub fn create(
         target: &Target,
         metadata: &[(String, GgufValue)],
         tensors: &[GgufTensorSpec],
     ) -> Result<Self, Error> {
+        Self::resume(target, metadata, tensors, GgufOptions::default(), Identity::default())
+    }
+
+    /// Goes on with what an interrupted run with this target and `identity` left, or begins it; metadata, tensors and options
+    /// must follow from `identity`. What was recorded of tensors that are finished is in [`finished`](Self::finished).
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); [`Error::OtherPartial`] if the interrupted run was another.
+    pub fn resume(
+        target: &Target,
+        metadata: &[(String, GgufValue)],
+        tensors: &[GgufTensorSpec],
+        options: GgufOptions,
+        identity: Identity,
+    ) -> Result<Self, Error> {
         check_specs(metadata, tensors)?;
-        let layout = Layout::new(metadata, tensors);
-        let file = StagedFile::create(target, layout.total_bytes)?;
-        file.write_at(&layout.header, 0)?;
+        let layout = Layout::new(metadata, tensors, options.split_bytes);
+        let total_bytes = layout.total_bytes();
+        let part_names = layout.names(&target.name()?);
+        let names: Vec<String> = part_names.iter().chain(&options.beside).cloned().collect();
+        let staging = Staging::resume(target, Shape::Files, names, identity)?;
+        let mut parts = Vec::with_capacity(part_names.len());
+        staging.check_space(total_bytes)?;
+        for (name, part) in part_names.into_iter().zip(&layout.parts) {
+            let file = staging.file(&name, part.bytes, total_bytes)?;
+            file.write_all_at(&part.header, 0).map_err(|source| staging.write_error(source, total_bytes))?;
+            parts.push((name, part.bytes, file));
+        }
+        staging.begin(parts.iter().map(|(_, _, file)| file))?;
         let sizes = tensors.iter().map(|spec| (spec.name.clone(), tensor_bytes(spec)));
         let progress = Progress::new(sizes);
-        Ok(Self { file, starts: layout.starts, progress, total_bytes: layout.total_bytes })
+        Ok(Self { staging, parts, beside: options.beside, places: layout.places, progress, total_bytes })
     }
 
     /// Writes `bytes` at `offset` within tensor number `tensor` of the specs.
@@ -86,163 +124,90 @@ impl GgufWriter {
     /// If there is no such tensor.
     pub fn write_at(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         self.progress.check(tensor, offset, bytes.len())?;
-        self.file.write_at(bytes, self.starts[tensor] + offset)?;
-        self.progress.add(tensor, bytes.len());
+        let (part, start) = self.places[tensor];
+        let (_, _, file) = &self.parts[part];
+        file.write_all_at(bytes, start + offset)
+            .map_err(|source| self.staging.write_error(source, self.total_bytes))?;
+        self.progress.add(tensor, bytes.len() as u64);
         Ok(())
     }
 
-    /// Where the file lies until [`finish`](Self::finish): complete once every tensor is written, to be read back.
-    pub fn staged(&self) -> &std::path::Path {
-        self.file.staged()
+    /// Writes one of the files that appear beside the output, whole.
+    ///
+    /// # Errors
+    /// [`Error::BadFileName`] if it is not among [`GgufOptions::beside`]; [`Error::DiskFull`] or [`Error::Io`].
+    pub fn add_file(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        if !self.beside.iter().any(|beside| beside == name) {
+            return Err(Error::BadFileName { name: name.to_owned(), problem: "it was not announced" });
+        }
+        self.staging.small_file(name, bytes, self.total_bytes)
     }
 
-    /// The exact size of the finished file.
+    /// What was recorded of tensors that an interrupted run had finished, in the order in which they were.
+    pub fn finished(&self) -> &[Value] {
+        self.staging.finished()
+    }
+
+    /// Counts `bytes` of a tensor as written: by the run that was interrupted.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
+    pub fn count_written(&self, tensor: usize, bytes: u64) {
+        self.progress.add(tensor, bytes);
+    }
+
+    /// Has all that was written so far on disk, and notes these records of tensors that were finished before.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] or [`Error::Io`].
+    pub fn note(&self, records: &[Value]) -> Result<(), Error> {
+        self.staging.flush(self.parts.iter().map(|(_, _, file)| file))?;
+        self.staging.note(records)
+    }
+
+    /// Lets the system forget what of the output it holds in memory; for what is larger than that.
+    pub fn forget(&self) {
+        self.parts.iter().for_each(|(_, _, file)| forget(file));
+    }
+
+    /// Whether what is written stays if this is dropped unfinished, for another run to go on with.
+    pub fn keep(&self, keep: bool) {
+        self.staging.keep(keep);
+    }
+
+    /// Where the file, or the first of its parts, lies until [`finish`](Self::finish): complete once every tensor is
+    /// written, to be read back.
+    pub fn staged(&self) -> PathBuf {
+        self.staging.output().join(&self.parts[0].0)
+    }
+
+    /// The exact size of the finished file, or of all parts.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes
     }
 
-    /// Completes the file, flushes it and renames it to its target.
+    /// Completes the output, flushes it and renames it to its target.
     ///
     /// # Errors
     /// [`Error::Incomplete`] if a tensor was not wholly written; the target is then as it was.
     pub fn finish(self) -> Result<Written, Error> {
-        self.progress.check_complete(self.file.path())?;
-        self.file.finish()
+        let Self { staging, parts, progress, total_bytes, .. } = self;
+        progress.check_complete(staging.target())?;
+        staging.flush(parts.iter().map(|(_, _, file)| file))?;
+        let path = staging.target().to_owned();
+        let files = parts.iter().map(|(name, bytes, _)| (path.with_file_name(name), *bytes)).collect();
+        staging.finish()?;
+        Ok(Written { path, files, bytes: total_bytes })
     }
 }
 
-/// The exact size of the file that [`GgufWriter`] writes for these.
-pub fn gguf_bytes(metadata: &[(String, GgufValue)], tensors: &[GgufTensorSpec]) -> u64 {
-    Layout::new(metadata, tensors).total_bytes
-}
-
-struct Layout {
-    header: Vec<u8>,
-    starts: Vec<u64>,
-    total_bytes: u64,
-}
-
-impl Layout {
-    fn new(metadata: &[(String, GgufValue)], tensors: &[GgufTensorSpec]) -> Self {
-        let alignment = metadata.iter().find(|(key, _)| key == "general.alignment");
-        let alignment = alignment.and_then(|(_, value)| value.as_u64()).unwrap_or(ALIGNMENT).max(1);
-        let mut header = b"GGUF".to_vec();
-        put_u32(&mut header, 3);
-        put_u64(&mut header, tensors.len() as u64);
-        put_u64(&mut header, metadata.len() as u64);
-        for (key, value) in metadata {
-            put_string(&mut header, key);
-            put_u32(&mut header, value.type_id());
-            put_value(&mut header, value);
-        }
-        let mut offsets = Vec::with_capacity(tensors.len());
-        let mut end = 0u64;
-        for spec in tensors {
-            offsets.push(end);
-            put_string(&mut header, &spec.name);
-            put_u32(&mut header, spec.shape.len() as u32);
-            for &size in spec.shape.iter().rev() {
-                put_u64(&mut header, size as u64);
-            }
-            put_u32(&mut header, encoding_id(spec.encoding).unwrap_or(u32::MAX));
-            put_u64(&mut header, end);
-            end += tensor_bytes(spec).next_multiple_of(alignment);
-        }
-        let data_start = (header.len() as u64).next_multiple_of(alignment);
-        header.resize(data_start as usize, 0);
-        let starts = offsets.into_iter().map(|offset| data_start + offset).collect();
-        Self { header, starts, total_bytes: data_start + end }
-    }
-}
-
-fn tensor_bytes(spec: &GgufTensorSpec) -> u64 {
-    let (rows, cols) = matrix_shape(&spec.shape);
-    spec.encoding.matrix_bytes(rows, cols) as u64
-}
-
-fn check_specs(metadata: &[(String, GgufValue)], tensors: &[GgufTensorSpec]) -> Result<(), Error> {
-    let bad = |tensor: &str, problem: &str| {
-        Err(Error::BadSpec { tensor: tensor.to_owned(), problem: problem.to_owned() })
-    };
-    let mut keys = std::collections::HashSet::new();
-    for (key, value) in metadata {
-        if !keys.insert(key) {
-            return bad(key, "the key is there twice");
-        }
-        let is_size = |value: &GgufValue| value.as_u64().is_some_and(|n| n.is_power_of_two() && n <= 1 << 20);
-        if key == "general.alignment" && !(matches!(value, GgufValue::U32(_)) && is_size(value)) {
-            return bad(key, "an alignment is a u32 and a power of two");
-        }
-    }
-    let mut names = std::collections::HashSet::new();
-    for spec in tensors {
-        if !names.insert(&spec.name) {
-            return bad(&spec.name, "the tensor is there twice");
-        }
-        if spec.name.len() > LONGEST_NAME {
-            return bad(&spec.name, "ggml's names have at most 63 bytes");
-        }
-        if spec.shape.is_empty() || spec.shape.len() > 4 {
-            return bad(&spec.name, "GGUF has tensors of 1 to 4 dimensions");
-        }
-        match spec.encoding {
-            Encoding::Grouped(_) => return bad(&spec.name, "GGUF has no such groups of codes"),
-            Encoding::Sparse { .. } => return bad(&spec.name, "GGUF has no sparse tensors"),
-            Encoding::Block(block) if !spec.shape[spec.shape.len() - 1].is_multiple_of(block.weights()) => {
-                return bad(&spec.name, "its rows do not divide into blocks");
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-fn put_u32(out: &mut Vec<u8>, value: u32) {
-    out.extend_from_slice(&value.to_le_bytes());
-}
-
-fn put_u64(out: &mut Vec<u8>, value: u64) {
-    out.extend_from_slice(&value.to_le_bytes());
-}
-
-fn put_string(out: &mut Vec<u8>, text: &str) {
-    put_u64(out, text.len() as u64);
-    out.extend_from_slice(text.as_bytes());
-}
-
-fn put_value(out: &mut Vec<u8>, value: &GgufValue) {
-    match value {
-        GgufValue::U8(value) => out.extend_from_slice(&value.to_le_bytes()),
-        GgufValue::I8(value) => out.extend_from_slice(&value.to_le_bytes()),
-        GgufValue::U16(value) => out.extend_from_slice(&value.to_le_bytes()),
-        GgufValue::I16(value) => out.extend_from_slice(&value.to_le_bytes()),
-        GgufValue::U32(value) => out.extend_from_slice(&value.to_le_bytes()),
-        GgufValue::I32(value) => out.extend_from_slice(&value.to_le_bytes()),
-        GgufValue::F32(value) => out.extend_from_slice(&value.to_le_bytes()),
-        GgufValue::Bool(value) => out.push(u8::from(*value)),
-        GgufValue::String(value) => put_string(out, value),
-        GgufValue::Array(array) => put_array(out, array),
-        GgufValue::U64(value) => out.extend_from_slice(&value.to_le_bytes()),
-        GgufValue::I64(value) => out.extend_from_slice(&value.to_le_bytes()),
-        GgufValue::F64(value) => out.extend_from_slice(&value.to_le_bytes()),
-    }
-}
-
-fn put_array(out: &mut Vec<u8>, array: &GgufArray) {
-    put_u32(out, array.type_id());
-    put_u64(out, array.len() as u64);
-    match array {
-        GgufArray::U8(values) => out.extend_from_slice(values),
-        GgufArray::I8(values) => out.extend(values.iter().flat_map(|value| value.to_le_bytes())),
-        GgufArray::U16(values) => out.extend(values.iter().flat_map(|value| value.to_le_bytes())),
-        GgufArray::I16(values) => out.extend(values.iter().flat_map(|value| value.to_le_bytes())),
-        GgufArray::U32(values) => out.extend(values.iter().flat_map(|value| value.to_le_bytes())),
-        GgufArray::I32(values) => out.extend(values.iter().flat_map(|value| value.to_le_bytes())),
-        GgufArray::F32(values) => out.extend(values.iter().flat_map(|value| value.to_le_bytes())),
-        GgufArray::Bool(values) => out.extend(values.iter().map(|value| u8::from(*value))),
-        GgufArray::String(values) => values.iter().for_each(|value| put_string(out, value)),
-        GgufArray::U64(values) => out.extend(values.iter().flat_map(|value| value.to_le_bytes())),
-        GgufArray::I64(values) => out.extend(values.iter().flat_map(|value| value.to_le_bytes())),
-        GgufArray::F64(values) => out.extend(values.iter().flat_map(|value| value.to_le_bytes())),
-    }
+/// The files that [`GgufWriter`] writes for these and a target of the name `target`, with their exact sizes.
+pub fn gguf_files(
+    target: &str,
+    metadata: &[(String, GgufValue)],
+    tensors: &[GgufTensorSpec],
+    split_bytes: Option<u64>,
+) -> Vec<(String, u64)> {
+    let layout = Layout::new(metadata, tensors, split_bytes);
+    layout.names(target).into_iter().zip(layout.parts.iter().map(|part| part.bytes)).collect()
 }

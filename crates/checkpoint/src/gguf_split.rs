@@ -154,7 +154,7 @@ impl std::fmt::Display for Split {
     }
 }
 
-fn part_suffix(number: u64, count: u64) -> String {
+pub(crate) fn part_suffix(number: u64, count: u64) -> String {
     format!("-{:05}-of-{count:05}.gguf", number + 1)
 }
 

@@ -20,8 +20,8 @@ use std::path::Path;
 
 use bitmill_tensor::{Encoding, FloatType};
 
-use crate::atomic::StagedFile;
 use crate::gguf_in::{self, Reader};
+use crate::staging::write_file;
 use crate::{Error, GgufArray, GgufTensorSpec, GgufValue, GgufWriter, Region, Role, Target, Written};
 
 const DATASETS: &str = "imatrix.datasets";
@@ -130,12 +130,7 @@ impl Imatrix {
     pub fn write(&self, target: &Target, form: ImatrixForm) -> Result<Written, Error> {
         match form {
             ImatrixForm::Gguf => self.write_gguf(target),
-            ImatrixForm::Legacy => {
-                let bytes = self.legacy_bytes();
-                let file = StagedFile::create(target, bytes.len() as u64)?;
-                file.write_at(&bytes, 0)?;
-                file.finish()
-            }
+            ImatrixForm::Legacy => write_file(target, &self.legacy_bytes()),
         }
     }
 

@@ -5,7 +5,8 @@
 //! with [`Tensor::release`], so memory follows the largest tensor in use and not the model.
 //!
 //! [`GgufWriter`] and [`FolderWriter`] take the list of tensors first and their bytes in any order after it, from
-//! any thread; what they write appears whole at its target or not at all.
+//! any thread; what they write appears whole at its target or not at all, and what an interrupted run leaves can be gone on
+//! with.
 //!
 //! ```no_run
 //! use bitmill_checkpoint::{Checkpoint, Role, RoleKind};
@@ -43,17 +44,20 @@ mod foreign;
 mod generation1;
 mod gguf_config;
 mod gguf_in;
+mod gguf_layout;
 mod gguf_out;
 mod gguf_rope;
 mod gguf_split;
 mod gguf_value;
 mod imatrix;
+mod journal;
 mod moe;
 mod region;
 mod role;
 mod safetensors_in;
 mod shapes;
 mod sparse_bitmask;
+mod staging;
 
 pub use atomic::{Overwrite, Target, Written};
 pub use checkpoint::{
@@ -66,11 +70,13 @@ pub use family::{Family, Pairing};
 pub use folder_out::{FolderWriter, StTensorSpec, folder_bytes};
 pub use generation1::folder_notes;
 pub use gguf_config::{check_gguf, gguf_metadata};
-pub use gguf_out::{GgufTensorSpec, GgufWriter, gguf_bytes};
+pub use gguf_out::{GgufOptions, GgufTensorSpec, GgufWriter, gguf_files};
 pub use gguf_rope::rope_freqs;
 pub use gguf_value::{GgufArray, GgufTokenizer, GgufValue};
 pub use imatrix::{Imatrix, ImatrixEntry, ImatrixForm};
+pub use journal::Identity;
 pub use moe::Experts;
 pub use region::Region;
 pub use role::{Role, RoleKind};
 pub use sparse_bitmask::{sparse_config, sparse_specs};
+pub use staging::{Finished, discard_partial, finish_interrupted};

@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::ops::{Deref, Range};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::{Mmap, UncheckedAdvice};
@@ -32,7 +33,14 @@ pub struct Region {
 enum Source {
     Static(&'static [u8]),
     Owned(Arc<Vec<u8>>),
-    Mapped(Arc<Mmap>),
+    Mapped(Arc<Mapped>),
+}
+
+struct Mapped {
+    map: Mmap,
+    /// Kept open to tell the system what of it is done with.
+    file: File,
+    path: PathBuf,
 }
 
 impl Region {
@@ -67,7 +75,8 @@ impl Region {
         // under us: bytes are then other bytes (every parser here copies what it has checked before it relies
         // on it, and weights may hold any bits), and a shortened file ends the process, as documented above.
         let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io("map", path, source))?;
-        Ok(Self { len: map.len(), source: Source::Mapped(Arc::new(map)), start: 0 })
+        let mapped = Mapped { map, file, path: path.to_owned() };
+        Ok(Self { len: mapped.map.len(), source: Source::Mapped(Arc::new(mapped)), start: 0 })
     }
 
     /// The bytes `range` of this region.
@@ -86,24 +95,45 @@ impl Region {
     /// Lets go of the pages of a mapped file: they leave this process's memory and are read again when next
     /// touched. Nothing happens to other regions.
     pub fn release(&self) {
-        if let Source::Mapped(map) = &self.source
+        if let Source::Mapped(mapped) = &self.source
             && self.len > 0
         {
             // SAFETY: the map is shared and read-only, so a dropped page comes back from the file with the
             // same bytes. The range is widened to whole pages, which at worst costs a neighbour a reread.
             let advised =
-                unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.start, self.len) };
+                unsafe { mapped.map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.start, self.len) };
             if let Err(error) = advised {
                 tracing::debug!(%error, "pages of a mapped file could not be released");
             }
         }
     }
 
+    /// [`release`](Self::release), and lets the system forget the pages as well: for what is read once, so that a
+    /// model larger than memory does not push out all else.
+    pub fn forget(&self) {
+        self.release();
+        if let Source::Mapped(mapped) = &self.source
+            && let Some(len) = NonZeroU64::new(self.len as u64)
+            && let Err(error) =
+                rustix::fs::fadvise(&mapped.file, self.start as u64, Some(len), rustix::fs::Advice::DontNeed)
+        {
+            tracing::debug!(%error, "pages of a mapped file could not be forgotten");
+        }
+    }
+
+    /// The file that is mapped.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match &self.source {
+            Source::Mapped(mapped) => Some(&mapped.path),
+            Source::Static(_) | Source::Owned(_) => None,
+        }
+    }
+
     /// Tells the system that this range will be read soon, from front to back.
     pub fn will_need(&self) {
-        if let Source::Mapped(map) = &self.source
+        if let Source::Mapped(mapped) = &self.source
             && self.len > 0
-            && let Err(error) = map.advise_range(memmap2::Advice::WillNeed, self.start, self.len)
+            && let Err(error) = mapped.map.advise_range(memmap2::Advice::WillNeed, self.start, self.len)
         {
             tracing::debug!(%error, "pages of a mapped file could not be asked for");
         }
@@ -117,7 +147,7 @@ impl Deref for Region {
         let all: &[u8] = match &self.source {
             Source::Static(bytes) => bytes,
             Source::Owned(bytes) => bytes,
-            Source::Mapped(map) => map,
+            Source::Mapped(mapped) => &mapped.map,
         };
         &all[self.start..self.start + self.len]
     }
@@ -156,6 +186,8 @@ mod tests {
         assert_eq!(&*middle, &bytes[5000..30_000]);
         middle.release();
         middle.will_need();
+        assert_eq!(&*middle, &bytes[5000..30_000]);
+        middle.forget();
         region.slice(0..0).release();
         assert_eq!(&*region, &bytes[..]);
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bitmill_checkpoint::{
     Checkpoint, Error, FolderWriter, GgufArray, GgufTensorSpec, GgufValue, GgufWriter, Overwrite, Role,
-    StTensorSpec, Target, check_gguf, folder_bytes, gguf_bytes, gguf_metadata,
+    StTensorSpec, Target, check_gguf, folder_bytes, gguf_files, gguf_metadata,
 };
 use bitmill_tensor::{BlockType, Dtype, Encoding, FloatType, WeightData};
 use common::{Stored, config, open_config, tensors};
@@ -195,7 +195,7 @@ fn gguf_reads_back_byte_for_byte() {
     }
     let specs: Vec<GgufTensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
     let writer = GgufWriter::create(&target(&path, Overwrite::Refuse), &metadata, &specs).unwrap();
-    assert_eq!(writer.total_bytes(), gguf_bytes(&metadata, &specs));
+    assert_eq!(gguf_files("x", &metadata, &specs, None), [("x".to_owned(), writer.total_bytes())]);
     // From several threads, in rows.
     std::thread::scope(|scope| {
         for (index, (_, bytes)) in tensors.iter().enumerate() {
@@ -209,7 +209,7 @@ fn gguf_reads_back_byte_for_byte() {
     });
     let written = writer.finish().unwrap();
     assert_eq!(written.bytes, fs::metadata(&path).unwrap().len());
-    assert_eq!(written.bytes, gguf_bytes(&metadata, &specs));
+    assert_eq!(gguf_files("x", &metadata, &specs, None)[0].1, written.bytes);
     assert_eq!(written.bytes % 32, 0);
     let checkpoint = Checkpoint::open(&path).unwrap();
     assert_eq!(checkpoint.metadata(), metadata);

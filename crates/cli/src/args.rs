@@ -98,6 +98,9 @@ pub struct How {
     /// Write safetensors shards of at most this size.
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
     pub shard_size: u64,
+    /// Split a GGUF file into parts with at most this size of tensors each: OUT-00001-of-0000N.gguf and so on.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub split_max_size: Option<u64>,
     /// Accept a model whose weights are quantized already, at the price of a second loss.
     #[arg(long)]
     pub allow_requantize: bool,
@@ -112,9 +115,19 @@ pub struct Compress {
     /// The file (GGUF) or folder (compressed-tensors) to write.
     #[arg(long, short, value_name = "OUT")]
     pub output: PathBuf,
+    #[command(flatten)]
+    pub over: Over,
+}
+
+/// What happens to what is there already, shared by `compress` and `convert`.
+#[derive(Debug, Args)]
+pub struct Over {
     /// Replace OUT if it is there already, once the new one is complete.
     #[arg(long, short)]
     pub force: bool,
+    /// Discard what an interrupted run left for OUT and begin anew; without it the same command goes on where that run stopped.
+    #[arg(long)]
+    pub restart: bool,
 }
 
 #[derive(Debug, Args)]
@@ -131,12 +144,14 @@ pub struct Convert {
     /// Write safetensors shards of at most this size.
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
     pub shard_size: u64,
+    /// Split a GGUF file into parts with at most this size of tensors each: OUT-00001-of-0000N.gguf and so on.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub split_max_size: Option<u64>,
     /// The file (GGUF) or folder (hugging-face) to write.
     #[arg(long, short, value_name = "OUT")]
     pub output: PathBuf,
-    /// Replace OUT if it is there already, once the new one is complete.
-    #[arg(long, short)]
-    pub force: bool,
+    #[command(flatten)]
+    pub over: Over,
 }
 
 /// Writes an importance matrix as llama-imatrix does: for each column of each matrix the sum over tokens of the squares of

@@ -148,6 +148,8 @@ impl Run<'_> {
             resolve(self.checkpoint, recipe, &self.options.plan, self.progress)?;
         let plan = Plan::new(self.checkpoint, &recipe, &self.options.plan)?;
         let path = self.options.work.join(file_name(index, &recipe));
+        // Of an earlier comparison that was killed, with other weights or another recipe perhaps.
+        bitmill_checkpoint::discard_partial(&path)?;
         compress(self.checkpoint, &plan, &path, Overwrite::Force, self.progress)?;
         let measured =
             self.measure(&path, &plan, began.elapsed().as_secs_f64()).map(|row| Row { predicted_kl, ..row });

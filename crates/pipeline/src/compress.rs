@@ -3,23 +3,24 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bitmill_checkpoint::{Checkpoint, Overwrite, Target, TensorInfo, Written};
+use bitmill_checkpoint::{Checkpoint, Finished, Overwrite, Target, TensorInfo, Written};
 use bitmill_prune::mask_bytes;
 use bitmill_tensor::Encoding;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::encode::rows_per_task;
 use crate::error::Error;
+use crate::identity::identity;
+use crate::journal;
 use crate::layout::{Output, RECORD, carried_files};
 use crate::plan::{Plan, PlannedTensor, rows_and_columns};
 use crate::progress::Progress;
 use crate::read_back::read_back;
-use crate::recipe::Format;
 use crate::stream::{WAITING, stream};
 use crate::tensor_run::rows_per_chunk;
 
 /// What happened to one tensor.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorRecord {
     /// Canonical name.
     pub name: String,
@@ -46,7 +47,7 @@ pub struct TensorRecord {
     /// xxh3 of their hashes. Checked against the output.
     pub stored_hash: String,
     /// Why this encoding, where the recipe alone does not say.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
 }
 
@@ -59,16 +60,22 @@ pub struct CompressRecord {
     pub document: serde_json::Value,
     /// Seconds of wall time.
     pub seconds: f64,
+    /// Tensors that an interrupted run had finished.
+    pub resumed: usize,
 }
 
 /// Writes what `plan` says of `checkpoint` to `path`.
 ///
-/// Streams: memory does not grow with the model. The output lies beside its target until every packed tensor has been
+/// Streams: memory does not grow with the model. The output lies beside its target until every tensor has been
 /// read back and found to be what was decided; then it is renamed. A record goes with it: `bitmill.json` in a folder,
 /// `OUT.bitmill.json` beside a GGUF file.
 ///
+/// What a run that was killed, stopped or out of space had finished is kept; a run of the same plan to the same `path`
+/// goes on after it, to the same bytes.
+///
 /// # Errors
-/// If the target exists and `overwrite` refuses, a weight is not finite, or the disk fails; nothing is left behind.
+/// If the target exists and `overwrite` refuses, a weight is not finite, the disk fails, or an interrupted run of
+/// another plan left its output there.
 pub fn compress(
     checkpoint: &Checkpoint,
     plan: &Plan,
@@ -77,24 +84,48 @@ pub fn compress(
     progress: &dyn Progress,
 ) -> Result<CompressRecord, Error> {
     let began = Instant::now();
-    refuse_collisions(checkpoint, plan, path, overwrite)?;
+    refuse_sources(checkpoint, plan, path)?;
     let target = Target { path: path.into(), overwrite };
-    let output = plan.layout.create(&target)?;
-    progress.begin(&format!("{}: compressing", plan.recipe.name));
-    let records = stream(checkpoint, plan, &output, progress)?;
-    let document = document(plan, &records);
-    let text = format!("{document:#}\n");
-    output.add_record(text.as_bytes())?;
-    progress.begin(&format!("{}: reading back", plan.recipe.name));
-    read_back(output.staged(), path, plan, &records, progress)?;
-    let is_file = matches!(output, Output::Gguf(..));
-    let written = output.finish()?;
-    if is_file {
-        let beside = record_path(path);
-        crate::write_file(&beside, text.as_bytes())?;
+    let identity = identity(checkpoint, plan);
+    if let Some(Finished { records, mut written }) =
+        bitmill_checkpoint::finish_interrupted(&target, &identity)?
+    {
+        let records: Vec<TensorRecord> = journal::records(plan, &records).collect();
+        written.files.retain(|(file, _)| *file != record_path(path));
+        written.bytes = written.files.iter().map(|(_, bytes)| bytes).sum();
+        let (document, resumed) = (document(plan, &records), records.len());
+        return Ok(CompressRecord { written, document, seconds: began.elapsed().as_secs_f64(), resumed });
     }
+    let record_name = record_path(path).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let output = plan.layout.resume(&target, &record_name, identity)?;
+    let finished: Vec<TensorRecord> = journal::records(plan, output.finished()).collect();
+    let resumed = finished.len();
+    let outcome = write(checkpoint, plan, path, &record_name, &output, finished, progress);
+    // What would fail again the same way is not worth keeping.
+    output.keep(outcome.as_ref().err().is_none_or(Error::may_go_on));
+    let document = outcome?;
+    let written = output.finish()?;
     progress.end();
-    Ok(CompressRecord { written, document, seconds: began.elapsed().as_secs_f64() })
+    Ok(CompressRecord { written, document, seconds: began.elapsed().as_secs_f64(), resumed })
+}
+
+/// Encodes and writes what is not `finished`, and reads everything back; the document that goes with the output.
+fn write(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    path: &Path,
+    record_name: &str,
+    output: &Output<'_>,
+    finished: Vec<TensorRecord>,
+    progress: &dyn Progress,
+) -> Result<serde_json::Value, Error> {
+    progress.begin(&format!("{}: compressing", plan.recipe.name));
+    let records = stream(checkpoint, plan, path, output, finished, progress)?;
+    let document = document(plan, &records);
+    output.add_record(record_name, format!("{document:#}\n").as_bytes())?;
+    progress.begin(&format!("{}: reading back", plan.recipe.name));
+    read_back(&output.staged(), path, plan, &records, progress)?;
+    Ok(document)
 }
 
 /// Where the record of a GGUF file lies: `model.gguf` → `model.gguf.bitmill.json`.
@@ -105,24 +136,22 @@ pub(crate) fn record_path(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Refuses a run whose record would have to replace something, or whose output is its own source.
-fn refuse_collisions(
-    checkpoint: &Checkpoint,
-    plan: &Plan,
-    path: &Path,
-    overwrite: Overwrite,
-) -> Result<(), Error> {
-    let same = |source: &Path| matches!((source.canonicalize(), path.canonicalize()), (Ok(source), Ok(target)) if source == target);
-    if checkpoint.path().is_some_and(same) {
-        return Err(Error::OutputIsSource { path: path.into() });
+/// Refuses a run whose output would replace what it is made from: a file of the source, or the folder that one lies in.
+fn refuse_sources(checkpoint: &Checkpoint, plan: &Plan, path: &Path) -> Result<(), Error> {
+    let real = |path: &Path| path.canonicalize().ok();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut outputs = vec![path.to_owned(), record_path(path)];
+    outputs.extend(plan.layout.gguf_files(&name).iter().map(|(name, _)| path.with_file_name(name)));
+    let outputs: Vec<PathBuf> = outputs.iter().filter_map(|output| real(output)).collect();
+    let mut sources = checkpoint.weight_files();
+    sources.extend(checkpoint.path().map(Path::to_owned));
+    let is_source = |source: &PathBuf| {
+        real(source).is_some_and(|source| outputs.iter().any(|output| source.starts_with(output)))
+    };
+    match sources.iter().any(is_source) {
+        true => Err(Error::OutputIsSource { path: path.into() }),
+        false => Ok(()),
     }
-    let record = record_path(path);
-    if plan.recipe.format == Format::Gguf
-        && (record.is_dir() || (overwrite == Overwrite::Refuse && record.exists()))
-    {
-        return Err(Error::RecordExists { path: record });
-    }
-    Ok(())
 }
 
 fn document(plan: &Plan, records: &[TensorRecord]) -> serde_json::Value {

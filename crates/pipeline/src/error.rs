@@ -198,10 +198,10 @@ pub enum Error {
         /// The output.
         path: PathBuf,
     },
-    /// Something lies where the record of a GGUF file goes.
-    #[error("{} is there already, and the record of the output goes there", path.display())]
-    RecordExists {
-        /// The record's path.
+    /// Whoever watches asked to stop.
+    #[error("stopped; what is finished of {} is kept beside it", path.display())]
+    Stopped {
+        /// The output.
         path: PathBuf,
     },
     /// compressed-tensors without a compressed tensor.
@@ -341,6 +341,22 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the same run may come further another time: not if its input is at fault, or what it wrote.
+    pub(crate) fn may_go_on(&self) -> bool {
+        use bitmill_checkpoint::Error::{DiskFull, Io, TargetExists, TargetFolder, TargetNotReplaceable};
+        matches!(
+            self,
+            Self::Stopped { .. }
+                | Self::Checkpoint(
+                    DiskFull { .. }
+                        | Io { .. }
+                        | TargetExists { .. }
+                        | TargetFolder { .. }
+                        | TargetNotReplaceable { .. }
+                )
+        )
+    }
+
     /// What the reader can change.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -390,7 +406,9 @@ impl Error {
             Self::OutputIsSource { .. } => {
                 Some("write beside it; the original may be removed once the output is there".into())
             }
-            Self::RecordExists { .. } => Some("replace both with --force, or write elsewhere".into()),
+            Self::Stopped { .. } => {
+                Some("the same command goes on where it stopped; with --restart it begins anew".into())
+            }
             Self::FloatOverflow { float: FloatType::F16, .. } => {
                 Some("bf16 spans every f32: choose that, or keep this tensor in its own type".into())
             }

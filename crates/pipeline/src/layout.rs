@@ -1,17 +1,18 @@
 //! Where everything goes in the output, decided before a weight is read: headers come first in both formats.
 
 use bitmill_checkpoint::{
-    Checkpoint, FolderWriter, GgufTensorSpec, GgufValue, GgufWriter, PackedScheme, Region, RoleKind,
-    StTensorSpec, Target, TokenizerSource, Written,
+    Checkpoint, FolderWriter, GgufOptions, GgufTensorSpec, GgufValue, GgufWriter, Identity, PackedScheme,
+    Region, RoleKind, StTensorSpec, Target, TokenizerSource, Written,
 };
 use bitmill_tensor::{BlockType, Encoding, FloatType, Granularity, Grouped};
 use bitmill_text::Tokenizer;
+use serde_json::Value;
 
 use crate::depth::Cut;
 use crate::error::Error;
 use crate::merged::{self, Place};
 use crate::padding;
-use crate::plan::{PlannedTensor, rows_and_columns};
+use crate::plan::{PlanOptions, PlannedTensor, rows_and_columns};
 use crate::recipe::{Format, Recipe, Step};
 
 /// The name of the record in a folder, and the end of its name beside a GGUF file.
@@ -25,6 +26,7 @@ pub(crate) enum Layout {
         specs: Vec<GgufTensorSpec>,
         places: Vec<Place>,
         rope_factors: Option<Vec<f32>>,
+        split_bytes: Option<u64>,
     },
     Folder {
         specs: Vec<StTensorSpec>,
@@ -41,12 +43,12 @@ pub(crate) fn layout(
     cut: &Cut,
     tensors: &[PlannedTensor],
     provenance: Vec<(String, GgufValue)>,
-    shard_bytes: u64,
+    options: &PlanOptions,
 ) -> Result<Layout, Error> {
     match recipe.format {
-        Format::Gguf => gguf(checkpoint, recipe, cut, tensors, provenance),
+        Format::Gguf => gguf(checkpoint, recipe, cut, tensors, provenance, options.split_bytes),
         Format::CompressedTensors | Format::HuggingFace => {
-            folder(checkpoint, recipe, cut, tensors, shard_bytes)
+            folder(checkpoint, recipe, cut, tensors, options.shard_bytes)
         }
     }
 }
@@ -57,6 +59,7 @@ fn gguf(
     cut: &Cut,
     tensors: &[PlannedTensor],
     provenance: Vec<(String, GgufValue)>,
+    split_bytes: Option<u64>,
 ) -> Result<Layout, Error> {
     let config = &cut.config;
     bitmill_checkpoint::check_gguf(&checkpoint.name(), config)?;
@@ -82,7 +85,7 @@ fn gguf(
             encoding: Encoding::Float(FloatType::F32),
         });
     }
-    Ok(Layout::Gguf { metadata, specs, places, rope_factors })
+    Ok(Layout::Gguf { metadata, specs, places, rope_factors, split_bytes })
 }
 
 /// `general.file_type` of a file in which most weights are of this type: that of llama.cpp's usual mix around it.
@@ -251,7 +254,7 @@ impl Layout {
     /// Exact bytes of the output, all but its record.
     pub(crate) fn total_bytes(&self) -> u64 {
         match self {
-            Self::Gguf { metadata, specs, .. } => bitmill_checkpoint::gguf_bytes(metadata, specs),
+            Self::Gguf { .. } => self.gguf_files("").iter().map(|(_, bytes)| bytes).sum(),
             Self::Folder { specs, shard_bytes, files, .. } => {
                 let files: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
                 bitmill_checkpoint::folder_bytes(specs, *shard_bytes) + files
@@ -259,11 +262,27 @@ impl Layout {
         }
     }
 
-    /// Begins the output.
-    pub(crate) fn create(&self, target: &Target) -> Result<Output<'_>, Error> {
+    /// The files of a GGUF output for a target of this name, with their sizes; a folder has none.
+    pub(crate) fn gguf_files(&self, target: &str) -> Vec<(String, u64)> {
+        match self {
+            Self::Gguf { metadata, specs, split_bytes, .. } => {
+                bitmill_checkpoint::gguf_files(target, metadata, specs, *split_bytes)
+            }
+            Self::Folder { .. } => Vec::new(),
+        }
+    }
+
+    /// Begins the output, or goes on with that of an interrupted run; `record` is the name of what lies beside a file.
+    pub(crate) fn resume(
+        &self,
+        target: &Target,
+        record: &str,
+        identity: Identity,
+    ) -> Result<Output<'_>, Error> {
         Ok(match self {
-            Self::Gguf { metadata, specs, places, rope_factors } => {
-                let writer = GgufWriter::create(target, metadata, specs)?;
+            Self::Gguf { metadata, specs, places, rope_factors, split_bytes } => {
+                let options = GgufOptions { split_bytes: *split_bytes, beside: vec![record.to_owned()] };
+                let writer = GgufWriter::resume(target, metadata, specs, options, identity)?;
                 if let Some(factors) = rope_factors {
                     let bytes: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
                     writer.write_at(specs.len() - 1, 0, &bytes)?;
@@ -271,7 +290,7 @@ impl Layout {
                 Output::Gguf(writer, places)
             }
             Self::Folder { specs, shard_bytes, parts, files } => {
-                let writer = FolderWriter::create(target, specs, *shard_bytes)?;
+                let writer = FolderWriter::resume(target, specs, *shard_bytes, identity)?;
                 for (name, bytes) in files {
                     writer.add_file(name, bytes)?;
                 }
@@ -313,16 +332,58 @@ impl Output<'_> {
         Ok(())
     }
 
-    /// Adds the record, where the output is a folder.
-    pub(crate) fn add_record(&self, record: &[u8]) -> Result<(), Error> {
-        if let Self::Folder(writer, _) = self {
-            writer.add_file(RECORD, record)?;
+    /// What was recorded of the tensors that an interrupted run had finished.
+    pub(crate) fn finished(&self) -> &[Value] {
+        match self {
+            Self::Gguf(writer, _) => writer.finished(),
+            Self::Folder(writer, _) => writer.finished(),
+        }
+    }
+
+    /// Counts planned tensor `tensor`, of `bytes` in a file, as written by that run.
+    pub(crate) fn count_written(&self, tensor: usize, bytes: u64) {
+        match self {
+            Self::Gguf(writer, places) => writer.count_written(places[tensor].spec, bytes),
+            Self::Folder(writer, parts) => parts[tensor].iter().for_each(|&part| writer.count_written(part)),
+        }
+    }
+
+    /// Has what was written on disk and notes these records of finished tensors.
+    pub(crate) fn note(&self, records: &[Value]) -> Result<(), Error> {
+        match self {
+            Self::Gguf(writer, _) => writer.note(records)?,
+            Self::Folder(writer, _) => writer.note(records)?,
+        }
+        Ok(())
+    }
+
+    /// Lets the system forget what it holds of the output in memory.
+    pub(crate) fn forget(&self) {
+        match self {
+            Self::Gguf(writer, _) => writer.forget(),
+            Self::Folder(writer, _) => writer.forget(),
+        }
+    }
+
+    /// Whether what is written stays if this is dropped unfinished.
+    pub(crate) fn keep(&self, keep: bool) {
+        match self {
+            Self::Gguf(writer, _) => writer.keep(keep),
+            Self::Folder(writer, _) => writer.keep(keep),
+        }
+    }
+
+    /// Adds the record under the name that it has beside a file; in a folder it is called [`RECORD`].
+    pub(crate) fn add_record(&self, name: &str, record: &[u8]) -> Result<(), Error> {
+        match self {
+            Self::Gguf(writer, _) => writer.add_file(name, record)?,
+            Self::Folder(writer, _) => writer.add_file(RECORD, record)?,
         }
         Ok(())
     }
 
     /// Where the bytes lie until [`Output::finish`].
-    pub(crate) fn staged(&self) -> &std::path::Path {
+    pub(crate) fn staged(&self) -> std::path::PathBuf {
         match self {
             Self::Gguf(writer, _) => writer.staged(),
             Self::Folder(writer, _) => writer.staged(),

@@ -23,11 +23,13 @@ pub struct PlanOptions {
     pub allow_requantize: bool,
     /// Bytes of a safetensors shard at most, 5 GB unless told.
     pub shard_bytes: u64,
+    /// Bytes of tensors in a GGUF file at most; a larger model is split into several, as llama-gguf-split does.
+    pub split_bytes: Option<u64>,
 }
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self { allow_requantize: false, shard_bytes: 5_000_000_000 }
+        Self { allow_requantize: false, shard_bytes: 5_000_000_000, split_bytes: None }
     }
 }
 
@@ -225,7 +227,7 @@ impl Plan {
             notes.extend(weighed.check(checkpoint, &tensors)?);
         }
         let provenance = weighed.as_ref().map(Weighed::metadata).unwrap_or_default();
-        let layout = layout::layout(checkpoint, recipe, &cut, &tensors, provenance, options.shard_bytes)?;
+        let layout = layout::layout(checkpoint, recipe, &cut, &tensors, provenance, options)?;
         let output_bytes = layout.total_bytes();
         let measuring = depth.as_ref().map_or(0, |depth| depth.peak_bytes(checkpoint.config()));
         Ok(Self {

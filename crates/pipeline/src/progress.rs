@@ -8,6 +8,10 @@ pub trait Progress: Sync {
     fn at(&self, done: u64, total: u64);
     /// All work is done.
     fn end(&self);
+    /// Whether work is to stop as soon as it can be gone on with.
+    fn is_stopped(&self) -> bool {
+        false
+    }
 }
 
 /// Nobody is watching.

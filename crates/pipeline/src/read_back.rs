@@ -35,6 +35,9 @@ pub(crate) fn read_back(
         let mut hash = StoredHash::default();
         for (part, bytes) in stored_parts(&tensor.view().data()).into_iter().enumerate() {
             for bytes in bytes.chunks(CHUNK_BYTES) {
+                if progress.is_stopped() {
+                    return Err(Error::Stopped { path: path.into() });
+                }
                 hash.add(part, bytes);
                 tensor.release();
                 let before = done.fetch_add(bytes.len() as u64, Ordering::Relaxed);

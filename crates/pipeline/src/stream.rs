@@ -1,20 +1,25 @@
 //! Reading, encoding and writing at once: while the threads of the pool encode a chunk of rows, the system reads the next
-//! one and a thread of its own writes the one before.
+//! one, a thread of its own writes the one before, and another waits for the disk to have what was written and notes it in
+//! the journal.
 //!
 //! ```text
 //! system   read k+1 ─┐ (asked for ahead)
 //! pool               └▶ widen, prune, round, measure k ─┐ (at most two chunks wait)
-//! writer                                                └▶ hash and write k−1, record the tensor after its last
+//! writer                                                └▶ hash and write k−1 ─┐ (records of whole tensors)
+//! noter                                                                        └▶ flush, then note all that waited
 //! ```
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use bitmill_checkpoint::{Checkpoint, Tensor};
 use bitmill_kernels::Isa;
 
 use crate::compress::TensorRecord;
 use crate::error::Error;
+use crate::journal;
 use crate::layout::Output;
 use crate::plan::{Plan, PlannedTensor, rows_and_columns};
 use crate::progress::Progress;
@@ -23,6 +28,10 @@ use crate::tensor_write::TensorWrite;
 
 /// Chunks that may wait for the writer: while it is held up by the disk, encoding goes on.
 pub(crate) const WAITING: usize = 2;
+
+/// What is finished is noted after so many bytes or this long: small tensors share a flush of the disk.
+const NOTED_BYTES: u64 = 64 << 20;
+const NOTED_AFTER: Duration = Duration::from_millis(500);
 
 /// Rows that are encoded and not yet written.
 struct Chunk {
@@ -34,37 +43,67 @@ struct Chunk {
     last: bool,
 }
 
-/// Encodes every tensor of `plan` and writes it to `output`; what was done to each.
+/// Encodes every tensor of `plan` after those that are `finished` and writes it to `output`, which goes to `path`; what was
+/// done to each of all.
 ///
 /// # Errors
-/// The first of encoding, else of writing.
+/// The first of encoding, else of writing, else of flushing.
 pub(crate) fn stream(
     checkpoint: &Checkpoint,
     plan: &Plan,
+    path: &Path,
     output: &Output<'_>,
+    finished: Vec<TensorRecord>,
     progress: &dyn Progress,
 ) -> Result<Vec<TensorRecord>, Error> {
+    for (index, planned) in plan.tensors.iter().enumerate().take(finished.len()) {
+        output.count_written(index, planned.bytes_after);
+    }
+    let first = finished.len();
+    let forget = is_larger_than_memory(plan.source_bytes);
     thread::scope(|scope| {
         let (send, receive) = sync_channel(WAITING);
-        let writer = scope.spawn(|| write(plan, output, receive, progress));
-        let encoded = encode(checkpoint, plan, &send);
-        // Without a sender the writer ends after what it was sent.
+        let (send_record, receive_records) = channel();
+        let writer = scope.spawn(|| write(plan, output, receive, finished, send_record, progress));
+        let noter = scope.spawn(|| note(output, receive_records, forget));
+        let encoded = encode(checkpoint, plan, path, first, &send, forget, progress);
+        // Without a sender the writer ends after what it was sent, and so does the noter.
         drop(send);
         let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        encoded.and(written)
+        let noted = noter.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        encoded?;
+        let written = written?;
+        noted.map(|()| written)
     })
 }
 
+/// Whether a model leaves the system's memory of files no room for anything else; then what is done with is forgotten.
+fn is_larger_than_memory(bytes: u64) -> bool {
+    let system = rustix::system::sysinfo();
+    bytes > (system.totalram as u64).saturating_mul(u64::from(system.mem_unit)) / 2
+}
+
 /// Sends the rows of all tensors in their order; stops early if the writer did, which knows why.
-fn encode(checkpoint: &Checkpoint, plan: &Plan, send: &SyncSender<Chunk>) -> Result<(), Error> {
+fn encode(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    path: &Path,
+    first: usize,
+    send: &SyncSender<Chunk>,
+    forget: bool,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
     let isa = Isa::best();
-    let mut tensors = plan.tensors.iter().enumerate().peekable();
+    let mut tensors = plan.tensors.iter().enumerate().skip(first).peekable();
     while let Some((index, planned)) = tensors.next() {
         let tensor = checkpoint.tensor(&planned.source)?;
         let run = TensorRun::new(checkpoint, plan, planned, &tensor, isa)?;
         let (rows, cols) = (planned.out_features(), planned.in_features());
         let chunk_rows = rows_per_chunk(cols);
         for first in (0..rows).step_by(chunk_rows) {
+            if progress.is_stopped() {
+                return Err(Error::Stopped { path: path.into() });
+            }
             let chunk = chunk_rows.min(rows - first);
             let last = first + chunk == rows;
             if !last {
@@ -78,6 +117,9 @@ fn encode(checkpoint: &Checkpoint, plan: &Plan, send: &SyncSender<Chunk>) -> Res
             if send.send(Chunk { tensor: index, encoded, weights, last }).is_err() {
                 return Ok(());
             }
+        }
+        if forget {
+            tensor.forget();
         }
     }
     Ok(())
@@ -94,11 +136,12 @@ fn write(
     plan: &Plan,
     output: &Output<'_>,
     receive: Receiver<Chunk>,
+    mut records: Vec<TensorRecord>,
+    send_record: Sender<(serde_json::Value, u64)>,
     progress: &dyn Progress,
 ) -> Result<Vec<TensorRecord>, Error> {
     let total = plan.tensors.iter().map(PlannedTensor::weights).sum();
-    let mut done = 0;
-    let mut records = Vec::with_capacity(plan.tensors.len());
+    let mut done = plan.tensors.iter().take(records.len()).map(PlannedTensor::weights).sum();
     let mut under_way: Option<TensorWrite<'_>> = None;
     for chunk in receive {
         let mut tensor =
@@ -107,7 +150,12 @@ fn write(
             tensor.add(output, encoded)?;
         }
         if chunk.last {
-            records.push(tensor.finish(output)?);
+            let record = tensor.finish(output)?;
+            if send_record.send((journal::entry(&record), record.bytes)).is_err() {
+                // The noter knows why.
+                return Ok(records);
+            }
+            records.push(record);
         } else {
             under_way = Some(tensor);
         }
@@ -115,4 +163,31 @@ fn write(
         progress.at(done, total);
     }
     Ok(records)
+}
+
+/// Notes what is finished once it is on disk.
+fn note(output: &Output<'_>, receive: Receiver<(serde_json::Value, u64)>, forget: bool) -> Result<(), Error> {
+    let (mut waiting, mut bytes) = (Vec::new(), 0);
+    let mut since = Instant::now();
+    loop {
+        let received = receive.recv_timeout(NOTED_AFTER.saturating_sub(since.elapsed()));
+        let is_last = received == Err(RecvTimeoutError::Disconnected);
+        if let Ok((record, size)) = received {
+            waiting.push(record);
+            bytes += size;
+        }
+        if is_last || bytes >= NOTED_BYTES || since.elapsed() >= NOTED_AFTER {
+            if !waiting.is_empty() {
+                output.note(&waiting)?;
+                waiting.clear();
+                if forget {
+                    output.forget();
+                }
+            }
+            (bytes, since) = (0, Instant::now());
+        }
+        if is_last {
+            return Ok(());
+        }
+    }
 }

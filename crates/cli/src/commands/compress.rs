@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use bitmill_checkpoint::{Checkpoint, Overwrite};
-use bitmill_pipeline::{Plan, Progress as _};
+use bitmill_pipeline::{Format, Plan, Progress as _};
 
 use super::plan::planned;
-use crate::args::{Compress, Global};
+use crate::args::{Compress, Global, Over};
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::{Outcome, models, stdout};
@@ -14,7 +14,7 @@ use crate::{Outcome, models, stdout};
 pub fn compress(args: &Compress, global: &Global) -> Result<Outcome, Failure> {
     let checkpoint = models::open(args.model.as_deref())?;
     let plan = planned(&checkpoint, &args.how)?;
-    write(&checkpoint, &plan, &args.output, args.force, "", global)
+    write(&checkpoint, &plan, &args.output, &args.over, "", global)
 }
 
 /// Runs `plan` and prints what came of it, with `notes` (whole lines) about the plan.
@@ -22,18 +22,22 @@ pub fn write(
     checkpoint: &Checkpoint,
     plan: &Plan,
     output: &Path,
-    force: bool,
+    over: &Over,
     notes: &str,
     global: &Global,
 ) -> Result<Outcome, Failure> {
-    let overwrite = if force { Overwrite::Force } else { Overwrite::Refuse };
-    let bar = Bar::new();
+    let overwrite = if over.force { Overwrite::Force } else { Overwrite::Refuse };
+    if over.restart {
+        bitmill_checkpoint::discard_partial(output)?;
+    }
+    let bar = Bar::stoppable()?;
     let record = bitmill_pipeline::compress(checkpoint, plan, output, overwrite, &bar);
     bar.end();
     let record = record?;
     if global.json {
         let mut document = record.document;
         document["output"] = output.display().to_string().into();
+        document["resumed_tensors"] = record.resumed.into();
         document["seconds"] = record.seconds.into();
         document["planned_peak_bytes"] = plan.peak_bytes.into();
         document["peak_bytes"] = bitmill_bench::peak_bytes().into();
@@ -42,8 +46,20 @@ pub fn write(
         let size = bitmill_report::size;
         let peak = bitmill_bench::peak_bytes()
             .map_or_else(String::new, |bytes| format!(", peak memory {}", size(bytes)));
+        let resumed = match record.resumed {
+            0 => String::new(),
+            resumed => {
+                format!("went on after {resumed} of {} tensors of an interrupted run\n", plan.tensors.len())
+            }
+        };
+        let parts = match record.written.files.as_slice() {
+            [(first, _), .., (last, _)] if plan.recipe.format == Format::Gguf => {
+                format!("parts {} to {}\n", first.display(), last.display())
+            }
+            _ => String::new(),
+        };
         stdout::print(&format!(
-            "{}: {} -> {} ({}), {:.2} bits/weight, {:.1} s{peak}\n{notes}every tensor was read back and is what was decided",
+            "{}: {} -> {} ({}), {:.2} bits/weight, {:.1} s{peak}\n{parts}{resumed}{notes}every tensor was read back and is what was decided",
             output.display(),
             size(plan.source_bytes),
             size(plan.output_bytes),

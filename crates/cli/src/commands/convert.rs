@@ -19,9 +19,13 @@ pub fn convert(args: &Convert, global: &Global) -> Result<Outcome, Failure> {
         ConvertDtype::F16 => Some(FloatType::F16),
         ConvertDtype::Bf16 => Some(FloatType::BF16),
     };
-    let options = PlanOptions { shard_bytes: args.shard_size, ..PlanOptions::default() };
+    let options = PlanOptions {
+        shard_bytes: args.shard_size,
+        split_bytes: super::plan::split(args.split_max_size, format)?,
+        ..PlanOptions::default()
+    };
     let plan = Plan::new(&checkpoint, &conversion(format, float), &options)?;
-    super::compress::write(&checkpoint, &plan, &args.output, args.force, &notes(&plan), global)
+    super::compress::write(&checkpoint, &plan, &args.output, &args.over, &notes(&plan), global)
 }
 
 /// What became of codes, a line for each encoding.

@@ -1,7 +1,7 @@
 //! `bitmill plan`.
 
 use bitmill_checkpoint::Checkpoint;
-use bitmill_pipeline::{Plan, PlanOptions, Recipe, resolve};
+use bitmill_pipeline::{Format, Plan, PlanOptions, Recipe, resolve};
 
 use crate::args::{Global, How, Plan as Args};
 use crate::failure::Failure;
@@ -28,7 +28,23 @@ pub fn planned(checkpoint: &Checkpoint, how: &How) -> Result<Plan, Failure> {
     if how.no_pad {
         recipe = recipe.without_padding()?;
     }
-    let options = PlanOptions { allow_requantize: how.allow_requantize, shard_bytes: how.shard_size };
+    let options = PlanOptions {
+        allow_requantize: how.allow_requantize,
+        shard_bytes: how.shard_size,
+        split_bytes: split(how.split_max_size, recipe.format)?,
+    };
     let resolved = resolve(checkpoint, &recipe, &options, &Bar::new())?;
     Ok(Plan::new(checkpoint, &resolved.recipe, &options)?)
+}
+
+/// The size of parts, which GGUF files have.
+pub fn split(split_max_size: Option<u64>, format: Format) -> Result<Option<u64>, Failure> {
+    match (split_max_size, format) {
+        (None, _) | (Some(1..), Format::Gguf) => Ok(split_max_size),
+        (Some(0), _) => Err(Failure::plain("--split-max-size: parts hold at least one byte")),
+        (Some(_), format) => Err(Failure::new(
+            format!("--split-max-size is for GGUF files, and {} is a folder", format.name()),
+            "its safetensors shards are limited by --shard-size",
+        )),
+    }
 }
