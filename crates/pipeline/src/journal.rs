@@ -38,6 +38,7 @@ mod tests {
                 bytes: 34,
                 relative_error: f64::from_bits(0x3f7a_e147_ae14_7ae1 + 977 * bits),
                 source: None,
+                source_shape: None,
                 zeros: None,
                 source_hash: "0".into(),
                 stored_hash: "1".into(),
