@@ -13,6 +13,11 @@ pub fn peak_bytes() -> Option<u64> {
     high_water_mark(&fs::read_to_string("/proc/self/status").ok()?)
 }
 
+/// The memory that the process takes now, in bytes; none where the system does not tell.
+pub fn resident_bytes() -> Option<u64> {
+    field(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
 /// Sets the peak back to what is resident now, and says what [`peak_bytes`] covers from here on.
 ///
 /// Some sandboxes and containers refuse; then the peak goes on covering the whole process, and the caller records

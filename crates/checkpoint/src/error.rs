@@ -242,7 +242,7 @@ impl fmt::Display for Room {
             write!(f, "; it takes {} in all", Bytes(self.needed))?;
         }
         match self.missing {
-            Some(missing) => write!(f, ", and {missing} bytes more than there are"),
+            Some(missing) => write!(f, ", {missing} bytes more than there is room for"),
             None => Ok(()),
         }
     }

@@ -62,8 +62,8 @@ impl Layout {
             let mut keys = if number == 0 { metadata.to_vec() } else { Vec::new() };
             if counts.len() > 1 {
                 keys.push(("split.no".into(), GgufValue::U16(number as u16)));
-                keys.push(("split.count".into(), GgufValue::U16(counts.len() as u16)));
                 keys.push(("split.tensors.count".into(), GgufValue::I32(tensors.len() as i32)));
+                keys.push(("split.count".into(), GgufValue::U16(counts.len() as u16)));
             }
             layout.add(number, &keys, members, alignment);
         }

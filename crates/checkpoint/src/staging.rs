@@ -555,6 +555,6 @@ mod tests {
         let free = disk.f_bavail * disk.f_frsize;
         assert!(missing > needed - free - (1 << 30) && missing < needed, "{missing}");
         let error = staging.write_error(io::ErrorKind::StorageFull.into(), needed).to_string();
-        assert!(error.contains("bytes more than there are"), "{error}");
+        assert!(error.contains("bytes more than there is room for"), "{error}");
     }
 }

@@ -167,8 +167,10 @@ fn document(plan: &Plan, records: &[TensorRecord]) -> serde_json::Value {
 }
 
 /// Peak memory of a run with these tensors: the pages of the largest chunk of a source, the bytes of chunks that are
-/// encoded, wait, and are written, what threads work in, and what the program itself takes.
+/// encoded, wait, and are written, what threads work in, and what the program takes by now, the model's vocabulary and
+/// whatever else planning read included; or what planning took, if that was more.
 pub(crate) fn peak_bytes(tensors: &[PlannedTensor]) -> u64 {
+    // Where the system does not tell.
     const PROGRAM: u64 = 24 << 20;
     let threads = rayon::current_num_threads();
     let chunk = |tensor: &PlannedTensor| {
@@ -194,7 +196,9 @@ pub(crate) fn peak_bytes(tensors: &[PlannedTensor]) -> u64 {
         let mask = if tensor.removal.is_some() { chunk_rows * mask_bytes(cols) } else { 0 };
         (threads * copies * 4 * task_rows * cols + bytes + held + mask) as u64
     };
-    PROGRAM + tensors.iter().map(chunk).max().unwrap_or(0)
+    let program = bitmill_bench::resident_bytes().unwrap_or(PROGRAM);
+    let run = program + tensors.iter().map(chunk).max().unwrap_or(0);
+    run.max(bitmill_bench::peak_bytes().unwrap_or(0))
 }
 
 /// Bytes of everything that makes up a checkpoint on disk: weights, index, config, tokenizer and what else lies there.

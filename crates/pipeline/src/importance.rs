@@ -29,11 +29,6 @@ impl Weighed {
         Ok(Self { path: path.into(), imatrix, hash: format!("{:016x}", xxh3_64(&bytes)) })
     }
 
-    /// xxh3 of the file.
-    pub(crate) fn hash(&self) -> &str {
-        &self.hash
-    }
-
     /// The importance of each column of `planned`, made of the tensor `info` of `checkpoint`; `None` without an entry. An
     /// entry may be of the source or of the padded model; columns that pad weigh nothing in either.
     pub(crate) fn of(
@@ -117,15 +112,6 @@ impl Weighed {
     /// xxh3 of the file.
     pub(crate) fn hash(&self) -> &str {
         &self.hash
-    }
-
-    /// Memory that it takes.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.imatrix
-            .entries
-            .values()
-            .map(|entry| 4 * entry.sums.len() as u64 + 8 * entry.counts.len() as u64)
-            .sum()
     }
 }
 

@@ -237,8 +237,7 @@ impl Plan {
             output_bytes,
             weights,
             bits_per_weight: output_bytes as f64 * 8.0 / weights.max(1) as f64,
-            peak_bytes: crate::compress::peak_bytes(&tensors).max(measuring)
-                + weighed.as_ref().map_or(0, Weighed::bytes),
+            peak_bytes: crate::compress::peak_bytes(&tensors).max(measuring),
             tensors,
             depth,
             weighed,
