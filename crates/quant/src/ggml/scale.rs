@@ -1,6 +1,8 @@
 //! The search of a scale for each sub-block, which Q6_K and, with importance, Q3_K, Q4_0 and Q5_0 share: ggml's
 //! `make_qx_quants`.
 
+use std::hint::black_box;
+
 use super::{
     ZERO,
     lanes::{F8, M8},
@@ -33,6 +35,8 @@ impl Found {
 /// candidates, for each the codes, then the least-squares scale of those.
 #[inline(always)]
 pub(super) fn search<const N: usize>(x: &[F8; N], counts: &[F8; N], top: i32) -> Found {
+    // From memory and into memory, so that all lanes stay together: see `scale_and_shift.rs`.
+    let (x, counts) = (black_box(x), black_box(counts));
     let (mut absolute, mut largest) = (F8::ZERO, F8::ZERO);
     let mut products = [F8::ZERO; N];
     for i in 0..N {
@@ -54,7 +58,7 @@ pub(super) fn search<const N: usize>(x: &[F8; N], counts: &[F8; N], top: i32) ->
         scale = better.select(sum_lx / sum_l2, scale);
         best = better.select(scale * sum_lx, best);
     }
-    Found { scale: zeros.select(F8::ZERO, scale), inverse, zeros, top }
+    black_box(Found { scale: zeros.select(F8::ZERO, scale), inverse, zeros, top })
 }
 
 /// Candidates beside the one that maps the largest weight to the longer end of the range, in ggml's order.
