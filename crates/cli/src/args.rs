@@ -92,6 +92,9 @@ pub struct How {
     /// Weigh the errors of GGUF blocks by this importance matrix, which `bitmill imatrix` or llama-imatrix wrote.
     #[arg(long, value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
+    /// How scales and codes of GGUF blocks are chosen; the recipe's own way by default, which is ggml's where it names none.
+    #[arg(long, value_name = "HOW")]
+    pub search: Option<BlockSearch>,
     /// Keep the feed-forward width where blocks of 256 do not divide it: types then fall back as llama-quantize's do.
     #[arg(long)]
     pub no_pad: bool,
@@ -178,6 +181,15 @@ pub struct Imatrix {
     /// Replace OUT if it is there already.
     #[arg(long, short)]
     pub force: bool,
+}
+
+/// How blocks are searched.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum BlockSearch {
+    /// As ggml does, byte for byte.
+    Ggml,
+    /// From there on, while the squared error falls; several times slower.
+    Best,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

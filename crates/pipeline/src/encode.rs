@@ -2,7 +2,7 @@
 
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_prune::mask_bytes;
-use bitmill_quant::{BlockEncoder, Clip, Importance, quantize_blocks, quantize_rows_clipped};
+use bitmill_quant::{BlockEncoder, BlockSearch, Clip, Importance, quantize_blocks, quantize_rows_clipped};
 use bitmill_tensor::{Encoding, FloatType, Grouped, WeightData, WeightView};
 use rayon::prelude::*;
 
@@ -49,6 +49,8 @@ pub(crate) struct Rounding<'a> {
     pub clip: Clip,
     /// What the errors of each column count in blocks.
     pub importance: Option<Importance<'a>>,
+    /// How scales and codes of blocks are chosen.
+    pub search: BlockSearch,
 }
 
 impl Rounding<'_> {
@@ -67,7 +69,7 @@ impl Rounding<'_> {
         match self.encoding {
             Encoding::Float(float) => Ok(encode_floats(float, weight, decided)),
             Encoding::Block(block) => {
-                let encoder = BlockEncoder { block, importance: self.importance };
+                let encoder = BlockEncoder { block, importance: self.importance, search: self.search };
                 encode_blocks(isa, &encoder, cols, weight, decided)
             }
             Encoding::Grouped(grouped) => encode_groups(&grouped, self.clip, cols, weight, decided),

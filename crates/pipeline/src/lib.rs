@@ -61,7 +61,7 @@ pub use presets::{PRESETS, Preset, preset};
 pub use progress::{Progress, Silent};
 pub use pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 pub use recipe::{
-    BitsNumber, BlockName, FloatName, Format, GranularityName, MixName, Recipe, ScaleName, Step,
+    BitsNumber, BlockName, FloatName, Format, GranularityName, MixName, Recipe, ScaleName, SearchName, Step,
     ZeroPointName,
 };
 pub use search::{

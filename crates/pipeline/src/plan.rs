@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bitmill_checkpoint::{Checkpoint, Role, RoleKind, TensorInfo};
-use bitmill_quant::{Clip, MixTensor, RtnGrid, choose};
+use bitmill_quant::{BlockSearch, Clip, MixTensor, RtnGrid, choose};
 use bitmill_tensor::{Encoding, FloatType, WeightData};
 use serde::Serialize;
 
@@ -60,6 +60,8 @@ pub struct PlannedTensor {
     pub treatment: Treatment,
     /// How the ranges of groups are chosen; of no matter to other encodings.
     pub clip: Clip,
+    /// How scales and codes of blocks are chosen.
+    pub search: BlockSearch,
     /// Why this encoding, where the recipe alone does not say: a fallback, a `skip`.
     pub reason: String,
 }
@@ -576,6 +578,7 @@ fn plan_tensor(
         removal,
         treatment,
         clip,
+        search: recipe.search.into(),
         reason,
     })
 }

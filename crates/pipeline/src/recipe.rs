@@ -23,7 +23,7 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use bitmill_quant::{Clip, Mix};
+use bitmill_quant::{BlockSearch, Clip, Mix};
 use bitmill_tensor::{Bits, BlockType, FloatType, Granularity, ZeroPoint};
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +79,9 @@ pub struct Recipe {
     /// An importance matrix, of either form: the errors of GGUF blocks are weighed by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imatrix: Option<PathBuf>,
+    /// How scales and codes of GGUF blocks are chosen, in steps of kind `mix` and `block`.
+    #[serde(default, skip_serializing_if = "SearchName::is_ggml")]
+    pub search: SearchName,
     /// Whether a GGUF file may be padded where no step says so.
     #[serde(default, skip_serializing_if = "Pad::is_auto")]
     pub pad: Pad,
@@ -229,7 +232,7 @@ impl Step {
 impl Recipe {
     /// These steps, and nothing else that could be asked for.
     pub fn new(name: &str, format: Format, steps: Vec<Step>) -> Self {
-        Self { name: name.into(), format, imatrix: None, pad: Pad::Auto, steps }
+        Self { name: name.into(), format, imatrix: None, search: SearchName::Ggml, pad: Pad::Auto, steps }
     }
 
     /// The recipe with the errors of its blocks weighed by the importance matrix at `path`.
@@ -241,6 +244,17 @@ impl Recipe {
             return Err(Error::NoUse { recipe: self.name, what: "an importance matrix" });
         }
         Ok(Self { imatrix: Some(path.into()), ..self })
+    }
+
+    /// The recipe with the blocks of its steps searched so.
+    ///
+    /// # Errors
+    /// [`Error::NoUse`] if none of its steps makes blocks.
+    pub fn with_search(self, search: SearchName) -> Result<Self, Error> {
+        if !self.makes_blocks() {
+            return Err(Error::NoUse { recipe: self.name, what: "a search of blocks" });
+        }
+        Ok(Self { search, ..self })
     }
 
     /// The recipe without padding that no step asks for.
@@ -339,6 +353,9 @@ impl Recipe {
                 "a step of kind `search` decides about everything: it stands alone".into(),
             ));
         }
+        if recipe.search == SearchName::Best && !recipe.makes_blocks() {
+            return Err(malformed("`search` is for steps of kind `mix` and `block`: there is none".into()));
+        }
         if recipe.imatrix.is_some() && !recipe.weighs() {
             return Err(malformed(
                 "`imatrix` is for steps of kind `mix`, `block` and `search` in gguf: there is none".into(),
@@ -417,6 +434,32 @@ pub enum ClipName {
     None,
     /// By squared error.
     Mse,
+}
+
+/// A [`BlockSearch`] as a recipe writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SearchName {
+    /// ggml's, byte for byte.
+    #[default]
+    Ggml,
+    /// From there on, while the squared error falls.
+    Best,
+}
+
+impl SearchName {
+    fn is_ggml(&self) -> bool {
+        *self == Self::Ggml
+    }
+}
+
+impl From<SearchName> for BlockSearch {
+    fn from(name: SearchName) -> Self {
+        match name {
+            SearchName::Ggml => Self::Ggml,
+            SearchName::Best => Self::Best,
+        }
+    }
 }
 
 impl TryFrom<String> for MixName {
@@ -573,6 +616,11 @@ mod tests {
         assert!(parse(padded).unwrap().without_padding().is_err());
         let named = presets::preset("q4_k_m").unwrap().with_imatrix(Path::new("a/b.gguf")).unwrap();
         assert_eq!(named.steps, parse(weighed).unwrap().steps);
+        let searched = presets::preset("q4_k_m").unwrap().with_search(SearchName::Best).unwrap();
+        let text = toml::to_string(&searched).unwrap();
+        assert!(text.contains("search = \"best\""), "{text}");
+        assert_eq!(Recipe::parse(&text, Path::new("x.toml")).unwrap(), searched);
+        assert!(presets::preset("w4a16_g128").unwrap().with_search(SearchName::Best).is_err());
         assert!(presets::preset("w4a16_g128").unwrap().with_imatrix(Path::new("a/b.gguf")).is_err());
     }
 
@@ -616,6 +664,10 @@ mod tests {
             ),
             ("format = \"hugging-face\"\n[[step]]\nkind = \"mix\"\nmix = \"q8_0\"", "cannot be written"),
             ("format = \"gguf\"\n[[step]]\nkind = \"float\"\ntype = \"f64\"", "f64"),
+            (
+                "format = \"gguf\"\nsearch = \"best\"\n[[step]]\nkind = \"float\"\ntype = \"f16\"",
+                "`search` is for",
+            ),
             (
                 "format = \"gguf\"\nimatrix = \"i.gguf\"\n[[step]]\nkind = \"float\"\ntype = \"f16\"",
                 "`imatrix` is for",

@@ -168,7 +168,8 @@ impl<'a> TensorRun<'a> {
             encoding => {
                 let importance = self.importance.as_deref().map(Importance::new).transpose();
                 let encoded = importance.and_then(|importance| {
-                    let rounding = Rounding { encoding, clip: self.planned.clip, importance };
+                    let PlannedTensor { clip, search, .. } = *self.planned;
+                    let rounding = Rounding { encoding, clip, importance, search };
                     rounding.encode(self.isa, cols, weight, decided)
                 });
                 encoded.map_err(|error| self.failed(error.relocate(first)))?

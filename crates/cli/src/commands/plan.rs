@@ -1,9 +1,9 @@
 //! `bitmill plan`.
 
 use bitmill_checkpoint::Checkpoint;
-use bitmill_pipeline::{Format, Plan, PlanOptions, Recipe, resolve};
+use bitmill_pipeline::{Format, Plan, PlanOptions, Recipe, SearchName, resolve};
 
-use crate::args::{Global, How, Plan as Args};
+use crate::args::{BlockSearch, Global, How, Plan as Args};
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::{Outcome, models, stdout};
@@ -24,6 +24,12 @@ pub fn planned(checkpoint: &Checkpoint, how: &How) -> Result<Plan, Failure> {
     let mut recipe = Recipe::read(&how.recipe)?;
     if let Some(imatrix) = &how.imatrix {
         recipe = recipe.with_imatrix(imatrix)?;
+    }
+    if let Some(search) = how.search {
+        recipe = recipe.with_search(match search {
+            BlockSearch::Ggml => SearchName::Ggml,
+            BlockSearch::Best => SearchName::Best,
+        })?;
     }
     if how.no_pad {
         recipe = recipe.without_padding()?;

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use bitmill_checkpoint::{Checkpoint, RoleKind, Tensor, TensorInfo};
-use bitmill_quant::{Clip, Importance, RtnGrid};
+use bitmill_quant::{BlockSearch, Clip, Importance, RtnGrid};
 use bitmill_tensor::{Bits, BlockType, Encoding, FloatType, Granularity, ZeroPoint};
 
 use crate::Error;
@@ -101,7 +101,7 @@ impl Candidate {
             Self::Groups { .. } => Clip::Mse,
             Self::Float(_) | Self::Block(_) => Clip::None,
         };
-        Rounding { encoding: self.encoding(info), clip, importance }
+        Rounding { encoding: self.encoding(info), clip, importance, search: BlockSearch::Ggml }
     }
 
     /// Bytes of `info` in a file of `format`: its parts with what aligns them, headers apart.

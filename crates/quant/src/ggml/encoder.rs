@@ -7,8 +7,20 @@ use bitmill_tensor::{BlockType, FloatType};
 use super::{
     importance::{Importance, sum_of_squares},
     iq4, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0,
+    refine::Refined,
 };
 use crate::{Error, error::first_non_finite};
+
+/// How scales and codes of blocks are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum BlockSearch {
+    /// As ggml does, byte for byte.
+    #[default]
+    Ggml,
+    /// From there on, while the squared error falls, weighed by importance where there is any; never more than ggml's.
+    /// `q8_0` has nothing to gain and stays ggml's.
+    Best,
+}
 
 /// What blocks a matrix becomes, and what its errors count.
 #[derive(Debug, Clone, Copy)]
@@ -17,12 +29,14 @@ pub struct BlockEncoder<'a> {
     pub block: BlockType,
     /// How much the errors of each column count; `None` leaves it to the weights alone.
     pub importance: Option<Importance<'a>>,
+    /// How they are chosen.
+    pub search: BlockSearch,
 }
 
 impl BlockEncoder<'_> {
-    /// Blocks whose errors are weighed by the weights alone.
+    /// ggml's blocks, errors weighed by the weights alone.
     pub fn new(block: BlockType) -> Self {
-        Self { block, importance: None }
+        Self { block, importance: None, search: BlockSearch::Ggml }
     }
 }
 
@@ -91,7 +105,30 @@ pub fn quantize_blocks(
         col: at % cols,
         scale,
         float: FloatType::F16,
-    })
+    })?;
+    if encoder.search == BlockSearch::Best {
+        make_better(block, rows, out);
+    }
+    Ok(())
+}
+
+/// Goes on from ggml's blocks.
+fn make_better(block: BlockType, rows: Rows<'_>, out: &mut [u8]) {
+    let refined = match block {
+        BlockType::Q4_0 => for_this_cpu::<Refined<q4_0::Q4_0, 1, 32, 32, 18>>(rows, out),
+        BlockType::Q4_1 => for_this_cpu::<Refined<q4_1::Q4_1, 1, 32, 32, 20>>(rows, out),
+        BlockType::Q5_0 => for_this_cpu::<Refined<q5_0::Q5_0, 1, 32, 32, 22>>(rows, out),
+        BlockType::Q5_1 => for_this_cpu::<Refined<q5_1::Q5_1, 1, 32, 32, 24>>(rows, out),
+        BlockType::Q8_0 => Ok(()),
+        BlockType::Q2_K => for_this_cpu::<Refined<q2_k::Q2_K, 16, 16, 256, 84>>(rows, out),
+        BlockType::Q3_K => for_this_cpu::<Refined<q3_k::Q3_K, 16, 16, 256, 110>>(rows, out),
+        BlockType::Q4_K => for_this_cpu::<Refined<q4_k::Q4_K, 8, 32, 256, 144>>(rows, out),
+        BlockType::Q5_K => for_this_cpu::<Refined<q5_k::Q5_K, 8, 32, 256, 176>>(rows, out),
+        BlockType::Q6_K => for_this_cpu::<Refined<q6_k::Q6_K, 16, 16, 256, 210>>(rows, out),
+        BlockType::IQ4_NL => for_this_cpu::<Refined<iq4::IQ4_NL, 1, 32, 32, 18>>(rows, out),
+        BlockType::IQ4_XS => for_this_cpu::<Refined<iq4::IQ4_XS, 8, 32, 256, 136>>(rows, out),
+    };
+    debug_assert!(refined.is_ok(), "what is not better is left alone");
 }
 
 /// The encoder of one block type. A trait and not a function handed around, so that the whole of it is compiled into

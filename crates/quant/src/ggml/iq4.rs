@@ -1,7 +1,15 @@
 //! IQ4_NL and IQ4_XS: four bits a weight that stand for sixteen values, denser around zero. IQ4_NL has an f16 scale for
 //! each 32 weights; IQ4_XS, 256 weights in 8 sub-blocks of 32, rounds their scales to six bits of one f16.
 
-use super::{Encode, Weighing, ZERO, f16_scale, importance::sum_of_squares, lanes::F8, nearest_int, nibbles};
+use half::f16;
+
+use super::{
+    Encode, Weighing, ZERO, f16_at, f16_scale,
+    importance::sum_of_squares,
+    lanes::F8,
+    nearest_int, nibbles,
+    refine::{Codes, Levels, Refine, Space},
+};
 
 /// What the codes stand for.
 const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -58,12 +66,61 @@ impl Encode<256, 136> for IQ4_XS {
             // Again of the scale before it was rounded.
             let step = d * scale as f32;
             pack(sub_block, if step == 0.0 { 0.0 } else { 1.0 / step }, codes);
-            let stored = (scale + 32) as u8;
-            header[4 + j / 2] |= (stored & 15) << (4 * (j % 2));
-            header[2 + j / 4] |= stored >> 4 << (2 * (j % 4));
+            write_scale(header, j, scale);
         }
         Ok(())
     }
+}
+
+impl Refine<1, 32, 32, 18> for IQ4_NL {
+    const SPACE: Space = Space { codes: Codes::Values, scales: (1, 1), shifts: (0, 0) };
+
+    #[inline(always)]
+    fn levels(block: &[u8; 18]) -> Levels<1> {
+        Levels { d: f16_at(block, 0), d_min: f16::ZERO, scales: [1], shifts: [0] }
+    }
+
+    #[inline(always)]
+    fn write(levels: &Levels<1>, codes: &[u8; 32], out: &mut [u8; 18]) {
+        let (scale, rest) = out.split_at_mut(2);
+        scale.copy_from_slice(&levels.d.to_le_bytes());
+        nibbles(codes, rest);
+    }
+}
+
+impl Refine<8, 32, 256, 136> for IQ4_XS {
+    const SPACE: Space = Space { codes: Codes::Values, scales: (-32, 31), shifts: (0, 0) };
+
+    #[inline(always)]
+    fn levels(block: &[u8; 136]) -> Levels<8> {
+        let scales = std::array::from_fn(|j| {
+            let stored =
+                block[4 + j / 2] >> (4 * (j % 2)) & 15 | (block[2 + j / 4] >> (2 * (j % 4)) & 3) << 4;
+            i32::from(stored) - 32
+        });
+        Levels { d: f16_at(block, 0), d_min: f16::ZERO, scales, shifts: [0; 8] }
+    }
+
+    #[inline(always)]
+    fn write(levels: &Levels<8>, codes: &[u8; 256], out: &mut [u8; 136]) {
+        let (header, rest) = out.split_at_mut(8);
+        header.fill(0);
+        header[..2].copy_from_slice(&levels.d.to_le_bytes());
+        for (j, &scale) in levels.scales.iter().enumerate() {
+            write_scale(header, j, scale);
+        }
+        for (codes, out) in codes.as_chunks::<32>().0.iter().zip(rest.chunks_exact_mut(16)) {
+            nibbles(codes, out);
+        }
+    }
+}
+
+/// The scale of sub-block `j` into a header of zeros.
+#[inline(always)]
+fn write_scale(header: &mut [u8], j: usize, scale: i32) {
+    let stored = (scale + 32) as u8;
+    header[4 + j / 2] |= (stored & 15) << (4 * (j % 2));
+    header[2 + j / 4] |= stored >> 4 << (2 * (j % 4));
 }
 
 /// What the error of each weight counts: its square, or with importance that of its column times the root of the sum of
@@ -128,7 +185,7 @@ fn search(weights: &[f32; 32], counts: &[f32; 32]) -> Result<f32, f32> {
 
 /// The value nearest to each, the upper one of two equally near.
 #[inline(always)]
-fn values_of(x: F8) -> F8 {
+pub(super) fn values_of(x: F8) -> F8 {
     let mut value = F8::splat(f32::from(VALUES[0]));
     for pair in VALUES.windows(2) {
         let (low, high) = (f32::from(pair[0]), f32::from(pair[1]));
@@ -137,6 +194,12 @@ fn values_of(x: F8) -> F8 {
         value = value + below.select(F8::ZERO, F8::splat(high - low));
     }
     value
+}
+
+/// The index of one of the values.
+#[inline(always)]
+pub(super) fn index_of(value: f32) -> u8 {
+    VALUES.iter().filter(|&&below| f32::from(below) < value).count() as u8
 }
 
 /// The codes of `weight * inverse`, the second half of them in the high nibbles.

@@ -32,11 +32,12 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod refine;
 mod scale;
 mod scale_and_shift;
 mod unsigned_scale;
 
-pub use encoder::{BlockEncoder, quantize_blocks};
+pub use encoder::{BlockEncoder, BlockSearch, quantize_blocks};
 pub use importance::Importance;
 
 use self::encoder::{Encode, EncodeEight, Weighing};
@@ -62,6 +63,12 @@ fn f16_scale(value: f32) -> Result<half::f16, f32> {
         return Err(value);
     }
     Ok(half::f16::from_bits((value.to_bits() >> 16 & 0x8000 | magnitude) as u16))
+}
+
+/// The f16 that begins at byte `at`.
+#[inline(always)]
+fn f16_at(block: &[u8], at: usize) -> half::f16 {
+    half::f16::from_le_bytes([block[at], block[at + 1]])
 }
 
 /// ggml's `nearest_int`, bit for bit: to nearest, ties to even below 2^22, and the same nonsense beyond.

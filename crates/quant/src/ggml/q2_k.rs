@@ -2,10 +2,11 @@
 //! four bits of the block's two f16 scales.
 
 use super::{
-    Encode, Weighing, f16_scale,
+    Encode, Weighing, f16_at, f16_scale,
     importance::{counts, sum_of_squares},
     lanes::{F8, both, by_sub_block},
     nearest_int, pairs_of_bits,
+    refine::{Codes, Levels, Refine, Space},
     scale_and_shift::{Found, Search, largest_of},
     unsigned_scale,
 };
@@ -63,6 +64,31 @@ impl Encode<256, 84> for Q2_K {
         }
         pairs_of_bits(&codes, &mut out[16..80]);
         Ok(())
+    }
+}
+
+impl Refine<16, 16, 256, 84> for Q2_K {
+    const SPACE: Space =
+        Space { codes: Codes::Integers { low: 0, top: 3 }, scales: (0, 15), shifts: (0, 15) };
+
+    #[inline(always)]
+    fn levels(block: &[u8; 84]) -> Levels<16> {
+        Levels {
+            d: f16_at(block, 80),
+            d_min: f16_at(block, 82),
+            scales: std::array::from_fn(|j| i32::from(block[j] & 15)),
+            shifts: std::array::from_fn(|j| i32::from(block[j] >> 4)),
+        }
+    }
+
+    #[inline(always)]
+    fn write(levels: &Levels<16>, codes: &[u8; 256], out: &mut [u8; 84]) {
+        for (byte, (scale, shift)) in out.iter_mut().zip(levels.scales.into_iter().zip(levels.shifts)) {
+            *byte = scale as u8 | (shift as u8) << 4;
+        }
+        pairs_of_bits(codes, &mut out[16..80]);
+        out[80..82].copy_from_slice(&levels.d.to_le_bytes());
+        out[82..84].copy_from_slice(&levels.d_min.to_le_bytes());
     }
 }
 

@@ -1,11 +1,15 @@
 //! Q3_K: 256 weights in 16 sub-blocks of 16, three bits each; every sub-block has a scale, rounded to six bits of the
 //! block's f16 scale.
 
+use half::f16;
+
 use super::{
-    Encode, Weighing, ZERO, f16_scale,
+    Encode, Weighing, ZERO, f16_at, f16_scale,
     importance::{counts, sum_of_squares},
     lanes::{F8, M8, both, by_sub_block},
-    nearest_int, pairs_of_bits, scale,
+    nearest_int, pairs_of_bits,
+    refine::{Codes, Levels, Refine, Space},
+    scale,
 };
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
@@ -36,6 +40,26 @@ impl Encode<256, 110> for Q3_K {
         let counts = [counts(&x[0], &importance[0], mean_square), counts(&x[1], &importance[1], mean_square)];
         let found = [search_weighed(&x[0], &counts[0]), search_weighed(&x[1], &counts[1])];
         pack(weights, &found, round_weighed(&found, &counts), out)
+    }
+}
+
+impl Refine<16, 16, 256, 110> for Q3_K {
+    const SPACE: Space =
+        Space { codes: Codes::Integers { low: -4, top: 3 }, scales: (-32, 31), shifts: (0, 0) };
+
+    #[inline(always)]
+    fn levels(block: &[u8; 110]) -> Levels<16> {
+        let scales = std::array::from_fn(|j| {
+            let stored =
+                block[96 + j % 8] >> (4 * (j / 8)) & 15 | (block[104 + j % 4] >> (2 * (j / 4)) & 3) << 4;
+            i32::from(stored) - 32
+        });
+        Levels { d: f16_at(block, 108), d_min: f16::ZERO, scales, shifts: [0; 16] }
+    }
+
+    #[inline(always)]
+    fn write(levels: &Levels<16>, codes: &[u8; 256], out: &mut [u8; 110]) {
+        write_block(levels.d, &levels.scales.map(|scale| (scale + 32) as u8), codes, out);
     }
 }
 
@@ -168,18 +192,13 @@ fn sum(counts: &[F8; 16]) -> F8 {
 /// codes of the search.
 #[inline(always)]
 fn pack(weights: &[f32; 256], found: &[Found; 2], rounded: Rounded, out: &mut [u8; 110]) -> Result<(), f32> {
-    out.fill(0);
-    let d = f16_scale(rounded.d)?;
-    out[108..110].copy_from_slice(&d.to_le_bytes());
-    let d = d.to_f32();
+    let stored_d = f16_scale(rounded.d)?;
+    let d = stored_d.to_f32();
     let mut codes = [0u8; 256];
     let sub_blocks = weights.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<16>().0);
     for (j, (sub_block, codes)) in sub_blocks.enumerate() {
         let (half, lane) = (&found[j / 8], j % 8);
-        let stored = rounded.scales[j];
-        out[96 + j % 8] |= (stored & 15) << (4 * (j / 8));
-        out[104 + j % 4] |= stored >> 4 << (2 * (j / 4));
-        let step = d * f32::from(stored as i8 - 32);
+        let step = d * f32::from(rounded.scales[j] as i8 - 32);
         for (i, (code, x)) in codes.iter_mut().zip(sub_block).enumerate() {
             *code = if step != 0.0 {
                 (nearest_int(x / step).clamp(-4, 3) + 4) as u8
@@ -190,9 +209,21 @@ fn pack(weights: &[f32; 256], found: &[Found; 2], rounded: Rounded, out: &mut [u
             };
         }
     }
+    write_block(stored_d, &rounded.scales, &codes, out);
+    Ok(())
+}
+
+/// A block of scales and codes as they are stored.
+#[inline(always)]
+fn write_block(d: f16, scales: &[u8; 16], codes: &[u8; 256], out: &mut [u8; 110]) {
+    out.fill(0);
+    for (j, stored) in scales.iter().enumerate() {
+        out[96 + j % 8] |= (stored & 15) << (4 * (j / 8));
+        out[104 + j % 4] |= stored >> 4 << (2 * (j / 4));
+    }
     for (i, code) in codes.iter().enumerate() {
         out[i % 32] |= code >> 2 << (i / 32);
     }
     pairs_of_bits(&codes.map(|code| code & 3), &mut out[32..96]);
-    Ok(())
+    out[108..110].copy_from_slice(&d.to_le_bytes());
 }

@@ -1,8 +1,16 @@
 //! Q4_0: 32 weights, four bits each, one scale.
 
+use half::f16;
+
 use super::{
-    Encode, EncodeEight, Weighing, f16_scale, importance::counts, inverse, lanes::by_sub_block, largest,
-    nibbles, scale::search, upward_codes,
+    Encode, EncodeEight, Weighing, f16_at, f16_scale,
+    importance::counts,
+    inverse,
+    lanes::by_sub_block,
+    largest, nibbles,
+    refine::{Codes, Levels, Refine, Space},
+    scale::search,
+    upward_codes,
 };
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
@@ -19,6 +27,22 @@ impl Encode<32, 18> for Q4_0 {
         let codes = inverse.map_or([0; 32], |inverse| upward_codes(weights, inverse, 8.0, 15));
         nibbles(&codes, rest);
         Ok(())
+    }
+}
+
+impl Refine<1, 32, 32, 18> for Q4_0 {
+    const SPACE: Space = Space { codes: Codes::Integers { low: -8, top: 7 }, scales: (1, 1), shifts: (0, 0) };
+
+    #[inline(always)]
+    fn levels(block: &[u8; 18]) -> Levels<1> {
+        Levels { d: f16_at(block, 0), d_min: f16::ZERO, scales: [1], shifts: [0] }
+    }
+
+    #[inline(always)]
+    fn write(levels: &Levels<1>, codes: &[u8; 32], out: &mut [u8; 18]) {
+        let (scale, rest) = out.split_at_mut(2);
+        scale.copy_from_slice(&levels.d.to_le_bytes());
+        nibbles(codes, rest);
     }
 }
 

@@ -2,10 +2,11 @@
 //! six bits of the block's two f16 scales.
 
 use super::{
-    Encode, Weighing, f16_scale,
+    Encode, Weighing, f16_at, f16_scale,
     importance::{counts, sum_of_squares},
     lanes::{F8, by_sub_block},
     nearest_int,
+    refine::{Codes, Levels, Refine, Space},
     scale_and_shift::{Found, Search, largest_of},
     unsigned_scale,
 };
@@ -23,12 +24,81 @@ impl Encode<256, 144> for Q4_K {
         let search = Search { top: 15, first: -1.0, step: 0.1, steps: 20, magnitudes: false };
         let (header, nibbles) = out.split_at_mut(16);
         let codes = codes_of(search, weights, weighing, header)?;
-        for (bytes, pair) in nibbles.chunks_exact_mut(32).zip(codes.as_chunks::<2>().0) {
-            for (i, byte) in bytes.iter_mut().enumerate() {
-                *byte = pair[0][i] | pair[1][i] << 4;
-            }
-        }
+        pairs_of_nibbles(&codes, nibbles);
         Ok(())
+    }
+}
+
+impl Refine<8, 32, 256, 144> for Q4_K {
+    const SPACE: Space =
+        Space { codes: Codes::Integers { low: 0, top: 15 }, scales: (0, 63), shifts: (0, 63) };
+
+    #[inline(always)]
+    fn levels(block: &[u8; 144]) -> Levels<8> {
+        levels_of(block)
+    }
+
+    #[inline(always)]
+    fn write(levels: &Levels<8>, codes: &[u8; 256], out: &mut [u8; 144]) {
+        let (header, nibbles) = out.split_at_mut(16);
+        write_levels(levels, header);
+        pairs_of_nibbles(codes.as_chunks::<32>().0, nibbles);
+    }
+}
+
+/// The codes of sub-block 2·i below those of sub-block 2·i + 1, four bits of each.
+#[inline(always)]
+pub(super) fn pairs_of_nibbles(codes: &[[u8; 32]], out: &mut [u8]) {
+    for (bytes, pair) in out.chunks_exact_mut(32).zip(codes.as_chunks::<2>().0) {
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            *byte = pair[0][i] & 15 | pair[1][i] << 4;
+        }
+    }
+}
+
+/// The scales and shifts that begin a block of Q4_K or Q5_K.
+#[inline(always)]
+pub(super) fn levels_of(block: &[u8]) -> Levels<8> {
+    let packed = &block[4..16];
+    let six_bits: [(u8, u8); 8] = std::array::from_fn(|j| six_bits(packed, j));
+    Levels {
+        d: f16_at(block, 0),
+        d_min: f16_at(block, 2),
+        scales: six_bits.map(|(scale, _)| i32::from(scale)),
+        shifts: six_bits.map(|(_, min)| i32::from(min)),
+    }
+}
+
+/// The first 16 bytes of a block of Q4_K or Q5_K.
+#[inline(always)]
+pub(super) fn write_levels(levels: &Levels<8>, header: &mut [u8]) {
+    header[0..2].copy_from_slice(&levels.d.to_le_bytes());
+    header[2..4].copy_from_slice(&levels.d_min.to_le_bytes());
+    for j in 0..8 {
+        write_six_bits(&mut header[4..], j, (levels.scales[j] as u8, levels.shifts[j] as u8));
+    }
+}
+
+/// Scale and shift of sub-block `j`, after those before it.
+#[inline(always)]
+fn write_six_bits(packed: &mut [u8], j: usize, (scale, min): (u8, u8)) {
+    if j < 4 {
+        packed[j] = scale;
+        packed[j + 4] = min;
+    } else {
+        packed[j + 4] = scale & 15 | min << 4;
+        packed[j - 4] |= scale >> 4 << 6;
+        packed[j] |= min >> 4 << 6;
+    }
+}
+
+/// Scale and shift of sub-block `j`.
+#[inline(always)]
+fn six_bits(packed: &[u8], j: usize) -> (u8, u8) {
+    if j < 4 {
+        (packed[j] & 63, packed[j + 4] & 63)
+    } else {
+        (packed[j + 4] & 15 | packed[j - 4] >> 6 << 4, packed[j + 4] >> 4 | packed[j] >> 6 << 4)
     }
 }
 
@@ -68,25 +138,14 @@ pub(super) fn codes_of(
     header[2..4].copy_from_slice(&d_min.to_le_bytes());
     let packed = &mut header[4..];
     let (d, d_min) = (d.to_f32(), d_min.to_f32());
-    for (j, (scale, min)) in rounded.scales.into_iter().zip(rounded.mins).enumerate() {
-        if j < 4 {
-            packed[j] = scale;
-            packed[j + 4] = min;
-        } else {
-            packed[j + 4] = scale & 15 | min << 4;
-            packed[j - 4] |= scale >> 4 << 6;
-            packed[j] |= min >> 4 << 6;
-        }
+    for (j, both) in rounded.scales.into_iter().zip(rounded.mins).enumerate() {
+        write_six_bits(packed, j, both);
     }
     let mut codes = [[0u8; 32]; 8];
     for (j, sub_block) in weights.as_chunks::<32>().0.iter().enumerate() {
         // Read back: with importance a negative scale, in the noise of a sub-block where one weight counts, runs over its
         // six bits.
-        let (scale, min) = if j < 4 {
-            (packed[j] & 63, packed[j + 4] & 63)
-        } else {
-            (packed[j + 4] & 15 | packed[j - 4] >> 6 << 4, packed[j + 4] >> 4 | packed[j] >> 6 << 4)
-        };
+        let (scale, min) = six_bits(packed, j);
         let step = d * f32::from(scale);
         let shift = d_min * f32::from(min);
         for (code, &x) in codes[j].iter_mut().zip(sub_block) {

@@ -1,8 +1,16 @@
 //! Q5_0: 32 weights, five bits each, one scale.
 
+use half::f16;
+
 use super::{
-    Encode, EncodeEight, Weighing, f16_scale, fifth_bits, importance::counts, inverse, lanes::by_sub_block,
-    largest, nibbles, scale::search, upward_codes,
+    Encode, EncodeEight, Weighing, f16_at, f16_scale, fifth_bits,
+    importance::counts,
+    inverse,
+    lanes::by_sub_block,
+    largest, nibbles,
+    refine::{Codes, Levels, Refine, Space},
+    scale::search,
+    upward_codes,
 };
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
@@ -19,6 +27,23 @@ impl Encode<32, 22> for Q5_0 {
         let codes = inverse.map_or([0; 32], |inverse| upward_codes(weights, inverse, 16.0, 31));
         pack(&codes, rest);
         Ok(())
+    }
+}
+
+impl Refine<1, 32, 32, 22> for Q5_0 {
+    const SPACE: Space =
+        Space { codes: Codes::Integers { low: -16, top: 15 }, scales: (1, 1), shifts: (0, 0) };
+
+    #[inline(always)]
+    fn levels(block: &[u8; 22]) -> Levels<1> {
+        Levels { d: f16_at(block, 0), d_min: f16::ZERO, scales: [1], shifts: [0] }
+    }
+
+    #[inline(always)]
+    fn write(levels: &Levels<1>, codes: &[u8; 32], out: &mut [u8; 22]) {
+        let (scale, rest) = out.split_at_mut(2);
+        scale.copy_from_slice(&levels.d.to_le_bytes());
+        pack(codes, rest);
     }
 }
 

@@ -1,10 +1,13 @@
 //! Q6_K: 256 weights in 16 sub-blocks of 16, six bits each; every sub-block has a scale, rounded to eight bits of
 //! the block's f16 scale.
 
+use half::f16;
+
 use super::{
-    Encode, Weighing, ZERO, f16_scale,
+    Encode, Weighing, ZERO, f16_at, f16_scale,
     lanes::{F8, by_sub_block},
     nearest_int,
+    refine::{Codes, Levels, Refine, Space},
     scale::{Found, search},
 };
 
@@ -36,6 +39,26 @@ impl Encode<256, 210> for Q6_K {
             }
         }
         pack(weights, &found, out)
+    }
+}
+
+impl Refine<16, 16, 256, 210> for Q6_K {
+    const SPACE: Space =
+        Space { codes: Codes::Integers { low: -32, top: 31 }, scales: (-128, 127), shifts: (0, 0) };
+
+    #[inline(always)]
+    fn levels(block: &[u8; 210]) -> Levels<16> {
+        let scales = std::array::from_fn(|j| i32::from(block[192 + j] as i8));
+        Levels { d: f16_at(block, 208), d_min: f16::ZERO, scales, shifts: [0; 16] }
+    }
+
+    #[inline(always)]
+    fn write(levels: &Levels<16>, codes: &[u8; 256], out: &mut [u8; 210]) {
+        write_codes(codes, out);
+        for (byte, scale) in out[192..208].iter_mut().zip(levels.scales) {
+            *byte = scale as i8 as u8;
+        }
+        out[208..].copy_from_slice(&levels.d.to_le_bytes());
     }
 }
 
@@ -85,6 +108,13 @@ fn pack(weights: &[f32; 256], found: &[Found; 2], out: &mut [u8; 210]) -> Result
             }
         }
     }
+    write_codes(&codes, out);
+    Ok(())
+}
+
+/// The first 192 bytes: low nibbles, then high pairs.
+#[inline(always)]
+fn write_codes(codes: &[u8; 256], out: &mut [u8; 210]) {
     let (halves, _) = codes.as_chunks::<128>();
     for (half, codes) in halves.iter().enumerate() {
         for i in 0..32 {
@@ -94,5 +124,4 @@ fn pack(weights: &[f32; 256], found: &[Found; 2], out: &mut [u8; 210]) -> Result
             out[128 + 32 * half + i] = a >> 4 | b >> 4 << 2 | c >> 4 << 4 | d >> 4 << 6;
         }
     }
-    Ok(())
 }
