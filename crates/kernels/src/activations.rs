@@ -38,7 +38,7 @@ pub(crate) struct Token<'a> {
     pub sums: &'a [f32],
     /// The same of each half block of 16 columns.
     pub half_sums: &'a [f32],
-    /// `Σ code` of each block.
+    /// `Σ code` of each half block.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "the VNNI twin reads it"))]
     pub code_sums: &'a [i32],
 }
@@ -63,7 +63,7 @@ impl Activations {
         self.scales.resize(blocks, 0.0);
         self.sums.resize(blocks, 0.0);
         self.half_sums.resize(2 * blocks, 0.0);
-        self.code_sums.resize(blocks, 0);
+        self.code_sums.resize(2 * blocks, 0);
         if blocks == 0 {
             return;
         }
@@ -74,7 +74,7 @@ impl Activations {
             .zip(self.scales.chunks_exact_mut(per_row))
             .zip(self.sums.chunks_exact_mut(per_row))
             .zip(self.half_sums.chunks_exact_mut(2 * per_row))
-            .zip(self.code_sums.chunks_exact_mut(per_row))
+            .zip(self.code_sums.chunks_exact_mut(2 * per_row))
             .enumerate()
             .map(|(t, ((((codes, scales), sums), half_sums), code_sums))| {
                 (x.row(t), TokenMut { codes, scales, sums, half_sums, code_sums })
@@ -95,7 +95,7 @@ impl Activations {
             scales: &self.scales[blocks.clone()],
             sums: &self.sums[blocks.clone()],
             half_sums: &self.half_sums[2 * blocks.start..2 * blocks.end],
-            code_sums: &self.code_sums[blocks],
+            code_sums: &self.code_sums[2 * blocks.start..2 * blocks.end],
         }
     }
 }
@@ -120,7 +120,7 @@ fn round_token(isa: Isa, x: &[f32], out: TokenMut<'_>) {
         out.sums[block] = scale * sum as f32;
         out.half_sums[2 * block] = scale * halves[0] as f32;
         out.half_sums[2 * block + 1] = scale * halves[1] as f32;
-        out.code_sums[block] = sum;
+        out.code_sums[2 * block..][..2].copy_from_slice(&halves);
     }
 }
 

@@ -5,6 +5,8 @@
 
 use bitmill_tensor::BlockType;
 
+use crate::grids;
+
 /// Bytes of a Q2_K block: 16 bytes of 4-bit scales and minimums, 64 of codes, f16 d, f16 dmin.
 pub(crate) mod q2_k {
     pub const BYTES: usize = 84;
@@ -68,6 +70,15 @@ const _: () = assert!(iq4_xs::BYTES == BlockType::IQ4_XS.bytes() && iq4_xs::CODE
 pub(crate) const IQ4_VALUES: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
+/// What the nibbles of MXFP4 stand for, doubled: E2M1 floats.
+pub(crate) const MXFP4_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// Half of the power of two that an E8M0 byte stands for; 255, which is NaN there, is 2^127 as ggml has it.
+#[inline(always)]
+pub(crate) const fn half_of_e8m0(exponent: u8) -> f32 {
+    f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { (exponent as u32 - 1) << 23 })
+}
+
 /// What stands for zero.
 #[derive(Clone, Copy)]
 pub(crate) enum Zero {
@@ -79,12 +90,13 @@ pub(crate) enum Zero {
 
 /// Whether the 16 weights of a half block of 32 have a scale of their own.
 pub(crate) const fn has_halves(block: BlockType) -> bool {
-    matches!(block, BlockType::Q2_K | BlockType::Q3_K | BlockType::Q6_K)
+    matches!(block, BlockType::Q2_K | BlockType::Q3_K | BlockType::Q6_K) || grids::has_halves(block)
 }
 
 /// Whether [`code`] is signed and uses all eight bits; else it is unsigned and below 64.
 pub(crate) const fn is_signed(block: BlockType) -> bool {
-    matches!(block, BlockType::Q8_0 | BlockType::IQ4_NL | BlockType::IQ4_XS)
+    matches!(block, BlockType::Q8_0 | BlockType::IQ4_NL | BlockType::IQ4_XS | BlockType::MXFP4)
+        || grids::is_grid(block)
 }
 
 /// Whether [`code`] is unsigned and below 16 in blocks without halves.
@@ -123,6 +135,19 @@ pub(crate) fn scale_zero(block: BlockType, bytes: &[u8], half: usize) -> (f32, Z
             let scale = iq4_xs_scale(bytes, half / 2);
             (f16_at(bytes, iq4_xs::D) * f32::from(scale), Zero::Code(0))
         }
+        BlockType::MXFP4 => (half_of_e8m0(bytes[0]), Zero::Code(0)),
+        BlockType::IQ1_S
+        | BlockType::IQ1_M
+        | BlockType::IQ2_XXS
+        | BlockType::IQ2_XS
+        | BlockType::IQ2_S
+        | BlockType::IQ3_XXS
+        | BlockType::IQ3_S
+        | BlockType::TQ1_0
+        | BlockType::TQ2_0 => {
+            let d = half::f16::from_bits(grids::d_bits(block, bytes)).to_f32() * grids::unit(block);
+            (d * f32::from(grids::factor(block, bytes, half)), Zero::Code(0))
+        }
     }
 }
 
@@ -157,6 +182,16 @@ pub(crate) fn code(block: BlockType, bytes: &[u8], i: usize) -> i32 {
             let low = (bytes[q6_k::LOW + 64 * (i / 128) + i % 64] >> (4 * (i / 64 % 2))) & 15;
             low | pair(q6_k::HIGH) << 4
         }
+        BlockType::MXFP4 => return i32::from(MXFP4_VALUES[usize::from(nibble(1))]),
+        BlockType::IQ1_S
+        | BlockType::IQ1_M
+        | BlockType::IQ2_XXS
+        | BlockType::IQ2_XS
+        | BlockType::IQ2_S
+        | BlockType::IQ3_XXS
+        | BlockType::IQ3_S
+        | BlockType::TQ1_0
+        | BlockType::TQ2_0 => return i32::from(grids::code(block, bytes, i)),
     })
 }
 

@@ -9,6 +9,7 @@ mod blocks;
 mod compute;
 mod dense_panel;
 mod dequant;
+mod grids;
 mod isa;
 mod matmul;
 mod ops;

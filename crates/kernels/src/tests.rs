@@ -116,6 +116,30 @@ fn float_places(block: BlockType) -> &'static [usize] {
         BlockType::Q2_K => &[80, 82],
         BlockType::Q3_K => &[108],
         BlockType::Q6_K => &[208],
+        BlockType::IQ1_S | BlockType::IQ2_XXS | BlockType::IQ2_XS => &[0],
+        BlockType::IQ2_S | BlockType::IQ3_XXS | BlockType::IQ3_S => &[0],
+        BlockType::TQ1_0 => &[52],
+        BlockType::TQ2_0 => &[64],
+        // The scale is a byte, or spread over four words.
+        BlockType::MXFP4 | BlockType::IQ1_M => &[],
+    }
+}
+
+/// Gives a block scales that weights have: f16 numbers where it has some, powers of two around 2^-6 where it has those.
+fn set_scales(block: BlockType, bytes: &mut [u8], mut scale: impl FnMut() -> [u8; 2]) {
+    for &at in float_places(block) {
+        bytes[at..at + 2].copy_from_slice(&scale());
+    }
+    match block {
+        BlockType::MXFP4 => bytes[0] = 118 + bytes[0] % 8,
+        BlockType::IQ1_M => {
+            let scale = u16::from_le_bytes(scale());
+            for word in 0..4 {
+                let top = (scale >> (4 * word)) as u8 & 15;
+                bytes[49 + 2 * word] = bytes[49 + 2 * word] & 15 | top << 4;
+            }
+        }
+        _ => {}
     }
 }
 
@@ -146,9 +170,7 @@ impl Sample {
             Encoding::Block(block) => {
                 let mut bytes = random.bytes(encoding.matrix_bytes(out_features, in_features));
                 for bytes in bytes.chunks_exact_mut(block.bytes()) {
-                    for &at in float_places(block) {
-                        bytes[at..at + 2].copy_from_slice(&scale_bits(&mut random));
-                    }
+                    set_scales(block, bytes, || scale_bits(&mut random));
                 }
                 bytes
             }
@@ -491,7 +513,7 @@ fn the_largest_products_do_not_overflow() {
         let mut bytes = vec![byte; block.bytes() * (512 / block.weights())];
         for bytes in bytes.chunks_exact_mut(block.bytes()) {
             let one = half::f16::from_f32(1.0).to_le_bytes();
-            float_places(block).iter().for_each(|&at| bytes[at..at + 2].copy_from_slice(&one));
+            set_scales(block, bytes, || one);
         }
         bytes
     };

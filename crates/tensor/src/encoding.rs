@@ -64,13 +64,23 @@ pub enum BlockType {
     Q4_K,
     Q5_K,
     Q6_K,
+    IQ2_XXS,
+    IQ2_XS,
+    IQ3_XXS,
+    IQ1_S,
     IQ4_NL,
+    IQ3_S,
+    IQ2_S,
     IQ4_XS,
+    IQ1_M,
+    TQ1_0,
+    TQ2_0,
+    MXFP4,
 }
 
 impl BlockType {
     /// Every block type, in the order of ggml's numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 22] = [
         Self::Q4_0,
         Self::Q4_1,
         Self::Q5_0,
@@ -81,32 +91,52 @@ impl BlockType {
         Self::Q4_K,
         Self::Q5_K,
         Self::Q6_K,
+        Self::IQ2_XXS,
+        Self::IQ2_XS,
+        Self::IQ3_XXS,
+        Self::IQ1_S,
         Self::IQ4_NL,
+        Self::IQ3_S,
+        Self::IQ2_S,
         Self::IQ4_XS,
+        Self::IQ1_M,
+        Self::TQ1_0,
+        Self::TQ2_0,
+        Self::MXFP4,
     ];
 
     /// Weights in one block.
     pub const fn weights(self) -> usize {
         match self {
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::IQ4_NL => 32,
-            Self::Q2_K | Self::Q3_K | Self::Q4_K | Self::Q5_K | Self::Q6_K | Self::IQ4_XS => 256,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::IQ4_NL | Self::MXFP4 => 32,
+            Self::Q2_K | Self::Q3_K | Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
+            Self::IQ1_S | Self::IQ1_M | Self::IQ2_XXS | Self::IQ2_XS | Self::IQ2_S => 256,
+            Self::IQ3_XXS | Self::IQ3_S | Self::IQ4_XS | Self::TQ1_0 | Self::TQ2_0 => 256,
         }
     }
 
     /// Bytes of one block.
     pub const fn bytes(self) -> usize {
         match self {
+            Self::MXFP4 => 17,
             Self::Q4_0 | Self::IQ4_NL => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
             Self::Q5_1 => 24,
             Self::Q8_0 => 34,
+            Self::IQ1_S => 50,
+            Self::TQ1_0 => 54,
+            Self::IQ1_M => 56,
+            Self::IQ2_XXS | Self::TQ2_0 => 66,
+            Self::IQ2_XS => 74,
+            Self::IQ2_S => 82,
             Self::Q2_K => 84,
-            Self::Q3_K => 110,
+            Self::IQ3_XXS => 98,
+            Self::Q3_K | Self::IQ3_S => 110,
+            Self::IQ4_XS => 136,
             Self::Q4_K => 144,
             Self::Q5_K => 176,
             Self::Q6_K => 210,
-            Self::IQ4_XS => 136,
         }
     }
 
@@ -123,8 +153,18 @@ impl BlockType {
             Self::Q4_K => 12,
             Self::Q5_K => 13,
             Self::Q6_K => 14,
+            Self::IQ2_XXS => 16,
+            Self::IQ2_XS => 17,
+            Self::IQ3_XXS => 18,
+            Self::IQ1_S => 19,
             Self::IQ4_NL => 20,
+            Self::IQ3_S => 21,
+            Self::IQ2_S => 22,
             Self::IQ4_XS => 23,
+            Self::IQ1_M => 29,
+            Self::TQ1_0 => 34,
+            Self::TQ2_0 => 35,
+            Self::MXFP4 => 39,
         }
     }
 
@@ -141,8 +181,18 @@ impl BlockType {
             Self::Q4_K => "q4_k",
             Self::Q5_K => "q5_k",
             Self::Q6_K => "q6_k",
+            Self::IQ2_XXS => "iq2_xxs",
+            Self::IQ2_XS => "iq2_xs",
+            Self::IQ3_XXS => "iq3_xxs",
+            Self::IQ1_S => "iq1_s",
             Self::IQ4_NL => "iq4_nl",
+            Self::IQ3_S => "iq3_s",
+            Self::IQ2_S => "iq2_s",
             Self::IQ4_XS => "iq4_xs",
+            Self::IQ1_M => "iq1_m",
+            Self::TQ1_0 => "tq1_0",
+            Self::TQ2_0 => "tq2_0",
+            Self::MXFP4 => "mxfp4",
         }
     }
 

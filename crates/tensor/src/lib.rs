@@ -6,6 +6,8 @@
 
 mod dtype;
 mod encoding;
+pub mod grid;
+mod grid_tables;
 mod matrix;
 mod view;
 

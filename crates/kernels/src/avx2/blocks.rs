@@ -8,13 +8,14 @@ use bitmill_tensor::BlockType;
 use super::fast::Codes;
 use super::unpack::{Unpack, f16_at, fifth_bits, halves_of_nibbles, scaled, scaled_signed, widen_codes};
 use crate::activations::CHUNK_BLOCKS;
-use crate::blocks::IQ4_VALUES;
+use crate::blocks::{IQ4_VALUES, MXFP4_VALUES, half_of_e8m0};
 
 /// Runs an expression with a row of GGUF blocks as its own type, which is both [`Codes`] and [`Unpack`].
 macro_rules! with_block {
     ($block:expr, $bytes:expr, $row:ident => $body:expr) => {{
         use bitmill_tensor::BlockType;
         use $crate::avx2::blocks::*;
+        use $crate::avx2::grids::*;
         use $crate::avx2::super_blocks::*;
         macro_rules! arms {
             ($own:expr) => {{
@@ -35,6 +36,16 @@ macro_rules! with_block {
             BlockType::Q5_K => arms!(Q5K($bytes.as_ptr())),
             BlockType::Q6_K => arms!(Q6K($bytes.as_ptr())),
             BlockType::IQ4_XS => arms!(Iq4Xs($bytes.as_ptr())),
+            BlockType::MXFP4 => arms!(Mxfp4($bytes.as_ptr())),
+            BlockType::IQ2_XXS => arms!(Grid::<Iq2Xxs>::new($bytes)),
+            BlockType::IQ2_XS => arms!(Grid::<Iq2Xs>::new($bytes)),
+            BlockType::IQ2_S => arms!(Grid::<Iq2S>::new($bytes)),
+            BlockType::IQ3_XXS => arms!(Grid::<Iq3Xxs>::new($bytes)),
+            BlockType::IQ3_S => arms!(Grid::<Iq3S>::new($bytes)),
+            BlockType::IQ1_S => arms!(Grid::<Iq1S>::new($bytes)),
+            BlockType::IQ1_M => arms!(Grid::<Iq1M>::new($bytes)),
+            BlockType::TQ1_0 => arms!(Grid::<Tq1>::new($bytes)),
+            BlockType::TQ2_0 => arms!(Grid::<Tq2>::new($bytes)),
         }
     }};
 }
@@ -129,7 +140,7 @@ impl<B: SimpleBlock> Unpack for Simple<B> {
             let at = self.at(block);
             let (codes, scale) = (B::codes(at), f16_at(at));
             match B::ZERO {
-                Zero::None => scaled_signed(codes, scale),
+                Zero::None => scaled_signed(codes, [scale, scale]),
                 Zero::Code(zero) => scaled(codes, zero, [scale, scale]),
                 Zero::Shift => {
                     let (scale, shift) = (_mm256_set1_ps(scale), _mm256_set1_ps(f16_at(at.add(2))));
@@ -171,17 +182,68 @@ simple_block!(Q5_0, Q5_0, Zero::Code(16), at => {
 simple_block!(Q5_1, Q5_1, Zero::Shift, at => {
     _mm256_or_si256(halves_of_nibbles(at.add(8)), fifth_bits(at.add(4)))
 });
-simple_block!(Iq4Nl, IQ4_NL, Zero::None, at => iq4_values(halves_of_nibbles(at.add(2))));
+simple_block!(Iq4Nl, IQ4_NL, Zero::None, at => looked_up(&IQ4_VALUES, halves_of_nibbles(at.add(2))));
 
-/// What 32 nibbles of IQ4_NL or IQ4_XS stand for.
+/// See [`BlockType::MXFP4`]: the scale is a power of two in one byte.
+#[derive(Clone, Copy)]
+pub(crate) struct Mxfp4(pub *const u8);
+
+impl Mxfp4 {
+    /// Where block `block` begins.
+    ///
+    /// # Safety
+    /// It lies within the row.
+    #[inline(always)]
+    unsafe fn at(self, block: usize) -> *const u8 {
+        // SAFETY: as this function's.
+        unsafe { self.0.add(BlockType::MXFP4.bytes() * block) }
+    }
+}
+
+impl Codes for Mxfp4 {
+    const SIGNED: bool = true;
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    unsafe fn scales(self, chunk: usize, n: usize) -> ([__m256; 2], [__m256; 2]) {
+        // SAFETY: those blocks lie within the row.
+        unsafe {
+            let mut scales = [0f32; 8];
+            for (j, scale) in scales.iter_mut().enumerate().take(n) {
+                *scale = half_of_e8m0(self.at(CHUNK_BLOCKS * chunk + j).read());
+            }
+            let scales = _mm256_loadu_ps(scales.as_ptr());
+            ([scales, scales], [_mm256_setzero_ps(); 2])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn codes(self, block: usize) -> __m256i {
+        // SAFETY: the block lies within the row.
+        unsafe { looked_up(&MXFP4_VALUES, halves_of_nibbles(self.at(block).add(1))) }
+    }
+}
+
+impl Unpack for Mxfp4 {
+    #[inline(always)]
+    unsafe fn unpack32(self, block: usize) -> [__m256; 4] {
+        // SAFETY: one block of the row.
+        unsafe {
+            let scale = half_of_e8m0(self.at(block).read());
+            scaled_signed(self.codes(block), [scale, scale])
+        }
+    }
+}
+
+/// What 32 nibbles stand for.
 ///
 /// # Safety
 /// The caller has AVX2.
 #[inline(always)]
-pub(super) unsafe fn iq4_values(nibbles: __m256i) -> __m256i {
+pub(super) unsafe fn looked_up(values: &[i8; 16], nibbles: __m256i) -> __m256i {
     // SAFETY: the table holds 16 bytes.
     unsafe {
-        let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(IQ4_VALUES.as_ptr().cast()));
+        let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(values.as_ptr().cast()));
         _mm256_shuffle_epi8(table, nibbles)
     }
 }

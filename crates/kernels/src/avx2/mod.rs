@@ -10,6 +10,7 @@ pub(crate) mod blocks;
 mod dense;
 pub(crate) mod exact;
 pub(crate) mod fast;
+pub(crate) mod grids;
 pub(crate) mod groups;
 mod round;
 pub(crate) mod sparse;

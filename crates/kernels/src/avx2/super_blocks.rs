@@ -6,10 +6,10 @@
 use std::arch::x86_64::*;
 use std::slice;
 
-use super::blocks::iq4_values;
+use super::blocks::looked_up;
 use super::fast::Codes;
 use super::unpack::{Unpack, above, f16_at, halves_of_nibbles, scaled, scaled_signed};
-use crate::blocks::{iq4_xs, iq4_xs_scale, q2_k, q3_k, q3_k_scale, q4_k, q4_k_scale_min, q5_k, q6_k};
+use crate::blocks::{IQ4_VALUES, iq4_xs, iq4_xs_scale, q2_k, q3_k, q3_k_scale, q4_k, q4_k_scale_min, q5_k, q6_k};
 
 /// Eight signed bytes, the lower half of `bytes`, times `d`.
 #[inline(always)]
@@ -19,8 +19,11 @@ unsafe fn times_signed(d: f32, bytes: __m128i) -> __m256 {
 }
 
 /// Sixteen signed bytes times `d`.
+///
+/// # Safety
+/// The caller has AVX2.
 #[inline(always)]
-unsafe fn both_times_signed(d: f32, bytes: __m128i) -> [__m256; 2] {
+pub(super) unsafe fn both_times_signed(d: f32, bytes: __m128i) -> [__m256; 2] {
     // SAFETY: no memory is touched; the features are the caller's.
     unsafe { [times_signed(d, bytes), times_signed(d, _mm_srli_si128::<8>(bytes))] }
 }
@@ -345,7 +348,7 @@ impl Codes for Iq4Xs {
     #[inline(always)]
     unsafe fn codes(self, block: usize) -> __m256i {
         // SAFETY: the block lies within the row.
-        unsafe { iq4_values(halves_of_nibbles(self.at(block).add(iq4_xs::CODES + 16 * (block % 8)))) }
+        unsafe { looked_up(&IQ4_VALUES, halves_of_nibbles(self.at(block).add(iq4_xs::CODES + 16 * (block % 8)))) }
     }
 }
 
@@ -356,7 +359,8 @@ impl Unpack for Iq4Xs {
         unsafe {
             let at = self.at(block);
             let scale = iq4_xs_scale(slice::from_raw_parts(at, iq4_xs::CODES), block % 8);
-            scaled_signed(self.codes(block), f16_at(at.add(iq4_xs::D)) * f32::from(scale))
+            let scale = f16_at(at.add(iq4_xs::D)) * f32::from(scale);
+            scaled_signed(self.codes(block), [scale, scale])
         }
     }
 }

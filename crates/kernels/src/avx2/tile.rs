@@ -72,8 +72,9 @@ pub(crate) unsafe fn multiply_tile(panel: &Panel, tokens: &[Token<'_>], sums: &m
         // SAFETY: as this function's.
         unsafe {
             match (shape.signed, shape.nibbles, shape.halves, shape.offsets) {
-                (true, _, _, false) => by_tokens::<SIGNED, false>(panel, tokens, sums),
-                (true, _, _, true) => by_tokens::<SIGNED, true>(panel, tokens, sums),
+                (true, _, false, false) => by_tokens::<SIGNED, false>(panel, tokens, sums),
+                (true, _, false, true) => by_tokens::<SIGNED, true>(panel, tokens, sums),
+                (true, _, true, _) => by_tokens::<SIGNED_HALVES, false>(panel, tokens, sums),
                 (false, true, ..) => by_tokens::<NIBBLES, true>(panel, tokens, sums),
                 (false, false, false, _) => by_tokens::<BYTES, true>(panel, tokens, sums),
                 (false, false, true, _) => by_tokens::<HALVES, true>(panel, tokens, sums),
@@ -90,6 +91,8 @@ const NIBBLES: u8 = 1;
 const BYTES: u8 = 2;
 /// Unsigned codes below 64, with scales of half blocks.
 const HALVES: u8 = 3;
+/// Signed codes of eight bits, with scales of half blocks.
+const SIGNED_HALVES: u8 = 4;
 
 #[inline(always)]
 unsafe fn by_tokens<const KIND: u8, const OFFSETS: bool>(
@@ -124,7 +127,7 @@ unsafe fn tile<const KIND: u8, const OFFSETS: bool, const T: usize>(
                 totals[t][v] = _mm256_loadu_ps(sums.add(ROWS * t + 8 * v));
             }
         }
-        let parts = if KIND == HALVES { 2 } else { 1 };
+        let parts = if matches!(KIND, HALVES | SIGNED_HALVES) { 2 } else { 1 };
         // Quads of columns whose pairs of products add up in 16 bits: 8 * 2 * 15 * 127, 4 * 2 * 31 * 127 and
         // 2 * 2 * 63 * 127 are all below 2^15. Signed pairs fill 16 bits alone.
         let run = match KIND {
@@ -152,7 +155,7 @@ unsafe fn tile<const KIND: u8, const OFFSETS: bool, const T: usize>(
                             let at = tokens[t].codes.as_ptr().add(column);
                             let x = _mm256_set1_epi32(at.cast::<i32>().read_unaligned());
                             for v in 0..2 {
-                                let pairs = if KIND == SIGNED {
+                                let pairs = if matches!(KIND, SIGNED | SIGNED_HALVES) {
                                     _mm256_maddubs_epi16(
                                         _mm256_abs_epi8(weights[v]),
                                         _mm256_sign_epi8(x, weights[v]),

@@ -154,15 +154,14 @@ pub(super) unsafe fn scaled(codes: __m256i, zero: i32, scales: [f32; 2]) -> [__m
     }
 }
 
-/// `code * scale` of 32 signed codes.
+/// `code * scale` of 32 signed codes, a scale for each half of them.
 ///
 /// # Safety
 /// The caller has AVX2.
 #[inline(always)]
-pub(super) unsafe fn scaled_signed(codes: __m256i, scale: f32) -> [__m256; 4] {
+pub(super) unsafe fn scaled_signed(codes: __m256i, scales: [f32; 2]) -> [__m256; 4] {
     // SAFETY: no memory is touched; the features are the caller's.
     unsafe {
-        let scale = _mm256_set1_ps(scale);
         let (low, high) = (_mm256_castsi256_si128(codes), _mm256_extracti128_si256::<1>(codes));
         let wide = [
             _mm256_cvtepi8_epi32(low),
@@ -171,8 +170,8 @@ pub(super) unsafe fn scaled_signed(codes: __m256i, scale: f32) -> [__m256; 4] {
             _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(high)),
         ];
         let mut out = [_mm256_setzero_ps(); 4];
-        for (out, code) in out.iter_mut().zip(wide) {
-            *out = _mm256_mul_ps(_mm256_cvtepi32_ps(code), scale);
+        for (i, code) in wide.into_iter().enumerate() {
+            out[i] = _mm256_mul_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(scales[i / 2]));
         }
         out
     }
@@ -262,12 +261,24 @@ pub(crate) unsafe fn nibbles_in_order(at: *const u8) -> __m256i {
 pub(crate) unsafe fn fifth_bits(at: *const u8) -> __m256i {
     // SAFETY: as this function's.
     unsafe {
-        let bits = _mm256_set1_epi32(at.cast::<i32>().read_unaligned());
+        let bits = at.cast::<u32>().read_unaligned();
+        _mm256_and_si256(bytes_of_bits(bits), _mm256_set1_epi8(16))
+    }
+}
+
+/// 32 bits as 32 bytes, all ones where the bit is set.
+///
+/// # Safety
+/// The caller has AVX2.
+#[inline(always)]
+pub(crate) unsafe fn bytes_of_bits(bits: u32) -> __m256i {
+    // SAFETY: no memory is touched; the features are the caller's.
+    unsafe {
+        let bits = _mm256_set1_epi32(bits.cast_signed());
         let byte_of =
             _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
         let spread = _mm256_shuffle_epi8(bits, byte_of);
         let bit_of = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
-        let set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit_of), bit_of);
-        _mm256_and_si256(set, _mm256_set1_epi8(16))
+        _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit_of), bit_of)
     }
 }

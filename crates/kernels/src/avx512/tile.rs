@@ -16,8 +16,9 @@ pub(crate) unsafe fn multiply_tile(panel: &Panel, tokens: &[Token<'_>], sums: &m
     // SAFETY: as this function's.
     unsafe {
         match (shape.signed, shape.halves, shape.offsets) {
-            (true, _, false) => by_tokens::<true, false, false>(panel, tokens, sums),
-            (true, _, true) => by_tokens::<true, false, true>(panel, tokens, sums),
+            (true, false, false) => by_tokens::<true, false, false>(panel, tokens, sums),
+            (true, false, true) => by_tokens::<true, false, true>(panel, tokens, sums),
+            (true, true, _) => by_tokens::<true, true, false>(panel, tokens, sums),
             (false, false, _) => by_tokens::<false, false, true>(panel, tokens, sums),
             (false, true, _) => by_tokens::<false, true, true>(panel, tokens, sums),
         }
@@ -70,7 +71,8 @@ unsafe fn tile<const SIGNED: bool, const HALVES: bool, const OFFSETS: bool, cons
                 if SIGNED {
                     // Codes are multiplied as code + 128; the sum starts 128 times the activations lower.
                     for t in 0..T {
-                        let sum = *tokens[t].code_sums.as_ptr().add(block);
+                        let halves = tokens[t].code_sums.as_ptr().add(2 * block);
+                        let sum = if HALVES { *halves.add(part) } else { *halves + *halves.add(1) };
                         products[t] = _mm512_set1_epi32(-128 * sum);
                     }
                 }

@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use crate::avx2::Codes;
-use crate::avx2::blocks::{Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Simple, SimpleBlock};
+use crate::avx2::blocks::{Iq4Nl, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Simple, SimpleBlock};
+use crate::avx2::grids::{Grid, Iq1M, Iq1S, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Tq1, Tq2};
 use crate::avx2::groups::{AnyGrouped, Grouped, Uneven};
 use crate::avx2::sparse::{KeptBf16, KeptF16, KeptF32, Sparse};
 use crate::avx2::super_blocks::{Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K, scale_and_min};
@@ -224,6 +225,8 @@ macro_rules! joined {
     };
 }
 joined!(Simple<Q4_1>, Simple<Q5_1>, Simple<Iq4Nl>, Q2K, Q3K, Iq4Xs, AnyGrouped<'_>);
+joined!(Mxfp4, Grid<Iq1S>, Grid<Iq1M>, Grid<Iq2Xxs>, Grid<Iq2Xs>, Grid<Iq2S>, Grid<Iq3Xxs>, Grid<Iq3S>);
+joined!(Grid<Tq1>, Grid<Tq2>);
 joined!(Sparse<'_, KeptF32>, Sparse<'_, KeptF16>, Sparse<'_, KeptBf16>);
 
 impl<const BITS: usize> Unpack for Grouped<'_, BITS> {
