@@ -118,7 +118,9 @@ static uint64_t fnv1a(const uint8_t * bytes, size_t n) {
 
 static const enum ggml_type TYPES[] = {
     GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K,
-    GGML_TYPE_Q3_K, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS,
+    GGML_TYPE_Q3_K, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ2_XXS, GGML_TYPE_IQ2_XS, GGML_TYPE_IQ3_XXS,
+    GGML_TYPE_IQ1_S, GGML_TYPE_IQ4_NL, GGML_TYPE_IQ3_S, GGML_TYPE_IQ2_S, GGML_TYPE_IQ4_XS, GGML_TYPE_IQ1_M, GGML_TYPE_TQ1_0,
+    GGML_TYPE_TQ2_0, GGML_TYPE_MXFP4,
 };
 enum { N_TYPES = sizeof(TYPES) / sizeof(TYPES[0]) };
 
@@ -157,6 +159,7 @@ int main(int argc, char ** argv) {
         fill(which, x, n);
         printf("weights %s %016" PRIx64 "\n", NAMES[which], fnv1a((const uint8_t *) x, sizeof(float) * n));
         for (int t = 0; t < N_TYPES; ++t) {
+            if (ggml_quantize_requires_imatrix(TYPES[t])) { continue; }
             const size_t bytes = ggml_quantize_chunk(TYPES[t], x, out, 0, 1, n, NULL);
             if (!ggml_validate_row_data(TYPES[t], out, bytes)) { fprintf(stderr, "%s %s: not a valid row\n", NAMES[which], ggml_type_name(TYPES[t])); return 1; }
             printf("%s %s %016" PRIx64 " ", ggml_type_name(TYPES[t]), NAMES[which], fnv1a(out, bytes));

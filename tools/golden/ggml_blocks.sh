@@ -38,6 +38,6 @@ weighed)
   seed=${2:-7}; weights=$((896 * ${3:-2048}))
   "$work/ggml_blocks" "$seed" "$weights" 896 > "$work/theirs"
   (cd "$root" && cargo run --quiet --release -p bitmill-quant --example ggml_blocks -- "$seed" "$weights" 896) > "$work/ours"
-  diff "$work/theirs" "$work/ours" && echo "$(wc -l < "$work/ours") lines of 12 types equal, $weights weights each, seed $seed"
+  diff "$work/theirs" "$work/ours" && echo "$(wc -l < "$work/ours") lines of 22 types equal, $weights weights each, seed $seed"
   ;;
 esac

@@ -198,7 +198,7 @@ impl Error {
             }
             Self::GgufVersion { .. } => "convert the file with a current llama.cpp",
             Self::GgufTensorType { .. } => {
-                "types that are read: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS; requantize the file to one of them"
+                "types that are read: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ1_S to IQ4_XS, TQ1_0, TQ2_0, MXFP4; requantize the file to one of them"
             }
             Self::Imatrix { .. } => {
                 "an importance matrix is what `bitmill imatrix` or llama-imatrix writes, as .gguf or .dat"

@@ -261,24 +261,14 @@ pub(crate) fn encoding_id(encoding: Encoding) -> Option<u32> {
 
 /// ggml's names of tensor types, so that an error can say which one it met.
 fn tensor_type_name(id: u32) -> Option<&'static str> {
-    const NAMES: [(u32, &str); 20] = [
+    const NAMES: [(u32, &str); 10] = [
         (9, "Q8_1"),
         (15, "Q8_K"),
-        (16, "IQ2_XXS"),
-        (17, "IQ2_XS"),
-        (18, "IQ3_XXS"),
-        (19, "IQ1_S"),
-        (21, "IQ3_S"),
-        (22, "IQ2_S"),
         (24, "I8"),
         (25, "I16"),
         (26, "I32"),
         (27, "I64"),
         (28, "F64"),
-        (29, "IQ1_M"),
-        (34, "TQ1_0"),
-        (35, "TQ2_0"),
-        (39, "MXFP4"),
         (40, "NVFP4"),
         (41, "Q1_0"),
         (4, "Q4_2 (removed from ggml)"),

@@ -12,7 +12,9 @@ use bitmill_checkpoint::{
 };
 use bitmill_kernels::{Compute, Isa, Path as ComputePath, dequantize_rows};
 use bitmill_model::{Model, Sequence, Want};
-use bitmill_quant::{BlockEncoder, RtnGrid, pack_zero_points, quantize_blocks, quantize_rows};
+use bitmill_quant::{
+    BlockEncoder, Importance, RtnGrid, needs_importance, pack_zero_points, quantize_blocks, quantize_rows,
+};
 use bitmill_tensor::{
     Bits, BlockType, Dtype, Encoding, FloatType, Granularity, Matrix, WeightData, WeightView, ZeroPoint,
 };
@@ -93,7 +95,10 @@ fn encode(block: BlockType, shape: &[usize], values: &[f32]) -> (Encoding, Vec<u
     }
     let encoding = Encoding::Block(block);
     let mut bytes = vec![0; encoding.matrix_bytes(shape[0], shape[1])];
-    quantize_blocks(&BlockEncoder::new(block), shape[1], values, &mut bytes).unwrap();
+    let columns = vec![1.0; shape[1]];
+    let importance = needs_importance(block).then(|| Importance::new(&columns).unwrap());
+    let encoder = BlockEncoder { importance, ..BlockEncoder::new(block) };
+    quantize_blocks(&encoder, shape[1], values, &mut bytes).unwrap();
     (encoding, bytes)
 }
 

@@ -101,8 +101,18 @@ fn file_type_of(block: BlockType) -> u32 {
         BlockType::Q4_K => 15,
         BlockType::Q5_K => 17,
         BlockType::Q6_K => 18,
+        BlockType::IQ2_XXS => 19,
+        BlockType::IQ2_XS => 20,
+        BlockType::IQ3_XXS => 23,
+        BlockType::IQ1_S => 24,
         BlockType::IQ4_NL => 25,
+        BlockType::IQ3_S => 26,
+        BlockType::IQ2_S => 28,
         BlockType::IQ4_XS => 30,
+        BlockType::IQ1_M => 31,
+        BlockType::TQ1_0 => 36,
+        BlockType::TQ2_0 => 37,
+        BlockType::MXFP4 => 38,
     }
 }
 

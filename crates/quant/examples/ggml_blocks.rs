@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use bitmill_quant::{BlockEncoder, quantize_blocks};
+use bitmill_quant::{BlockEncoder, needs_importance, quantize_blocks};
 use bitmill_tensor::BlockType;
 
 #[path = "../tests/weighed/mod.rs"]
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let weight = weights::fill(name, seed, count);
             for how in weights::IMPORTANCE {
                 let importance = weights::fill_importance(how, seed, 2 * columns);
-                let hashes = weighed::BLOCKS
+                let hashes = BlockType::ALL
                     .map(|block| weighed::weighed_hash(block, columns, &weight, &importance))
                     .join(" ");
                 writeln!(out, "{name} {how} {hashes}")?;
@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for name in weights::NAMES {
         let weight = weights::fill(name, seed, count);
         writeln!(out, "weights {name} {:016x}", weights::fnv1a(&weights::bytes_of(&weight)))?;
-        for block in BlockType::ALL {
+        for block in BlockType::ALL.into_iter().filter(|block| !needs_importance(*block)) {
             let mut bytes = vec![0xa5; count / block.weights() * block.bytes()];
             quantize_blocks(&BlockEncoder::new(block), count, &weight, &mut bytes)?;
             let first: String = bytes[..block.bytes()].iter().map(|byte| format!("{byte:02x}")).collect();

@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use bitmill_quant::{BlockEncoder, Importance, RtnGrid, quantize_blocks, quantize_rows};
+use bitmill_quant::{BlockEncoder, Importance, RtnGrid, needs_importance, quantize_blocks, quantize_rows};
 use bitmill_tensor::{Bits, BlockType, FloatType, Granularity, ZeroPoint};
 
 #[path = "../tests/weights/mod.rs"]
@@ -23,8 +23,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut bytes = vec![0; COUNT / block.weights() * block.bytes()];
         let plain = BlockEncoder::new(block);
         let weighed = BlockEncoder { importance: Some(Importance::new(&columns)?), ..plain };
-        let speed = best(|| quantize_blocks(&plain, COLS, &weight, &mut bytes))?;
         let with_importance = best(|| quantize_blocks(&weighed, COLS, &weight, &mut bytes))?;
+        if needs_importance(block) {
+            writeln!(out, "{block} with importance {with_importance:.0} MB/s")?;
+            continue;
+        }
+        let speed = best(|| quantize_blocks(&plain, COLS, &weight, &mut bytes))?;
         writeln!(out, "{block} {speed:.0} MB/s, with importance {with_importance:.0} MB/s")?;
     }
     if !only.is_empty() {

@@ -1,6 +1,6 @@
 //! What can go wrong, with positions counted in the rows that were handed in.
 
-use bitmill_tensor::FloatType;
+use bitmill_tensor::{BlockType, FloatType};
 
 /// Why weights could not be quantized.
 ///
@@ -55,6 +55,12 @@ pub enum Error {
         /// Columns whose importance is given.
         found: usize,
     },
+    /// The search of these blocks needs importance.
+    #[error("the search of {block} needs the importance of columns")]
+    NeedsImportance {
+        /// The blocks.
+        block: BlockType,
+    },
     /// No mix has this name.
     #[error("no GGUF mix is called `{name}`")]
     UnknownMix {
@@ -91,6 +97,9 @@ impl Error {
                     .to_owned(),
             ),
             Self::ScaleOverflow { .. } => None,
+            Self::NeedsImportance { .. } => Some(
+                "give an importance matrix, or take iq2_s, iq3_xxs or another type that does without".to_owned(),
+            ),
             Self::BadImportance { .. } => {
                 Some("importance is a mean of squares, 0 or larger: make the importance matrix again".to_owned())
             }

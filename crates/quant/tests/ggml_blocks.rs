@@ -3,7 +3,7 @@
 mod weighed;
 mod weights;
 
-use bitmill_quant::{BlockEncoder, Error, Importance, quantize_blocks};
+use bitmill_quant::{BlockEncoder, Error, Importance, needs_importance, quantize_blocks};
 use bitmill_tensor::{BlockType, FloatType};
 
 const GOLDEN: &str = include_str!("golden/ggml_blocks.txt");
@@ -31,7 +31,8 @@ fn blocks_equal_ggmls_byte_for_byte() {
         assert_eq!(format!("{:016x}", weights::fnv1a(&bytes)), fields[2], "{block}, {}", fields[1]);
         compared += 1;
     }
-    assert_eq!(compared, BlockType::ALL.len() * weights::NAMES.len());
+    let without = BlockType::ALL.into_iter().filter(|block| !needs_importance(*block)).count();
+    assert_eq!((without, compared), (19, without * weights::NAMES.len()));
 }
 
 #[test]
@@ -41,21 +42,23 @@ fn blocks_with_importance_equal_ggmls_byte_for_byte() {
         let fields: Vec<&str> = line.split(' ').collect();
         let weight = weights::fill(fields[0], SEED, 6 * 896);
         let importance = weights::fill_importance(fields[1], SEED, 2 * 896);
-        for (block, expected) in weighed::BLOCKS.into_iter().zip(&fields[2..]) {
+        for (block, expected) in BlockType::ALL.into_iter().zip(&fields[2..]) {
             let found = weighed::weighed_hash(block, 896, &weight, &importance);
             assert_eq!(found, *expected, "{block}, {}, importance {}", fields[0], fields[1]);
             compared += 1;
             refused += usize::from(found == "-");
         }
     }
-    assert_eq!(compared, weighed::BLOCKS.len() * weights::NAMES.len() * weights::IMPORTANCE.len());
+    assert_eq!(compared, BlockType::ALL.len() * weights::NAMES.len() * weights::IMPORTANCE.len());
     assert!(refused < compared / 20, "{refused} of {compared} refused");
 }
 
-/// Blocks of rows of 256.
+/// Blocks of rows of 256; columns are of equal importance where a type needs some.
 fn encode(block: BlockType, weight: &[f32]) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![0xa5; weight.len() / block.weights() * block.bytes()];
-    quantize_blocks(&BlockEncoder::new(block), 256, weight, &mut bytes).map(|()| bytes)
+    let importance = needs_importance(block).then(|| Importance::new(&[1.0; 256]).unwrap());
+    let encoder = BlockEncoder { importance, ..BlockEncoder::new(block) };
+    quantize_blocks(&encoder, 256, weight, &mut bytes).map(|()| bytes)
 }
 
 #[test]
@@ -94,7 +97,8 @@ fn refuses_nan_and_infinity_naming_their_place() {
 
 #[test]
 fn refuses_scales_beyond_f16_naming_the_block() {
-    for block in BlockType::ALL {
+    // MXFP4's scale is a power of two that reaches all floats.
+    for block in BlockType::ALL.into_iter().filter(|block| *block != BlockType::MXFP4) {
         let mut weight = vec![0.25; 768];
         weight[600] = -3e38;
         let first_of_block = (600 % 256) / block.weights() * block.weights();
@@ -113,6 +117,15 @@ fn refuses_weights_that_are_not_whole_blocks() {
     for block in BlockType::ALL {
         let error = quantize_blocks(&BlockEncoder::new(block), 31, &[0.0; 31], &mut []).unwrap_err();
         assert_eq!(error, Error::UnevenGroups { in_features: 31, group_size: block.weights() });
+    }
+}
+
+#[test]
+fn refuses_to_search_without_importance_where_ggml_does() {
+    for block in [BlockType::IQ1_S, BlockType::IQ2_XXS, BlockType::IQ2_XS] {
+        let error = quantize_blocks(&BlockEncoder::new(block), 256, &[], &mut []).unwrap_err();
+        assert_eq!(error, Error::NeedsImportance { block });
+        assert!(error.hint().unwrap().contains("importance matrix"));
     }
 }
 

@@ -17,6 +17,22 @@ use crate::recipe::{
 /// Group sizes that are tried in compressed-tensors.
 const GROUP_SIZES: [usize; 3] = [32, 64, 128];
 
+/// GGUF blocks that are tried. The grids of IQ1 to IQ3 are not: their searches take an importance matrix to be good.
+const BLOCKS: [BlockType; 12] = [
+    BlockType::Q4_0,
+    BlockType::Q4_1,
+    BlockType::Q5_0,
+    BlockType::Q5_1,
+    BlockType::Q8_0,
+    BlockType::Q2_K,
+    BlockType::Q3_K,
+    BlockType::Q4_K,
+    BlockType::Q5_K,
+    BlockType::Q6_K,
+    BlockType::IQ4_NL,
+    BlockType::IQ4_XS,
+];
+
 /// One way to store a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Candidate {
@@ -33,7 +49,7 @@ impl Candidate {
     fn all(format: Format, info: &TensorInfo) -> Vec<Self> {
         let (_, in_features) = rows_and_columns(&info.shape);
         let codes: Vec<Self> = match format {
-            Format::Gguf => BlockType::ALL.into_iter().map(Self::Block).collect(),
+            Format::Gguf => BLOCKS.into_iter().map(Self::Block).collect(),
             Format::CompressedTensors => {
                 let widths = (2..=8).filter_map(|bits| Some(BitsNumber::try_from(bits).ok()?.0));
                 let sizes = GROUP_SIZES.map(NonZeroUsize::new).into_iter().flatten();

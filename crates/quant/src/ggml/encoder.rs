@@ -6,8 +6,9 @@ use bitmill_tensor::{BlockType, FloatType};
 
 use super::{
     importance::{Importance, sum_of_squares},
-    iq4, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0,
+    iq1, iq2, iq3, iq4, mxfp4, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0,
     refine::Refined,
+    ternary,
 };
 use crate::{Error, error::first_non_finite};
 
@@ -58,8 +59,8 @@ impl BlockEncoder<'_> {
 /// # Errors
 /// [`UnevenGroups`](Error::UnevenGroups) if a row is not whole blocks, [`NonFinite`](Error::NonFinite) for NaN and
 /// infinity, [`ScaleOverflow`](Error::ScaleOverflow) if a block's scale is beyond f16 (llama-quantize refuses both
-/// too), [`ImportanceLength`](Error::ImportanceLength) if there is not one importance for each column; `out` is then
-/// unspecified.
+/// too), [`ImportanceLength`](Error::ImportanceLength) if there is not one importance for each column,
+/// [`NeedsImportance`](Error::NeedsImportance) if there is none and [`needs_importance`] says so; `out` is then unspecified.
 ///
 /// # Panics
 /// If `weight` is not whole rows, or `out` has another length than their blocks.
@@ -75,6 +76,9 @@ pub fn quantize_blocks(
     }
     assert!(weight.len().is_multiple_of(cols), "whole rows of {cols}");
     assert_eq!(out.len(), weight.len() / block.weights() * block.bytes(), "bytes of the {block} blocks");
+    if encoder.importance.is_none() && needs_importance(block) {
+        return Err(Error::NeedsImportance { block });
+    }
     let importance = match encoder.importance {
         Some(importance) => Some(importance.of_row(cols)?),
         None => None,
@@ -99,6 +103,16 @@ pub fn quantize_blocks(
         BlockType::Q6_K => each_block::<q6_k::Q6_K, _, _>(rows, out),
         BlockType::IQ4_NL => each_block::<iq4::IQ4_NL, _, _>(rows, out),
         BlockType::IQ4_XS => each_block::<iq4::IQ4_XS, _, _>(rows, out),
+        BlockType::IQ1_S => each_block::<iq1::IQ1_S, _, _>(rows, out),
+        BlockType::IQ1_M => each_block::<iq1::IQ1_M, _, _>(rows, out),
+        BlockType::IQ2_XXS => each_block::<iq2::IQ2_XXS, _, _>(rows, out),
+        BlockType::IQ2_XS => each_block::<iq2::IQ2_XS, _, _>(rows, out),
+        BlockType::IQ2_S => each_block::<iq2::IQ2_S, _, _>(rows, out),
+        BlockType::IQ3_XXS => each_block::<iq3::IQ3_XXS, _, _>(rows, out),
+        BlockType::IQ3_S => each_block::<iq3::IQ3_S, _, _>(rows, out),
+        BlockType::TQ1_0 => each_block::<ternary::TQ1_0, _, _>(rows, out),
+        BlockType::TQ2_0 => each_block::<ternary::TQ2_0, _, _>(rows, out),
+        BlockType::MXFP4 => each_block::<mxfp4::MXFP4, _, _>(rows, out),
     };
     encoded.map_err(|(at, scale)| Error::ScaleOverflow {
         row: at / cols,
@@ -119,7 +133,10 @@ fn make_better(block: BlockType, rows: Rows<'_>, out: &mut [u8]) {
         BlockType::Q4_1 => for_this_cpu::<Refined<q4_1::Q4_1, 1, 32, 32, 20>>(rows, out),
         BlockType::Q5_0 => for_this_cpu::<Refined<q5_0::Q5_0, 1, 32, 32, 22>>(rows, out),
         BlockType::Q5_1 => for_this_cpu::<Refined<q5_1::Q5_1, 1, 32, 32, 24>>(rows, out),
-        BlockType::Q8_0 => Ok(()),
+        BlockType::Q8_0 | BlockType::TQ1_0 | BlockType::TQ2_0 | BlockType::MXFP4 => Ok(()),
+        // Their codes are points of a grid, whose searches end where ggml's do.
+        BlockType::IQ1_S | BlockType::IQ1_M | BlockType::IQ2_XXS | BlockType::IQ2_XS => Ok(()),
+        BlockType::IQ2_S | BlockType::IQ3_XXS | BlockType::IQ3_S => Ok(()),
         BlockType::Q2_K => for_this_cpu::<Refined<q2_k::Q2_K, 16, 16, 256, 84>>(rows, out),
         BlockType::Q3_K => for_this_cpu::<Refined<q3_k::Q3_K, 16, 16, 256, 110>>(rows, out),
         BlockType::Q4_K => for_this_cpu::<Refined<q4_k::Q4_K, 8, 32, 256, 144>>(rows, out),
@@ -129,6 +146,17 @@ fn make_better(block: BlockType, rows: Rows<'_>, out: &mut [u8]) {
         BlockType::IQ4_XS => for_this_cpu::<Refined<iq4::IQ4_XS, 8, 32, 256, 136>>(rows, out),
     };
     debug_assert!(refined.is_ok(), "what is not better is left alone");
+}
+
+/// Whether the search of these blocks is nothing without importance: ggml's `ggml_quantize_requires_imatrix`.
+///
+/// ```
+/// use bitmill_quant::needs_importance;
+/// use bitmill_tensor::BlockType;
+/// assert!(needs_importance(BlockType::IQ2_XS) && !needs_importance(BlockType::IQ2_S));
+/// ```
+pub const fn needs_importance(block: BlockType) -> bool {
+    matches!(block, BlockType::IQ1_S | BlockType::IQ2_XXS | BlockType::IQ2_XS)
 }
 
 /// The encoder of one block type. A trait and not a function handed around, so that the whole of it is compiled into

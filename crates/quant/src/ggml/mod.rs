@@ -16,12 +16,21 @@
 //! Q5_K  256 weights  176 B   as Q4_K, 32 B of fifth bits before the nibbles                      d·sc·q − dmin·m
 //! Q6_K  256 weights  210 B   128 B low nibbles | 64 B high pairs | 16 int8 scales | f16 d        d·sc·(q − 32)
 //! IQ4_XS 256 weights 136 B   f16 d | 2 B high pairs, 4 B low nibbles of 8 scales | 128 B         d·sc·value
+//! MXFP4  32 weights   17 B   E8M0 exponent | 16 B as Q4_0, indexes of E2M1 values                2^(e − 127)·value
 //! ```
+//!
+//! The layouts of the IQ1, IQ2, IQ3 and TQ types stand in bitmill-kernels' `grids.rs`, which reads them.
 
 mod encoder;
+mod grid_search;
 mod importance;
+mod iq1;
+mod iq2;
+mod iq3;
 mod iq4;
 mod lanes;
+mod mxfp4;
+mod points;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -35,9 +44,10 @@ mod q8_0;
 mod refine;
 mod scale;
 mod scale_and_shift;
+mod ternary;
 mod unsigned_scale;
 
-pub use encoder::{BlockEncoder, BlockSearch, quantize_blocks};
+pub use encoder::{BlockEncoder, BlockSearch, needs_importance, quantize_blocks};
 pub use importance::Importance;
 
 use self::encoder::{Encode, EncodeEight, Weighing};
@@ -246,6 +256,16 @@ mod tests {
             blocks::<q6_k::Q6_K, _, _>(name);
             blocks::<iq4::IQ4_NL, _, _>(name);
             blocks::<iq4::IQ4_XS, _, _>(name);
+            blocks::<iq1::IQ1_S, _, _>(name);
+            blocks::<iq1::IQ1_M, _, _>(name);
+            blocks::<iq2::IQ2_XXS, _, _>(name);
+            blocks::<iq2::IQ2_XS, _, _>(name);
+            blocks::<iq2::IQ2_S, _, _>(name);
+            blocks::<iq3::IQ3_XXS, _, _>(name);
+            blocks::<iq3::IQ3_S, _, _>(name);
+            blocks::<ternary::TQ1_0, _, _>(name);
+            blocks::<ternary::TQ2_0, _, _>(name);
+            blocks::<mxfp4::MXFP4, _, _>(name);
         }
     }
 }

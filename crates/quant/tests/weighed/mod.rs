@@ -5,22 +5,6 @@ use bitmill_tensor::BlockType;
 
 use crate::weights;
 
-/// The types, in the order of the columns that hold their hashes.
-pub const BLOCKS: [BlockType; 12] = [
-    BlockType::Q4_0,
-    BlockType::Q4_1,
-    BlockType::Q5_0,
-    BlockType::Q5_1,
-    BlockType::Q8_0,
-    BlockType::Q2_K,
-    BlockType::Q3_K,
-    BlockType::Q4_K,
-    BlockType::Q5_K,
-    BlockType::Q6_K,
-    BlockType::IQ4_NL,
-    BlockType::IQ4_XS,
-];
-
 /// The hash of the blocks of rows of `columns`, or of two of them where the blocks do not divide one; `-` for an error.
 pub fn weighed_hash(block: BlockType, columns: usize, weight: &[f32], importance: &[f32]) -> String {
     let cols = if columns.is_multiple_of(block.weights()) { columns } else { 2 * columns };

@@ -1,0 +1,109 @@
+//! IQ3_XXS and IQ3_S: four magnitudes at a time from a grid of 256 or 512 points, and their signs.
+
+use super::grid_search::{
+    Again, Search, largest_of, magnitudes, scale_code, search, weighed,
+};
+use super::iq2::{block_scale, stored_scale};
+use super::points;
+use super::{Encode, Weighing, f16_scale, importance::sum_of_squares};
+
+#[allow(non_camel_case_types, reason = "ggml's own name")]
+pub(super) struct IQ3_XXS;
+
+#[allow(non_camel_case_types, reason = "ggml's own name")]
+pub(super) struct IQ3_S;
+
+/// Below this the sub-blocks of IQ3_XXS are zeros.
+const IQ3_XXS_ZERO: f32 = 1e-8;
+
+impl Encode<256, 98> for IQ3_XXS {
+    #[inline(always)]
+    fn encode(
+        weights: &[f32; 256],
+        weighing: Option<Weighing<'_, 256>>,
+        out: &mut [u8; 98],
+    ) -> Result<(), f32> {
+        const SEARCH: Search = Search { tries: 15, step: 0.2, again: Again::BesideGrid };
+        *out = [0; 98];
+        let points = &*points::IQ3_XXS;
+        let variance = 2.0 * sum_of_squares(weights) / 256.0;
+        let mut scales = [0f32; 8];
+        let mut all_signs = [0u32; 8];
+        let mut low = [[0u8; 8]; 8];
+        for (sub, x) in weights.as_chunks::<32>().0.iter().enumerate() {
+            let importance = counts(x, weighing, sub, variance);
+            let (x, mut signs) = magnitudes::<32, 4>(x, &importance, true);
+            let largest = largest_of(&x);
+            if largest < IQ3_XXS_ZERO {
+                continue;
+            }
+            let found = search::<32, 8, 4, 3>(points, &SEARCH, largest, largest / 15.0, &x, &importance);
+            scales[sub] = stored_scale(found.scale, &mut signs)?;
+            low[sub] = found.levels.map(|levels| points.index(levels).unwrap_or(0) as u8);
+            for k in 0..4 {
+                all_signs[sub] |= u32::from(signs[k] & 127) << (7 * k);
+            }
+        }
+        let Some((d, inverse)) = block_scale(&scales) else { return Ok(()) };
+        out[..2].copy_from_slice(&f16_scale(d * 1.0125)?.to_le_bytes());
+        out[2..66].copy_from_slice(low.as_flattened());
+        for (sub, out) in out[66..].as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            *out = (all_signs[sub] | u32::from(scale_code(inverse, scales[sub], 15)) << 28).to_le_bytes();
+        }
+        Ok(())
+    }
+}
+
+impl Encode<256, 110> for IQ3_S {
+    #[inline(always)]
+    fn encode(
+        weights: &[f32; 256],
+        weighing: Option<Weighing<'_, 256>>,
+        out: &mut [u8; 110],
+    ) -> Result<(), f32> {
+        const SEARCH: Search = Search { tries: 9, step: 0.2, again: Again::AllIfOneBesideGrid };
+        *out = [0; 110];
+        let points = &*points::IQ3_S;
+        let variance = 2.0 * sum_of_squares(weights) / 256.0;
+        let mut scales = [0f32; 8];
+        let (header, rest) = out.split_at_mut(2);
+        let (low, rest) = rest.split_at_mut(64);
+        let (high, rest) = rest.split_at_mut(8);
+        let (all_signs, scale_codes) = rest.split_at_mut(32);
+        // ggml does not step over the place of a sub-block of zeros, so that those behind it take it: it decodes them
+        // as the one before. Its bytes are these, so ours are.
+        let mut place = 0;
+        for (sub, x) in weights.as_chunks::<32>().0.iter().enumerate() {
+            let importance = counts(x, weighing, sub, variance);
+            let (x, mut signs) = magnitudes::<32, 4>(x, &importance, false);
+            let largest = largest_of(&x);
+            if largest == 0.0 {
+                continue;
+            }
+            let found = search::<32, 8, 4, 3>(points, &SEARCH, largest, largest / 15.0, &x, &importance);
+            scales[sub] = stored_scale(found.scale, &mut signs)?;
+            for k in 0..8 {
+                let index = points.index(found.levels[k]).unwrap_or(0);
+                low[8 * place + k] = index as u8;
+                high[sub] |= ((index >> 8) << k) as u8;
+            }
+            all_signs[4 * place..][..4].copy_from_slice(&signs);
+            place += 1;
+        }
+        let Some((d, inverse)) = block_scale(&scales) else { return Ok(()) };
+        header.copy_from_slice(&f16_scale(d * 1.033)?.to_le_bytes());
+        for (pair, byte) in scales.as_chunks::<2>().0.iter().zip(scale_codes) {
+            *byte = scale_code(inverse, pair[0], 15) | scale_code(inverse, pair[1], 15) << 4;
+        }
+        Ok(())
+    }
+}
+
+/// What the errors of a sub-block's weights count.
+#[inline(always)]
+fn counts(x: &[f32; 32], weighing: Option<Weighing<'_, 256>>, sub: usize, variance: f32) -> [f32; 32] {
+    match weighing {
+        Some(weighing) => weighed(x, &weighing.importance.as_chunks::<32>().0[sub], variance),
+        None => x.map(|x| x * x),
+    }
+}
