@@ -17,6 +17,7 @@ import sys
 import tempfile
 
 import gguf
+import numpy
 
 # name: architecture, layers, hidden, ffn, heads, kv heads, vocabulary, tied; experts, those of a token, their width, the shared one's
 MODELS = {
@@ -45,8 +46,9 @@ MODELS = {
     "single-kv-row": ("llama", 2, 32, 32, 32, 1, 256, False),
 }
 MIXES = [
-    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K",
-    "IQ4_NL", "IQ4_XS",
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K_S", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K",
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0",
+    "MXFP4_MOE",
 ]
 F32, BF16 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.BF16
 
@@ -120,8 +122,24 @@ def write_sparse(path, model):
 LINE = re.compile(r"\[ *\d+/ *\d+\] (\S+) +- \[.*\], type = +(\S+), size = .*?(?:\((\w+)\))?$")
 
 
-def types(quantize, path, mix):
-    run = subprocess.run([quantize, "--dry-run", path, mix], capture_output=True, text=True, check=True)
+def write_imatrix(path):
+    """Of one tensor: in a dry run only its being there counts."""
+    writer = gguf.GGUFWriter(path, "imatrix")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["none"])
+    writer.add_uint32("imatrix.chunk_count", 1)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    writer.add_tensor("blk.0.attn_q.weight.in_sum2", numpy.ones((1, 32), numpy.float32))
+    writer.add_tensor("blk.0.attn_q.weight.counts", numpy.ones((1, 1), numpy.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def types(quantize, path, mix, imatrix=None):
+    options = ["--imatrix", imatrix] if imatrix else []
+    run = subprocess.run([quantize, "--dry-run", *options, path, mix], capture_output=True, text=True, check=True)
     found = {}
     for line in (run.stdout + run.stderr).splitlines():
         if match := LINE.match(line.strip()):
@@ -141,6 +159,22 @@ def runs(values):
     return " ".join(f"{value}*{count}" for value, count in out)
 
 
+def courses(model, found, what):
+    """The tensors of each course of types through the layers."""
+    assert set(found) == {name for name, _ in tensors(*model)}, (what, len(found))
+    kinds = {}
+    for tensor, shape in tensors(*model):
+        if len(shape) == 1:
+            # Not worth their place in the file.
+            assert found[tensor] == "f32", (what, tensor)
+            continue
+        kinds.setdefault(re.sub(r"^blk\.\d+\.", "blk.{}.", tensor), []).append(found[tensor])
+    courses = {}
+    for kind, values in kinds.items():
+        courses.setdefault(runs(values), []).append(kind.replace("blk.{}.", ".").removesuffix(".weight"))
+    return {course: " ".join(kinds) for course, kinds in courses.items()}
+
+
 def main():
     quantize, names = sys.argv[1], sys.argv[2:]
     path = pathlib.Path(__file__).parents[2] / "crates/quant/tests/golden/mix.json"
@@ -156,17 +190,15 @@ def main():
             keys = "architecture n_layers hidden ffn n_heads n_kv_heads vocab tied n_experts n_used expert_width shared_width"
             entry = dict(zip(keys.split(), model))
             entry["mixes"] = {}
+            imatrix = os.path.join(folder, "imatrix.gguf")
+            write_imatrix(imatrix)
             for mix in MIXES:
-                found = types(quantize, sparse, mix)
-                assert set(found) == {name for name, _ in tensors(*model)}, (name, mix, len(found))
-                kinds = {}
-                for tensor, _ in tensors(*model):
-                    kinds.setdefault(re.sub(r"^blk\.\d+\.", "blk.{}.", tensor), []).append(found[tensor])
-                # The tensors of each course of types through the layers.
-                courses = {}
-                for kind, values in kinds.items():
-                    courses.setdefault(runs(values), []).append(kind.replace("blk.{}.", ".").removesuffix(".weight"))
-                entry["mixes"][mix.lower()] = {course: " ".join(kinds) for course, kinds in courses.items()}
+                plain = courses(model, types(quantize, sparse, mix), (name, mix))
+                entry["mixes"][mix.lower()] = plain
+                weighed = courses(model, types(quantize, sparse, mix, imatrix), (name, mix))
+                # Most mixes take no notice of an importance matrix.
+                if weighed != plain:
+                    entry["mixes"][mix.lower() + "+imatrix"] = weighed
             golden[name] = entry
     manifest = {
         "script": "tools/golden/mix.py",

@@ -104,8 +104,10 @@ fn encode(block: BlockType, shape: &[usize], values: &[f32]) -> (Encoding, Vec<u
 
 #[test]
 fn gguf_blocks_run_as_the_weights_they_stand_for() {
-    for variant in [Variant::Qwen2Wide, Variant::LlamaWide] {
-        for block in BlockType::ALL {
+    // A llama's rows lie in another order, which is the same matter for every type.
+    let few = [BlockType::Q4_0, BlockType::Q6_K, BlockType::IQ2_XS];
+    for (variant, blocks) in [(Variant::Qwen2Wide, BlockType::ALL.as_slice()), (Variant::LlamaWide, &few)] {
+        for &block in blocks {
             let folder = tempfile::tempdir().unwrap();
             let packed = folder.path().join("packed.gguf");
             let source = Tiny::new(variant);

@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use bitmill_checkpoint::{Checkpoint, GgufValue, Imatrix, Region, TensorInfo};
+use bitmill_quant::needs_importance;
 use bitmill_tensor::Encoding;
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
 use crate::plan::{PlannedTensor, Treatment, rows_and_columns};
+use crate::recipe::Recipe;
 
 /// llama-quantize keeps so many bytes of a text that it copies into the metadata.
 const LONGEST_PROVENANCE: usize = 127;
@@ -128,4 +130,31 @@ fn provenance(text: &str) -> &str {
 /// Whether importance says anything of how a tensor is stored.
 pub(crate) fn is_weighed(planned: &PlannedTensor) -> bool {
     matches!(planned.to, Encoding::Block(_)) && planned.treatment == Treatment::Rounded
+}
+
+/// Refuses blocks that are not searched without importance where there is none: those of the type itself, and in a
+/// recipe with a mix those that llama-quantize refuses.
+pub(crate) fn refuse_unweighed(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    weighed: Option<&Weighed>,
+    tensors: &[PlannedTensor],
+) -> Result<(), Error> {
+    for planned in tensors.iter().filter(|planned| is_weighed(planned)) {
+        let Encoding::Block(block) = planned.to else { continue };
+        let name = planned.role.gguf_name().unwrap_or_default();
+        let by_mix = recipe.mix().is_some_and(|mix| mix.needs_importance(&name, block));
+        if !by_mix && !needs_importance(block) {
+            continue;
+        }
+        let importance = match weighed {
+            Some(weighed) => weighed.of(checkpoint, &checkpoint.tensor(&planned.source)?.info)?,
+            None => None,
+        };
+        if importance.is_none() {
+            let source = bitmill_quant::Error::NeedsImportance { block };
+            return Err(Error::Quantize { tensor: planned.name.clone(), source });
+        }
+    }
+    Ok(())
 }

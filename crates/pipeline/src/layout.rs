@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::merged::{self, Place};
 use crate::padding;
 use crate::plan::{PlanOptions, PlannedTensor, rows_and_columns};
-use crate::recipe::{Format, Recipe, Step};
+use crate::recipe::{Format, Recipe};
 
 /// The name of the record in a folder, and the end of its name beside a GGUF file.
 pub(crate) const RECORD: &str = "bitmill.json";
@@ -118,10 +118,8 @@ fn file_type_of(block: BlockType) -> u32 {
 
 /// `general.file_type`: the mix's own, else that of the type that holds most weights.
 fn file_type(recipe: &Recipe, tensors: &[PlannedTensor]) -> u32 {
-    if let Some(mix) =
-        recipe.steps.iter().rev().find_map(|step| if let Step::Mix { mix } = step { Some(mix) } else { None })
-    {
-        return mix.0.file_type();
+    if let Some(mix) = recipe.mix() {
+        return mix.file_type();
     }
     match most_weights(tensors) {
         Some(Encoding::Block(block)) => file_type_of(block),

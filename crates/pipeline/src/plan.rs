@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::depth::{Cut, Depth};
 use crate::error::Error;
-use crate::importance::Weighed;
+use crate::importance::{Weighed, refuse_unweighed};
 use crate::layout::{self, Layout};
 use crate::padding::{self, PadWidth};
 use crate::pattern::Pattern;
@@ -220,6 +220,7 @@ impl Plan {
             refuse_split_fusion(&tensors)?;
         }
         let weighed = recipe.imatrix.as_deref().map(Weighed::open).transpose()?;
+        refuse_unweighed(checkpoint, recipe, weighed.as_ref(), &tensors)?;
         let mut notes = match recipe.format {
             Format::Gguf => bitmill_checkpoint::check_gguf(&checkpoint.name(), &cut.config)?,
             Format::CompressedTensors | Format::HuggingFace => bitmill_checkpoint::folder_notes(&cut.config),
@@ -543,7 +544,7 @@ fn plan_tensor(
     let kept = removal.map(|removal| removal.kept(source_rows, source_cols).map_err(refused)).transpose()?;
     let (claim, may_decide) = last_claim(false);
     let Decision { to, treatment, clip, reason } = match claim {
-        Some(claim) => decide(checkpoint, recipe.format, cut, claim.step, info, &shape, role)?,
+        Some(claim) => decide(checkpoint, recipe, cut, claim.step, info, &shape, role)?,
         None => {
             let skipped = steps.iter().filter(may_decide).any(|step| step.skips(info));
             let kept = as_floats(checkpoint, recipe.format, info)?;
@@ -608,7 +609,7 @@ impl Decision {
 /// What a step makes of a tensor.
 fn decide(
     checkpoint: &Checkpoint,
-    format: Format,
+    recipe: &Recipe,
     cut: &Cut,
     step: &Step,
     info: &TensorInfo,
@@ -635,6 +636,7 @@ fn decide(
                     n_experts: config.experts.as_ref().map_or(0, |experts| experts.count),
                     architecture: config.family.gguf_name(),
                     has_output: !config.tied,
+                    has_importance: recipe.imatrix.is_some(),
                 },
             );
             Ok(Decision { reason: choice.reason, ..Decision::rounded(choice.encoding) })
@@ -658,15 +660,15 @@ fn decide(
             Ok(Decision { clip: (*clip).into(), ..Decision::rounded(Encoding::Grouped(layout)) })
         }
         // A step that prunes or pads stores nothing: it decides as none would.
-        Step::Depth(_) | Step::Magnitude(_) | Step::Pad { .. } => as_floats(checkpoint, format, info),
+        Step::Depth(_) | Step::Magnitude(_) | Step::Pad { .. } => as_floats(checkpoint, recipe.format, info),
         Step::Float { float, .. } => Ok(Decision::rounded(Encoding::Float(float.0))),
         Step::Keep { .. } => match info.encoding {
-            Encoding::Block(_) if format == Format::Gguf && shape == info.shape => {
+            Encoding::Block(_) if recipe.format == Format::Gguf && shape == info.shape => {
                 Ok(Decision { treatment: Treatment::Copied, ..Decision::rounded(info.encoding) })
             }
-            _ => as_floats(checkpoint, format, info),
+            _ => as_floats(checkpoint, recipe.format, info),
         },
-        Step::Search { .. } => as_floats(checkpoint, format, info),
+        Step::Search { .. } => as_floats(checkpoint, recipe.format, info),
     }
 }
 

@@ -35,6 +35,11 @@ pub const PRESETS: &[Preset] = &[
         about: "GGUF, q3_k with q4_k and q5_k where it matters: for the tightest memory",
     },
     Preset { name: "iq4_xs", about: "GGUF, 4.25 bits a weight: smaller than q4_k_m, slower to unpack" },
+    Preset { name: "iq3_m", about: "GGUF, 3.7 bits a weight from grids of points: below q3_k_m" },
+    Preset {
+        name: "iq2_m",
+        about: "GGUF, 2.7 bits a weight, with an importance matrix (any of llama.cpp's mixes: `iq1_s` to `iq4_xs`)",
+    },
     Preset {
         name: "mixed_4.5",
         about: "GGUF, 4.5 bits a weight (any `mixed_N`) where they count most: measures first",

@@ -116,7 +116,7 @@ pub enum Step {
         /// Patterns taken out again.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         skip: Vec<String>,
-        /// `q4_0`, `q4_1`, `q5_0`, `q5_1`, `q8_0`, `q2_k` to `q6_k`, `iq4_nl` or `iq4_xs`.
+        /// `q4_0`, `q4_1`, `q5_0`, `q5_1`, `q8_0`, `q2_k` to `q6_k`, `iq1_s` to `iq4_xs`, `tq1_0`, `tq2_0` or `mxfp4`.
         #[serde(rename = "type")]
         block: BlockName,
     },
@@ -276,6 +276,11 @@ impl Recipe {
     /// Whether an importance matrix would say anything to it.
     fn weighs(&self) -> bool {
         self.makes_blocks() || (self.is_search() && self.format == Format::Gguf)
+    }
+
+    /// The mix that decides what no other step does.
+    pub(crate) fn mix(&self) -> Option<Mix> {
+        self.steps.iter().rev().find_map(|step| if let Step::Mix { mix } = step { Some(mix.0) } else { None })
     }
 
     /// Whether a step makes GGUF blocks of what it claims.

@@ -165,3 +165,31 @@ fn a_search_weighs_its_forms_and_names_the_matrix_in_its_recipe() {
     let error = search(&checkpoint, &mixed, &Silent).unwrap_err();
     assert!(error.to_string().contains("another importance matrix"), "{error}");
 }
+
+#[test]
+fn types_of_few_bits_are_refused_without_an_entry_as_llama_quantize_refuses_them() {
+    let source = tiny(Variant::LlamaWide);
+    let out = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(source.path()).unwrap();
+    let whole = written(&imatrix(&checkpoint, ""), &out.path().join("whole.gguf"));
+    let partial = written(&imatrix(&checkpoint, "blk.1.attn_q.weight"), &out.path().join("partial.gguf"));
+    for name in ["iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "q2_k_s"] {
+        let mix = preset(name).unwrap();
+        let weighed = |path: &Path| preset(name).unwrap().with_imatrix(path).unwrap();
+        for refused in [mix, weighed(&partial)] {
+            let error = plan(&checkpoint, &refused).unwrap_err();
+            assert!(error.to_string().contains("needs the importance of columns"), "{name}: {error}");
+            assert!(error.hint().unwrap().contains("--imatrix"), "{name}");
+        }
+        run(source.path(), &weighed(&whole), &out.path().join(format!("{name}.gguf"))).unwrap();
+    }
+    // Others do without.
+    for name in ["iq3_s", "iq3_m", "q2_k", "tq1_0", "tq2_0", "mxfp4_moe"] {
+        plan(&checkpoint, &preset(name).unwrap()).unwrap();
+    }
+    // So does a block step whose search can; one whose search cannot is refused.
+    let step =
+        |block: &str| recipe(&format!("format = \"gguf\"\n[[step]]\nkind = \"block\"\ntype = \"{block}\""));
+    plan(&checkpoint, &step("iq3_xxs")).unwrap();
+    assert!(plan(&checkpoint, &step("iq2_xs")).is_err());
+}

@@ -98,7 +98,7 @@ impl Error {
             ),
             Self::ScaleOverflow { .. } => None,
             Self::NeedsImportance { .. } => Some(
-                "give an importance matrix, or take iq2_s, iq3_xxs or another type that does without".to_owned(),
+                "give an importance matrix (--imatrix FILE), or take a type that does without, as q2_k or iq3_s".to_owned(),
             ),
             Self::BadImportance { .. } => {
                 Some("importance is a mean of squares, 0 or larger: make the importance matrix again".to_owned())

@@ -8,6 +8,7 @@ mod clip;
 mod error;
 pub mod ggml;
 pub mod mix;
+mod mix_rules;
 mod pack;
 pub mod rtn;
 

@@ -1,13 +1,14 @@
 //! llama.cpp's choice of an encoding for each tensor of a GGUF mix (`src/llama-quant.cpp`), as tables.
 //!
-//! A mix has a default; `RULES` raises some tensors above it; `FALLBACKS` replaces what a row does not divide
-//! into. One-dimensional tensors and norms stay f32, as the converter from Hugging Face leaves them.
+//! A mix has a default; the rules of `mix_rules.rs` raise some tensors above it, and its fallbacks replace what a row
+//! does not divide into. One-dimensional tensors and norms stay f32, as the converter from Hugging Face leaves them.
 
 use std::str::FromStr;
 
 use bitmill_tensor::{BlockType, Encoding, FloatType};
 
 use crate::Error;
+use crate::mix_rules::{self, Category};
 
 /// A GGUF mix, under the name that llama-quantize gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,6 +20,7 @@ pub enum Mix {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q2_K_S,
     Q2_K,
     Q3_K_S,
     Q3_K_M,
@@ -28,18 +30,32 @@ pub enum Mix {
     Q5_K_S,
     Q5_K_M,
     Q6_K,
+    IQ1_S,
+    IQ1_M,
+    IQ2_XXS,
+    IQ2_XS,
+    IQ2_S,
+    IQ2_M,
+    IQ3_XXS,
+    IQ3_XS,
+    IQ3_S,
+    IQ3_M,
     IQ4_NL,
     IQ4_XS,
+    TQ1_0,
+    TQ2_0,
+    MXFP4_MOE,
 }
 
 impl Mix {
     /// Every mix, by kind and size.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 30] = [
         Self::Q4_0,
         Self::Q4_1,
         Self::Q5_0,
         Self::Q5_1,
         Self::Q8_0,
+        Self::Q2_K_S,
         Self::Q2_K,
         Self::Q3_K_S,
         Self::Q3_K_M,
@@ -49,8 +65,21 @@ impl Mix {
         Self::Q5_K_S,
         Self::Q5_K_M,
         Self::Q6_K,
+        Self::IQ1_S,
+        Self::IQ1_M,
+        Self::IQ2_XXS,
+        Self::IQ2_XS,
+        Self::IQ2_S,
+        Self::IQ2_M,
+        Self::IQ3_XXS,
+        Self::IQ3_XS,
+        Self::IQ3_S,
+        Self::IQ3_M,
         Self::IQ4_NL,
         Self::IQ4_XS,
+        Self::TQ1_0,
+        Self::TQ2_0,
+        Self::MXFP4_MOE,
     ];
 
     /// The name in lower case: `"q4_k_m"`.
@@ -61,6 +90,7 @@ impl Mix {
             Self::Q5_0 => "q5_0",
             Self::Q5_1 => "q5_1",
             Self::Q8_0 => "q8_0",
+            Self::Q2_K_S => "q2_k_s",
             Self::Q2_K => "q2_k",
             Self::Q3_K_S => "q3_k_s",
             Self::Q3_K_M => "q3_k_m",
@@ -70,8 +100,21 @@ impl Mix {
             Self::Q5_K_S => "q5_k_s",
             Self::Q5_K_M => "q5_k_m",
             Self::Q6_K => "q6_k",
+            Self::IQ1_S => "iq1_s",
+            Self::IQ1_M => "iq1_m",
+            Self::IQ2_XXS => "iq2_xxs",
+            Self::IQ2_XS => "iq2_xs",
+            Self::IQ2_S => "iq2_s",
+            Self::IQ2_M => "iq2_m",
+            Self::IQ3_XXS => "iq3_xxs",
+            Self::IQ3_XS => "iq3_xs",
+            Self::IQ3_S => "iq3_s",
+            Self::IQ3_M => "iq3_m",
             Self::IQ4_NL => "iq4_nl",
             Self::IQ4_XS => "iq4_xs",
+            Self::TQ1_0 => "tq1_0",
+            Self::TQ2_0 => "tq2_0",
+            Self::MXFP4_MOE => "mxfp4_moe",
         }
     }
 
@@ -83,6 +126,7 @@ impl Mix {
             Self::Q5_0 => 8,
             Self::Q5_1 => 9,
             Self::Q8_0 => 7,
+            Self::Q2_K_S => 21,
             Self::Q2_K => 10,
             Self::Q3_K_S => 11,
             Self::Q3_K_M => 12,
@@ -92,8 +136,21 @@ impl Mix {
             Self::Q5_K_S => 16,
             Self::Q5_K_M => 17,
             Self::Q6_K => 18,
+            Self::IQ1_S => 24,
+            Self::IQ1_M => 31,
+            Self::IQ2_XXS => 19,
+            Self::IQ2_XS => 20,
+            Self::IQ2_S => 28,
+            Self::IQ2_M => 29,
+            Self::IQ3_XXS => 23,
+            Self::IQ3_XS => 22,
+            Self::IQ3_S => 26,
+            Self::IQ3_M => 27,
             Self::IQ4_NL => 25,
             Self::IQ4_XS => 30,
+            Self::TQ1_0 => 36,
+            Self::TQ2_0 => 37,
+            Self::MXFP4_MOE => 38,
         }
     }
 
@@ -105,14 +162,48 @@ impl Mix {
             Self::Q5_0 => BlockType::Q5_0,
             Self::Q5_1 => BlockType::Q5_1,
             Self::Q8_0 => BlockType::Q8_0,
-            Self::Q2_K => BlockType::Q2_K,
+            Self::Q2_K_S | Self::Q2_K => BlockType::Q2_K,
             Self::Q3_K_S | Self::Q3_K_M | Self::Q3_K_L => BlockType::Q3_K,
             Self::Q4_K_S | Self::Q4_K_M => BlockType::Q4_K,
             Self::Q5_K_S | Self::Q5_K_M => BlockType::Q5_K,
             Self::Q6_K => BlockType::Q6_K,
+            Self::IQ1_S => BlockType::IQ1_S,
+            Self::IQ1_M => BlockType::IQ1_M,
+            Self::IQ2_XXS => BlockType::IQ2_XXS,
+            // As llama.cpp has it: the type of that name is IQ2_M's.
+            Self::IQ2_XS | Self::IQ2_S => BlockType::IQ2_XS,
+            Self::IQ2_M => BlockType::IQ2_S,
+            Self::IQ3_XXS => BlockType::IQ3_XXS,
+            Self::IQ3_XS | Self::IQ3_S | Self::IQ3_M => BlockType::IQ3_S,
             Self::IQ4_NL => BlockType::IQ4_NL,
             Self::IQ4_XS => BlockType::IQ4_XS,
+            Self::TQ1_0 => BlockType::TQ1_0,
+            Self::TQ2_0 => BlockType::TQ2_0,
+            // Experts get MXFP4 by a rule.
+            Self::MXFP4_MOE => BlockType::Q8_0,
         }
+    }
+}
+
+impl Mix {
+    /// Whether llama-quantize refuses to make a tensor's blocks without an importance matrix: those of few bits, of all
+    /// tensors but embedding and head.
+    ///
+    /// ```
+    /// use bitmill_quant::Mix;
+    /// use bitmill_tensor::BlockType;
+    /// assert!(Mix::IQ3_XXS.needs_importance("blk.0.attn_q.weight", BlockType::IQ2_S));
+    /// assert!(Mix::Q2_K_S.needs_importance("blk.0.attn_q.weight", BlockType::Q2_K));
+    /// assert!(!Mix::Q2_K.needs_importance("blk.0.attn_q.weight", BlockType::Q2_K));
+    /// ```
+    pub fn needs_importance(self, gguf_name: &str, block: BlockType) -> bool {
+        let few_bits = match block {
+            BlockType::IQ1_S | BlockType::IQ1_M | BlockType::IQ2_XXS | BlockType::IQ2_XS => true,
+            BlockType::IQ2_S | BlockType::IQ3_XXS => true,
+            BlockType::Q2_K => self == Self::Q2_K_S,
+            _ => false,
+        };
+        few_bits && !matches!(gguf_name, "token_embd.weight" | "output.weight")
     }
 }
 
@@ -154,6 +245,8 @@ pub struct MixTensor<'a> {
     pub architecture: &'a str,
     /// Whether the model has an `output.weight` of its own (untied).
     pub has_output: bool,
+    /// Whether there is an importance matrix.
+    pub has_importance: bool,
 }
 
 /// What a tensor gets, and why when that is not what the mix wanted.
@@ -164,81 +257,6 @@ pub struct Choice {
     /// Why it fell back; empty where it did not.
     pub reason: String,
 }
-
-/// What llama.cpp's rules tell apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Category {
-    /// `output.weight`, or the embedding that stands in for it.
-    Output,
-    /// Attention values, alone or fused with queries and keys.
-    AttnV,
-    AttnK,
-    AttnOutput,
-    FfnDown,
-    Other,
-}
-
-/// Where a rule applies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Applies {
-    /// In every layer.
-    Always,
-    /// In the first of the layers, so many.
-    First(usize),
-    /// In the first of so many equal parts of the layers.
-    FirstPart(usize),
-    /// The first eighth, the last eighth, and every third between: llama.cpp's `use_more_bits`.
-    MoreBits,
-    /// Where four query heads or more share a key and value head.
-    SharedByFour,
-}
-
-struct Rule {
-    mix: Mix,
-    category: Category,
-    applies: Applies,
-    gives: BlockType,
-}
-
-const fn rule(mix: Mix, category: Category, applies: Applies, gives: BlockType) -> Rule {
-    Rule { mix, category, applies, gives }
-}
-
-/// The first rule that applies wins; without one a tensor gets the mix's default, and an output Q6_K.
-const RULES: [Rule; 22] = [
-    rule(Mix::Q2_K, Category::AttnV, Applies::SharedByFour, BlockType::Q4_K),
-    rule(Mix::Q2_K, Category::AttnV, Applies::Always, BlockType::Q3_K),
-    rule(Mix::Q2_K, Category::FfnDown, Applies::Always, BlockType::Q3_K),
-    rule(Mix::Q2_K, Category::AttnOutput, Applies::Always, BlockType::Q3_K),
-    rule(Mix::Q3_K_M, Category::AttnV, Applies::First(2), BlockType::Q5_K),
-    rule(Mix::Q3_K_M, Category::AttnV, Applies::Always, BlockType::Q4_K),
-    rule(Mix::Q3_K_M, Category::FfnDown, Applies::FirstPart(16), BlockType::Q5_K),
-    rule(Mix::Q3_K_M, Category::FfnDown, Applies::Always, BlockType::Q4_K),
-    rule(Mix::Q3_K_M, Category::AttnOutput, Applies::Always, BlockType::Q4_K),
-    rule(Mix::Q3_K_L, Category::AttnV, Applies::Always, BlockType::Q5_K),
-    rule(Mix::Q3_K_L, Category::FfnDown, Applies::Always, BlockType::Q5_K),
-    rule(Mix::Q3_K_L, Category::AttnOutput, Applies::Always, BlockType::Q5_K),
-    rule(Mix::Q4_K_S, Category::AttnV, Applies::First(4), BlockType::Q5_K),
-    rule(Mix::Q4_K_S, Category::FfnDown, Applies::FirstPart(8), BlockType::Q5_K),
-    rule(Mix::Q4_K_M, Category::AttnV, Applies::MoreBits, BlockType::Q6_K),
-    rule(Mix::Q4_K_M, Category::FfnDown, Applies::MoreBits, BlockType::Q6_K),
-    rule(Mix::Q5_K_M, Category::AttnV, Applies::MoreBits, BlockType::Q6_K),
-    rule(Mix::Q5_K_M, Category::FfnDown, Applies::MoreBits, BlockType::Q6_K),
-    rule(Mix::IQ4_NL, Category::AttnV, Applies::SharedByFour, BlockType::Q5_K),
-    rule(Mix::IQ4_NL, Category::FfnDown, Applies::FirstPart(8), BlockType::Q5_K),
-    rule(Mix::IQ4_XS, Category::AttnV, Applies::SharedByFour, BlockType::Q5_K),
-    rule(Mix::IQ4_XS, Category::FfnDown, Applies::FirstPart(8), BlockType::Q5_K),
-];
-
-/// What stands in for a type whose blocks do not tile a row. Where that does not tile it either: f16.
-const FALLBACKS: [(BlockType, BlockType); 6] = [
-    (BlockType::Q2_K, BlockType::Q4_0),
-    (BlockType::Q3_K, BlockType::Q4_0),
-    (BlockType::Q4_K, BlockType::Q5_0),
-    (BlockType::Q5_K, BlockType::Q5_1),
-    (BlockType::Q6_K, BlockType::Q8_0),
-    (BlockType::IQ4_XS, BlockType::IQ4_NL),
-];
 
 /// llama.cpp's encoding for `tensor` in `mix`.
 ///
@@ -257,6 +275,7 @@ const FALLBACKS: [(BlockType, BlockType); 6] = [
 ///     n_experts: 0,
 ///     architecture: "qwen2",
 ///     has_output: true,
+///     has_importance: false,
 /// };
 /// let choice = choose(Mix::Q4_K_M, &down);
 /// assert_eq!(choice.encoding, Encoding::Block(BlockType::Q5_0));
@@ -266,22 +285,10 @@ pub fn choose(mix: Mix, tensor: &MixTensor) -> Choice {
     if !is_quantizable(tensor) {
         return Choice { encoding: Encoding::Float(FloatType::F32), reason: String::new() };
     }
-    let category = category(tensor);
+    let category = Category::of(tensor);
     let mut reason = String::new();
     let uneven = |block: BlockType| !tensor.in_features.is_multiple_of(block.weights());
-    let rule =
-        RULES.iter().find(|rule| rule.mix == mix && rule.category == category && rule.applies.to(tensor));
-    let mut block = match (rule, category) {
-        (Some(rule), _) => rule.gives,
-        (None, Category::Output) if mix != Mix::Q8_0 => BlockType::Q6_K,
-        (None, _) => mix.default_block(),
-    };
-    if category == Category::AttnV && is_70b(tensor) && matches!(block, BlockType::Q3_K | BlockType::Q4_K) {
-        block = BlockType::Q5_K;
-    }
-    if tensor.n_experts == 8 {
-        block = of_eight_experts(mix, category).unwrap_or(block);
-    }
+    let mut block = mix_rules::block(mix, category, tensor);
     if uneven(block) {
         let describe = |block: BlockType| {
             format!(
@@ -291,9 +298,10 @@ pub fn choose(mix: Mix, tensor: &MixTensor) -> Choice {
             )
         };
         reason = describe(block);
-        if let Some((_, fallback)) = FALLBACKS.iter().find(|(from, _)| *from == block) {
-            block = *fallback;
-        }
+        block = match category {
+            Category::Output => BlockType::Q8_0,
+            _ => mix_rules::fallback(block),
+        };
         if uneven(block) {
             return Choice { encoding: Encoding::Float(FloatType::F16), reason: describe(block) };
         }
@@ -310,64 +318,4 @@ fn is_quantizable(tensor: &MixTensor) -> bool {
         && !tensor.gguf_name.contains("_norm.weight")
         // Routers decide for whole experts.
         && !tensor.gguf_name.contains("ffn_gate_inp.weight")
-}
-
-fn category(tensor: &MixTensor) -> Category {
-    let name = tensor.gguf_name;
-    if name == "output.weight" || (name == "token_embd.weight" && !tensor.has_output) {
-        Category::Output
-    } else if name.contains("attn_v.weight") || name.contains("attn_qkv.weight") {
-        Category::AttnV
-    } else if name.contains("attn_k.weight") {
-        Category::AttnK
-    } else if name.contains("attn_output.weight") {
-        Category::AttnOutput
-    } else if name.contains("ffn_down") {
-        Category::FfnDown
-    } else {
-        Category::Other
-    }
-}
-
-impl Applies {
-    fn to(self, tensor: &MixTensor) -> bool {
-        let layer_is = |test: &dyn Fn(usize) -> bool| tensor.layer.is_some_and(test);
-        match self {
-            Self::Always => true,
-            Self::First(count) => layer_is(&|layer| layer < count),
-            Self::FirstPart(parts) => layer_is(&|layer| layer < tensor.n_layers / parts),
-            Self::MoreBits => layer_is(&|layer| more_bits(layer, tensor.n_layers)),
-            Self::SharedByFour => tensor.n_heads / tensor.n_kv_heads.max(1) >= 4,
-        }
-    }
-}
-
-/// Whether llama.cpp takes the model for a 70B, whose values are few and cheap to keep well: 80 layers, and grouped
-/// queries or `qwen2`.
-fn is_70b(tensor: &MixTensor) -> bool {
-    tensor.n_layers == 80
-        && match tensor.architecture {
-            "qwen2" => true,
-            "llama" => tensor.n_heads != tensor.n_kv_heads,
-            _ => false,
-        }
-}
-
-/// llama.cpp takes any model of eight experts for Mixtral, whose attention is a small part of it: what it gives that
-/// in the place of a rule.
-fn of_eight_experts(mix: Mix, category: Category) -> Option<BlockType> {
-    use Mix::{IQ4_NL, IQ4_XS, Q2_K, Q3_K_M, Q3_K_S, Q4_K_M, Q4_K_S};
-    match (category, mix) {
-        (Category::AttnV | Category::AttnK, _) => Some(BlockType::Q8_0),
-        (Category::AttnOutput, Q2_K | Q3_K_S | Q3_K_M | Q4_K_S | Q4_K_M | IQ4_NL | IQ4_XS) => {
-            Some(BlockType::Q5_K)
-        }
-        (Category::AttnOutput, _) => Some(mix.default_block()),
-        _ => None,
-    }
-}
-
-fn more_bits(layer: usize, n_layers: usize) -> bool {
-    let eighth = n_layers / 8;
-    layer < eighth || layer >= 7 * n_layers / 8 || (layer - eighth) % 3 == 2
 }

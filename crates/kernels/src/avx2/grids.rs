@@ -84,8 +84,7 @@ impl<B: GridBlock> Unpack for Grid<B> {
         unsafe {
             let (bytes, half) = (self.at(block), 2 * (block % 8));
             let d = Self::d(bytes);
-            let scales =
-                [half, half + 1].map(|half| d * f32::from(grids::factor(B::BLOCK, bytes, half)));
+            let scales = [half, half + 1].map(|half| d * f32::from(grids::factor(B::BLOCK, bytes, half)));
             scaled_signed(self.codes(block), scales)
         }
     }

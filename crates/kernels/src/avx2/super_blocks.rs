@@ -9,7 +9,9 @@ use std::slice;
 use super::blocks::looked_up;
 use super::fast::Codes;
 use super::unpack::{Unpack, above, f16_at, halves_of_nibbles, scaled, scaled_signed};
-use crate::blocks::{IQ4_VALUES, iq4_xs, iq4_xs_scale, q2_k, q3_k, q3_k_scale, q4_k, q4_k_scale_min, q5_k, q6_k};
+use crate::blocks::{
+    IQ4_VALUES, iq4_xs, iq4_xs_scale, q2_k, q3_k, q3_k_scale, q4_k, q4_k_scale_min, q5_k, q6_k,
+};
 
 /// Eight signed bytes, the lower half of `bytes`, times `d`.
 #[inline(always)]
@@ -348,7 +350,9 @@ impl Codes for Iq4Xs {
     #[inline(always)]
     unsafe fn codes(self, block: usize) -> __m256i {
         // SAFETY: the block lies within the row.
-        unsafe { looked_up(&IQ4_VALUES, halves_of_nibbles(self.at(block).add(iq4_xs::CODES + 16 * (block % 8)))) }
+        unsafe {
+            looked_up(&IQ4_VALUES, halves_of_nibbles(self.at(block).add(iq4_xs::CODES + 16 * (block % 8))))
+        }
     }
 }
 

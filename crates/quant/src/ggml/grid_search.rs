@@ -3,6 +3,7 @@
 //! Every candidate scale rounds all weights to levels, moves groups to the grid, and gives the scale that fits those best.
 //! Lanes hold candidates, so that each sum runs from the first weight to the last as ggml's does.
 
+use super::importance::sum_of_squares;
 use super::lanes::F8;
 use super::nearest_int;
 use super::points::{Levels, Points};
@@ -55,7 +56,8 @@ pub(super) fn search<const N: usize, const GROUPS: usize, const GROUP: usize, co
     let mut inverses = [F8::ZERO; VECTORS];
     for (v, inverse) in inverses.iter_mut().enumerate().take(vectors) {
         // Lanes behind the last candidate repeat it.
-        let steps = F8(std::array::from_fn(|lane| (8 * v + lane).min(count - 1) as f32 - search.tries as f32));
+        let steps =
+            F8(std::array::from_fn(|lane| (8 * v + lane).min(count - 1) as f32 - search.tries as f32));
         *inverse = (F8::splat(top) + steps * F8::splat(search.step)) / F8::splat(largest);
     }
     let roots: [f32; N] = importance.map(f32::sqrt);
@@ -72,7 +74,8 @@ pub(super) fn search<const N: usize, const GROUPS: usize, const GROUP: usize, co
         for lane in 0..8.min(count - 8 * v) {
             let values = values_of::<BITS>(1.0 / inverses[v].0[lane]);
             for k in 0..GROUPS {
-                let (levels, is_point) = points.nearest(tried[v][k][lane], values, &groups[k], &group_roots[k]);
+                let (levels, is_point) =
+                    points.nearest(tried[v][k][lane], values, &groups[k], &group_roots[k]);
                 tried[v][k][lane] = levels;
                 on_grid[v][lane] |= u32::from(is_point) << k;
             }
@@ -193,6 +196,14 @@ fn fit<const N: usize, const GROUPS: usize, const GROUP: usize, const BITS: u32>
         q2 += importance[i] * q * q;
     }
     (qx, q2)
+}
+
+/// The mean of a block's squares, `times` over; the sum itself where it is beyond f32. ggml goes on with infinities there, and signs
+/// and scales come out as they may.
+#[inline(always)]
+pub(super) fn mean_square(weights: &[f32; 256], times: f32) -> Result<f32, f32> {
+    let sum = sum_of_squares(weights);
+    if sum.is_finite() { Ok(times * sum / 256.0) } else { Err(sum) }
 }
 
 /// `importance · √(variance + weight²)` of each weight.

@@ -3,10 +3,10 @@
 //! With three values the best split of sorted weights is found by trying all: IQ1_S shifts 32 weights one way, IQ1_M each
 //! eight of 16.
 
-use super::grid_search::{scale_code, weighed};
+use super::grid_search::{mean_square, scale_code, weighed};
 use super::lanes::F8;
 use super::points::{self, Levels};
-use super::{Encode, Weighing, f16_scale, importance::sum_of_squares};
+use super::{Encode, Weighing, f16_scale};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct IQ1_S;
@@ -31,7 +31,7 @@ impl Encode<256, 50> for IQ1_S {
     ) -> Result<(), f32> {
         *out = [0; 50];
         let Some(weighing) = weighing else { return Ok(()) };
-        let variance = 2.0 * sum_of_squares(weights) / 256.0;
+        let variance = mean_square(weights, 2.0)?;
         let (header, rest) = out.split_at_mut(2);
         let (low, high) = rest.split_at_mut(32);
         let (importance, _) = weighing.importance.as_chunks::<32>();
@@ -89,7 +89,7 @@ impl Encode<256, 56> for IQ1_M {
         out: &mut [u8; 56],
     ) -> Result<(), f32> {
         *out = [0; 56];
-        let variance = 2.0 * sum_of_squares(weights) / 256.0;
+        let variance = mean_square(weights, 2.0)?;
         let (low, rest) = out.split_at_mut(32);
         let (high, scale_words) = rest.split_at_mut(16);
         let (sub_blocks, _) = weights.as_chunks::<16>();

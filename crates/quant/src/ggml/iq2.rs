@@ -1,10 +1,8 @@
 //! IQ2_XXS, IQ2_XS and IQ2_S: eight magnitudes at a time from a grid of 256, 512 or 1024 points, and their signs.
 
-use super::grid_search::{
-    Again, Search, largest_of, magnitudes, scale_code, search, weighed,
-};
+use super::grid_search::{Again, Search, largest_of, magnitudes, mean_square, scale_code, search, weighed};
 use super::points::{self, Points};
-use super::{Encode, Weighing, ZERO, f16_scale, importance::sum_of_squares, unsigned_scale};
+use super::{Encode, Weighing, ZERO, f16_scale, unsigned_scale};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct IQ2_XXS;
@@ -29,7 +27,7 @@ impl Encode<256, 66> for IQ2_XXS {
         *out = [0; 66];
         let Some(weighing) = weighing else { return Ok(()) };
         let points = &*points::IQ2_XXS;
-        let variance = sum_of_squares(weights) / 256.0;
+        let variance = mean_square(weights, 1.0)?;
         let (sub_blocks, _) = weights.as_chunks::<32>();
         let (importance, _) = weighing.importance.as_chunks::<32>();
         let mut scales = [0f32; 8];
@@ -73,7 +71,7 @@ impl Encode<256, 74> for IQ2_XS {
         *out = [0; 74];
         let Some(weighing) = weighing else { return Ok(()) };
         let points = &*points::IQ2_XS;
-        let variance = sum_of_squares(weights) / 256.0;
+        let variance = mean_square(weights, 1.0)?;
         let (importance, _) = weighing.importance.as_chunks::<16>();
         let mut scales = [0f32; 16];
         let mut codes = [[0u16; 2]; 16];
@@ -108,7 +106,7 @@ impl Encode<256, 82> for IQ2_S {
     ) -> Result<(), f32> {
         *out = [0; 82];
         let points = &*points::IQ2_S;
-        let variance = 2.0 * sum_of_squares(weights) / 256.0;
+        let variance = mean_square(weights, 2.0)?;
         let mut scales = [0f32; 16];
         let (header, rest) = out.split_at_mut(2);
         let (low, rest) = rest.split_at_mut(32);

@@ -1,11 +1,9 @@
 //! IQ3_XXS and IQ3_S: four magnitudes at a time from a grid of 256 or 512 points, and their signs.
 
-use super::grid_search::{
-    Again, Search, largest_of, magnitudes, scale_code, search, weighed,
-};
+use super::grid_search::{Again, Search, largest_of, magnitudes, mean_square, scale_code, search, weighed};
 use super::iq2::{block_scale, stored_scale};
 use super::points;
-use super::{Encode, Weighing, f16_scale, importance::sum_of_squares};
+use super::{Encode, Weighing, f16_scale};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct IQ3_XXS;
@@ -26,7 +24,7 @@ impl Encode<256, 98> for IQ3_XXS {
         const SEARCH: Search = Search { tries: 15, step: 0.2, again: Again::BesideGrid };
         *out = [0; 98];
         let points = &*points::IQ3_XXS;
-        let variance = 2.0 * sum_of_squares(weights) / 256.0;
+        let variance = mean_square(weights, 2.0)?;
         let mut scales = [0f32; 8];
         let mut all_signs = [0u32; 8];
         let mut low = [[0u8; 8]; 8];
@@ -64,7 +62,7 @@ impl Encode<256, 110> for IQ3_S {
         const SEARCH: Search = Search { tries: 9, step: 0.2, again: Again::AllIfOneBesideGrid };
         *out = [0; 110];
         let points = &*points::IQ3_S;
-        let variance = 2.0 * sum_of_squares(weights) / 256.0;
+        let variance = mean_square(weights, 2.0)?;
         let mut scales = [0f32; 8];
         let (header, rest) = out.split_at_mut(2);
         let (low, rest) = rest.split_at_mut(64);

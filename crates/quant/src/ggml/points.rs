@@ -85,13 +85,16 @@ impl<const GROUP: usize, const BITS: u32> Points<GROUP, BITS> {
                 continue;
             }
             from.clear();
-            from.extend(own.iter().map(|point| -> i32 {
-                point.iter().zip(&wanted).map(|(a, b)| (a - b) * (a - b)).sum()
-            }));
+            from.extend(
+                own.iter()
+                    .map(|point| -> i32 { point.iter().zip(&wanted).map(|(a, b)| (a - b) * (a - b)).sum() }),
+            );
             list.clear();
             let mut last = -1;
             for _ in 0..distances {
-                let Some(next) = from.iter().copied().filter(|distance| *distance > last).min() else { break };
+                let Some(next) = from.iter().copied().filter(|distance| *distance > last).min() else {
+                    break;
+                };
                 let at_next = from.iter().enumerate().filter(|(_, distance)| **distance == next);
                 list.extend(at_next.map(|(index, _)| (index as u32) << 16 | u32::from(points[index])));
                 last = next;
