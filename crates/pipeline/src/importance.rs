@@ -148,7 +148,7 @@ pub(crate) fn refuse_unweighed(
             continue;
         }
         let importance = match weighed {
-            Some(weighed) => weighed.of(checkpoint, &checkpoint.tensor(&planned.source)?.info)?,
+            Some(weighed) => weighed.of(checkpoint, planned, &checkpoint.tensor(&planned.source)?.info)?,
             None => None,
         };
         if importance.is_none() {

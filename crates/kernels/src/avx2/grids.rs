@@ -62,8 +62,8 @@ impl<B: GridBlock> Codes for Grid<B> {
             let bytes = self.at(8 * chunk);
             let mut factors = [0; 16];
             let step = if Self::HALVES { 1 } else { 2 };
-            for i in 0..16 / step {
-                factors[i] = grids::factor(B::BLOCK, bytes, step * i);
+            for (i, factor) in factors.iter_mut().enumerate().take(16 / step) {
+                *factor = grids::factor(B::BLOCK, bytes, step * i);
             }
             let factors = _mm_loadu_si128(factors.as_ptr().cast());
             (both_times_signed(Self::d(bytes), factors), [_mm256_setzero_ps(); 2])

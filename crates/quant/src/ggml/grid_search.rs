@@ -224,7 +224,7 @@ pub(super) fn magnitudes<const N: usize, const EIGHTS: usize>(
     for k in 0..EIGHTS {
         for i in 0..8 {
             let weight = weights[8 * k + i];
-            let negative = !(weight >= 0.0);
+            let negative = weight < 0.0;
             magnitudes[8 * k + i] = if negative { -weight } else { weight };
             signs[k] |= u8::from(negative) << i;
         }

@@ -45,9 +45,9 @@ impl Encode<256, 66> for IQ2_XXS {
             }
             let found = search::<32, 4, 8, 2>(points, &SEARCH, largest, scale, &x, &importance);
             scales[sub] = stored_scale(found.scale, &mut signs)?;
-            for k in 0..4 {
-                parts[sub][0] |= points.index(found.levels[k]).unwrap_or(0) << (8 * k);
-                parts[sub][1] |= u32::from(signs[k] & 127) << (7 * k);
+            for (k, (levels, signs)) in found.levels.into_iter().zip(signs).enumerate() {
+                parts[sub][0] |= points.index(levels).unwrap_or(0) << (8 * k);
+                parts[sub][1] |= u32::from(signs & 127) << (7 * k);
             }
         }
         let Some((d, inverse)) = block_scale(&scales) else { return Ok(()) };

@@ -38,8 +38,8 @@ impl Encode<256, 98> for IQ3_XXS {
             let found = search::<32, 8, 4, 3>(points, &SEARCH, largest, largest / 15.0, &x, &importance);
             scales[sub] = stored_scale(found.scale, &mut signs)?;
             low[sub] = found.levels.map(|levels| points.index(levels).unwrap_or(0) as u8);
-            for k in 0..4 {
-                all_signs[sub] |= u32::from(signs[k] & 127) << (7 * k);
+            for (k, signs) in signs.into_iter().enumerate() {
+                all_signs[sub] |= u32::from(signs & 127) << (7 * k);
             }
         }
         let Some((d, inverse)) = block_scale(&scales) else { return Ok(()) };

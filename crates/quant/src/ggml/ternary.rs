@@ -17,17 +17,19 @@ impl Encode<256, 54> for TQ1_0 {
             let digits = places.iter().fold(0, |digits, i| 3 * digits + u16::from(trits[*i]));
             (digits * 256).div_ceil(243) as u8
         };
-        for m in 0..32 {
-            out[m] = byte(std::array::from_fn(|n| 32 * n + m));
+        let (fives, rest) = out.split_at_mut(48);
+        let (fours, d) = rest.split_at_mut(4);
+        for (m, out) in fives.iter_mut().enumerate() {
+            *out = match m {
+                0..32 => byte(std::array::from_fn(|n| 32 * n + m)),
+                _ => byte(std::array::from_fn(|n| 160 + 16 * n + m - 32)),
+            };
         }
-        for m in 0..16 {
-            out[32 + m] = byte(std::array::from_fn(|n| 160 + 16 * n + m));
-        }
-        for m in 0..4 {
+        for (m, out) in fours.iter_mut().enumerate() {
             let digits = (0..4).fold(0, |digits, n| 3 * digits + u16::from(trits[240 + 4 * n + m]));
-            out[48 + m] = (3 * digits * 256).div_ceil(243) as u8;
+            *out = (3 * digits * 256).div_ceil(243) as u8;
         }
-        out[52..].copy_from_slice(&scale);
+        d.copy_from_slice(&scale);
         Ok(())
     }
 }
