@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use bitmill_checkpoint::{Checkpoint, RoleKind, Tensor, TensorInfo};
-use bitmill_quant::{BlockSearch, Clip, Importance, RtnGrid};
+use bitmill_quant::{BlockSearch, Clip, Importance, RtnGrid, needs_importance};
 use bitmill_tensor::{Bits, BlockType, Encoding, FloatType, Granularity, ZeroPoint};
 
 use crate::Error;
@@ -17,21 +17,11 @@ use crate::recipe::{
 /// Group sizes that are tried in compressed-tensors.
 const GROUP_SIZES: [usize; 3] = [32, 64, 128];
 
-/// GGUF blocks that are tried. The grids of IQ1 to IQ3 are not: their searches take an importance matrix to be good.
-const BLOCKS: [BlockType; 12] = [
-    BlockType::Q4_0,
-    BlockType::Q4_1,
-    BlockType::Q5_0,
-    BlockType::Q5_1,
-    BlockType::Q8_0,
-    BlockType::Q2_K,
-    BlockType::Q3_K,
-    BlockType::Q4_K,
-    BlockType::Q5_K,
-    BlockType::Q6_K,
-    BlockType::IQ4_NL,
-    BlockType::IQ4_XS,
-];
+/// Whether a search tries blocks of this type. Those that mean nothing without an importance matrix, and those for weights of
+/// three values, are left out.
+fn is_tried(block: BlockType) -> bool {
+    !needs_importance(block) && !matches!(block, BlockType::TQ1_0 | BlockType::TQ2_0)
+}
 
 /// One way to store a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +39,9 @@ impl Candidate {
     fn all(format: Format, info: &TensorInfo) -> Vec<Self> {
         let (_, in_features) = rows_and_columns(&info.shape);
         let codes: Vec<Self> = match format {
-            Format::Gguf => BLOCKS.into_iter().map(Self::Block).collect(),
+            Format::Gguf => {
+                BlockType::ALL.into_iter().filter(|&block| is_tried(block)).map(Self::Block).collect()
+            }
             Format::CompressedTensors => {
                 let widths = (2..=8).filter_map(|bits| Some(BitsNumber::try_from(bits).ok()?.0));
                 let sizes = GROUP_SIZES.map(NonZeroUsize::new).into_iter().flatten();
@@ -117,7 +109,7 @@ impl Candidate {
             Self::Groups { .. } => Clip::Mse,
             Self::Float(_) | Self::Block(_) => Clip::None,
         };
-        Rounding { encoding: self.encoding(info), clip, importance, search: BlockSearch::Ggml }
+        Rounding { encoding: self.encoding(info), clip, importance, search: BlockSearch::Best }
     }
 
     /// Bytes of `info` in a file of `format`: its parts with what aligns them, headers apart.

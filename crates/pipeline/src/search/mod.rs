@@ -31,7 +31,7 @@ pub use budget::{Budget, parse_size};
 pub use sensitivity::{Measure, OptionSensitivity, Sensitivity, UnitSensitivity};
 
 use crate::importance::Weighed;
-use crate::recipe::{Format, Recipe, Step};
+use crate::recipe::{Format, Recipe, SearchName, Step};
 use crate::{Error, Plan, PlanOptions, Progress, embedded, n_weights};
 use candidate::{Candidate, Unit, units};
 use knapsack::{Solution, solve};
@@ -320,6 +320,8 @@ impl Fit<'_> {
         let mut recipe = write::recipe(&self.options.name, self.options.format, &self.units, forms);
         if recipe.makes_blocks() {
             recipe.imatrix.clone_from(&self.options.imatrix);
+            // As the candidates were measured.
+            recipe.search = SearchName::Best;
         }
         let plan = Plan::new(self.checkpoint, &recipe, &self.options.plan)?;
         Ok((recipe, plan.output_bytes))
