@@ -108,17 +108,25 @@ impl<'a> TensorRun<'a> {
     /// The first in the order of rows, whatever order threads work in.
     pub fn encode(&self, first: usize, rows: usize) -> Result<Vec<Encoded>, Error> {
         let tasks = rows_per_task(self.planned.in_features());
+        let importance = self.importance.as_deref().map(Importance::new).transpose();
+        let importance = importance.map_err(|error| self.failed(error))?;
         let done: Vec<Result<Encoded, Error>> = (0..rows.div_ceil(tasks))
             .into_par_iter()
             .map_init(Scratch::default, |scratch, task| {
-                self.task(scratch, first + task * tasks, tasks.min(rows - task * tasks))
+                self.task(scratch, importance, first + task * tasks, tasks.min(rows - task * tasks))
             })
             .collect();
         done.into_iter().collect()
     }
 
     /// Widens, prunes, rounds and measures rows while they are in the cache.
-    fn task(&self, scratch: &mut Scratch, first: usize, rows: usize) -> Result<Encoded, Error> {
+    fn task(
+        &self,
+        scratch: &mut Scratch,
+        importance: Option<Importance<'_>>,
+        first: usize,
+        rows: usize,
+    ) -> Result<Encoded, Error> {
         let cols = self.planned.in_features();
         let (source_rows, source_cols) = rows_and_columns(&self.planned.source_shape);
         let Scratch { weight, pruned, padded, decided } = scratch;
@@ -139,7 +147,7 @@ impl<'a> TensorRun<'a> {
             }
         };
         let left = if cols == source_cols { left } else { pad_columns(left, source_cols, cols, padded) };
-        let parts = self.encode_rows(first, left, bits, decided)?;
+        let parts = self.encode_rows(importance, first, left, bits, decided)?;
         let count_zeros = self.mask.is_some();
         // What pads is no part of the error: whatever a column of zeros becomes, it is multiplied with zeros.
         let rows = weight.chunks_exact(source_cols).zip(decided.chunks_exact(cols));
@@ -153,6 +161,7 @@ impl<'a> TensorRun<'a> {
     /// The bytes of rows `first..`; `bits` marks what was kept of them where some was removed.
     fn encode_rows(
         &self,
+        importance: Option<Importance<'_>>,
         first: usize,
         weight: &[f32],
         bits: Vec<u8>,
@@ -166,12 +175,9 @@ impl<'a> TensorRun<'a> {
         let parts = match self.planned.to {
             Encoding::Sparse { float, .. } => encode_sparse(float, cols, weight, bits, decided),
             encoding => {
-                let importance = self.importance.as_deref().map(Importance::new).transpose();
-                let encoded = importance.and_then(|importance| {
-                    let PlannedTensor { clip, search, .. } = *self.planned;
-                    let rounding = Rounding { encoding, clip, importance, search };
-                    rounding.encode(self.isa, cols, weight, decided)
-                });
+                let PlannedTensor { clip, search, .. } = *self.planned;
+                let rounding = Rounding { encoding, clip, importance, search };
+                let encoded = rounding.encode(self.isa, cols, weight, decided);
                 encoded.map_err(|error| self.failed(error.relocate(first)))?
             }
         };

@@ -55,13 +55,6 @@ impl EncodeEight<18> for Q4_0 {
         out: &mut [[u8; 18]; 8],
     ) -> Result<(), (usize, f32)> {
         let x = by_sub_block::<32>(weights);
-        let found = search(&x, &counts(&x, importance, row_mean_square), 8);
-        for (lane, (weights, out)) in weights.as_chunks::<32>().0.iter().zip(out).enumerate() {
-            let (scale, rest) = out.split_at_mut(2);
-            let d = f16_scale(found.scale.0[lane]).map_err(|scale| (lane, scale))?;
-            scale.copy_from_slice(&d.to_le_bytes());
-            nibbles(&weights.map(|x| found.code(lane, x)), rest);
-        }
-        Ok(())
+        search(&x, &counts(&x, importance, row_mean_square), 8).write_eight(weights, nibbles, out)
     }
 }

@@ -50,11 +50,6 @@ impl EncodeEight<20> for Q4_1 {
     ) -> Result<(), (usize, f32)> {
         let x = by_sub_block::<32>(weights);
         let found = Search::weighed(15).run(&x, &counts(&x, importance, row_mean_square));
-        for (lane, (weights, out)) in weights.as_chunks::<32>().0.iter().zip(out).enumerate() {
-            let (header, rest) = out.split_at_mut(4);
-            found.write_header(lane, header).map_err(|scale| (lane, scale))?;
-            nibbles(&weights.map(|x| found.code(lane, x, 15)), rest);
-        }
-        Ok(())
+        found.write_eight(weights, 15, nibbles, out)
     }
 }

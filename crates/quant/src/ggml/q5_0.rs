@@ -56,14 +56,7 @@ impl EncodeEight<22> for Q5_0 {
         out: &mut [[u8; 22]; 8],
     ) -> Result<(), (usize, f32)> {
         let x = by_sub_block::<32>(weights);
-        let found = search(&x, &counts(&x, importance, row_mean_square), 16);
-        for (lane, (weights, out)) in weights.as_chunks::<32>().0.iter().zip(out).enumerate() {
-            let (scale, rest) = out.split_at_mut(2);
-            let d = f16_scale(found.scale.0[lane]).map_err(|scale| (lane, scale))?;
-            scale.copy_from_slice(&d.to_le_bytes());
-            pack(&weights.map(|x| found.code(lane, x)), rest);
-        }
-        Ok(())
+        search(&x, &counts(&x, importance, row_mean_square), 16).write_eight(weights, pack, out)
     }
 }
 

@@ -50,11 +50,6 @@ impl EncodeEight<24> for Q5_1 {
     ) -> Result<(), (usize, f32)> {
         let x = by_sub_block::<32>(weights);
         let found = Search::weighed(31).run(&x, &counts(&x, importance, row_mean_square));
-        for (lane, (weights, out)) in weights.as_chunks::<32>().0.iter().zip(out).enumerate() {
-            let (header, rest) = out.split_at_mut(4);
-            found.write_header(lane, header).map_err(|scale| (lane, scale))?;
-            pack(&weights.map(|x| found.code(lane, x, 31)), rest);
-        }
-        Ok(())
+        found.write_eight(weights, 31, pack, out)
     }
 }

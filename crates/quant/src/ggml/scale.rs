@@ -4,7 +4,7 @@
 use std::hint::black_box;
 
 use super::{
-    ZERO,
+    ZERO, f16_scale,
     lanes::{F8, M8},
     nearest_int,
 };
@@ -28,6 +28,23 @@ impl Found {
             return 0;
         }
         (nearest_int(self.inverse.0[lane] * weight).clamp(-self.top, self.top - 1) + self.top) as u8
+    }
+
+    /// Eight blocks of an f16 scale and 32 codes, which `pack` lays out; the first whose scale is beyond f16, and that scale.
+    #[inline(always)]
+    pub(super) fn write_eight<const BYTES: usize>(
+        &self,
+        weights: &[f32; 256],
+        pack: impl Fn(&[u8; 32], &mut [u8]),
+        out: &mut [[u8; BYTES]; 8],
+    ) -> Result<(), (usize, f32)> {
+        for (lane, (weights, out)) in weights.as_chunks::<32>().0.iter().zip(out).enumerate() {
+            let (scale, rest) = out.split_at_mut(2);
+            let d = f16_scale(self.scale.0[lane]).map_err(|scale| (lane, scale))?;
+            scale.copy_from_slice(&d.to_le_bytes());
+            pack(&weights.map(|x| self.code(lane, x)), rest);
+        }
+        Ok(())
     }
 }
 

@@ -47,11 +47,23 @@ impl Found {
         nearest_int(self.inverse.0[lane] * (weight - self.low.0[lane])).clamp(0, top) as u8
     }
 
-    /// Scale and smallest weight of sub-block `lane` as f16; the one beyond f16.
+    /// Eight blocks of scale and smallest weight in f16 and 32 codes, which `pack` lays out; the first with one beyond f16, and
+    /// that one.
     #[inline(always)]
-    pub(super) fn write_header(&self, lane: usize, header: &mut [u8]) -> Result<(), f32> {
-        header[..2].copy_from_slice(&f16_scale(self.scale.0[lane])?.to_le_bytes());
-        header[2..].copy_from_slice(&f16_scale(-self.min.0[lane])?.to_le_bytes());
+    pub(super) fn write_eight<const BYTES: usize>(
+        &self,
+        weights: &[f32; 256],
+        top: i32,
+        pack: impl Fn(&[u8; 32], &mut [u8]),
+        out: &mut [[u8; BYTES]; 8],
+    ) -> Result<(), (usize, f32)> {
+        for (lane, (weights, out)) in weights.as_chunks::<32>().0.iter().zip(out).enumerate() {
+            let (header, rest) = out.split_at_mut(4);
+            let in_f16 = |value: f32| f16_scale(value).map_err(|scale| (lane, scale));
+            header[..2].copy_from_slice(&in_f16(self.scale.0[lane])?.to_le_bytes());
+            header[2..].copy_from_slice(&in_f16(-self.min.0[lane])?.to_le_bytes());
+            pack(&weights.map(|x| self.code(lane, x, top)), rest);
+        }
         Ok(())
     }
 }
