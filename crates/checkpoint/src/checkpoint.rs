@@ -335,6 +335,28 @@ impl Tensor {
         Ok(Self { info, parts })
     }
 
+    /// The same tensor with its values stored as groups of codes, row by row where this one stores them.
+    ///
+    /// # Errors
+    /// [`ViewError`] if the parts are not the matrix in `layout`.
+    pub fn stored_in_groups(
+        &self,
+        layout: Grouped,
+        packed: Vec<u8>,
+        scales: Vec<u8>,
+        zero_points: Vec<u8>,
+    ) -> Result<Self, ViewError> {
+        let (rows, cols) = matrix_shape(&self.info.shape);
+        let stored_bytes = (packed.len() + scales.len() + zero_points.len()) as u64;
+        let data =
+            WeightData::Grouped { layout, packed: &packed, scales: &scales, zero_points: &zero_points };
+        WeightView::new(rows, cols, data)?;
+        let info = TensorInfo { encoding: Encoding::Grouped(layout), stored_bytes, ..self.info.clone() };
+        let zero_points = (!zero_points.is_empty()).then(|| Region::from_vec(zero_points));
+        let (packed, scales) = (Region::from_vec(packed), Region::from_vec(scales));
+        Ok(Self { info, parts: Parts::Grouped { layout, packed, scales, zero_points } })
+    }
+
     /// Lets go of its pages of the mapped file.
     pub fn release(&self) {
         self.parts.each(Region::release);
