@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use bitmill_checkpoint::{Checkpoint, ModelConfig, Region};
-use bitmill_text::{Task, Tokenizer};
+use bitmill_text::{Documents, Task, Tokenizer};
 
 use crate::Error;
 
@@ -39,8 +39,10 @@ pub(crate) const TEXT: &str = include_str!("../../../assets/millet/text/eval.txt
 /// The built-in calibration text: of the same kind, and no part of the other.
 const CALIBRATION: &str = include_str!("../../../assets/millet/text/calib.txt");
 
+const CALIBRATION_NAME: &str = "built-in calibration text";
+
 /// The token between documents of the built-in texts.
-const END_OF_TEXT: &str = "<|endoftext|>";
+pub(crate) const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// A built-in text as a model with this tokenizer gets it: documents are divided by a blank line where it knows no
 /// other sign.
@@ -57,11 +59,19 @@ pub(crate) fn divided(text: &str, tokenizer: &Tokenizer) -> String {
 /// [`Error::ReadFile`].
 pub(crate) fn calibration(path: Option<&Path>, tokenizer: &Tokenizer) -> Result<(String, String), Error> {
     let Some(path) = path else {
-        return Ok(("built-in calibration text".into(), divided(CALIBRATION, tokenizer)));
+        return Ok((CALIBRATION_NAME.into(), divided(CALIBRATION, tokenizer)));
     };
     let text =
         std::fs::read_to_string(path).map_err(|source| Error::ReadFile { path: path.into(), source })?;
     Ok((path.display().to_string(), text))
+}
+
+/// The documents of the built-in calibration text.
+///
+/// # Errors
+/// None that a reader could cause; the type is [`Documents`]'s.
+pub(crate) fn calibration_documents() -> Result<Documents, Error> {
+    Ok(Documents::from_text(CALIBRATION_NAME, CALIBRATION.as_bytes())?)
 }
 
 /// Opens the embedded model.

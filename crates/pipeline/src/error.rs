@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use bitmill_tensor::FloatType;
 
+use crate::Fit;
+
 /// Errors of this crate; those of the crates below pass through unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -264,6 +266,46 @@ pub enum Error {
         /// Tokens wanted.
         tokens: usize,
     },
+    /// A calibration file without a token.
+    #[error("{source}: none of its {documents} documents has a token")]
+    NoDocuments {
+        /// The file.
+        file: String,
+        /// Documents in it.
+        documents: usize,
+    },
+    /// A calibration text gives fewer windows than were asked for.
+    #[error("{file}: {}", too_short(*tokens, *found, *samples, *length, *fit))]
+    CalibrationTooShort {
+        /// The file.
+        file: String,
+        /// Tokens of all its documents.
+        tokens: usize,
+        /// Windows that they give.
+        found: usize,
+        /// Windows wanted.
+        samples: usize,
+        /// Tokens of a window.
+        length: usize,
+        /// How documents are cut.
+        fit: Fit,
+    },
+    /// No calibration window could be made.
+    #[error("{samples} calibration windows of {length} tokens hold no text")]
+    CalibrationSize {
+        /// Windows wanted.
+        samples: usize,
+        /// Tokens of a window.
+        length: usize,
+    },
+    /// A calibration window has padding in place of text.
+    #[error("{file}: calibration window {window} would be all padding")]
+    PaddedWindow {
+        /// The file.
+        file: String,
+        /// Counted from 0.
+        window: usize,
+    },
     /// Even the smallest forms take more than the budget.
     #[error(
         "{model} as {format} within {budget} bytes ({budget_bits:.2} bits/weight): the smallest that can be written is {smallest} bytes ({smallest_bits:.2} bits/weight)"
@@ -338,6 +380,20 @@ pub enum Error {
     /// From measuring speed.
     #[error(transparent)]
     Bench(#[from] bitmill_bench::Error),
+}
+
+fn too_short(tokens: usize, found: usize, samples: usize, length: usize, fit: Fit) -> String {
+    let plural = if found == 1 { "" } else { "s" };
+    match fit {
+        Fit::Pack => format!(
+            "its {tokens} tokens make {found} window{plural} of {length}, and {samples} were asked for"
+        ),
+        Fit::Truncate => {
+            format!(
+                "it has {found} document{plural} of {length} tokens or more, and {samples} were asked for"
+            )
+        }
+    }
 }
 
 impl Error {
@@ -421,6 +477,25 @@ impl Error {
             }
             Self::ShortText { .. } => Some("give a longer --text or a shorter --window".into()),
             Self::ShortCalibration { .. } => Some("give a longer --calibration or fewer --tokens".into()),
+            Self::NoDocuments { .. } => Some("give a text with words in it, or none: one is built in".into()),
+            Self::CalibrationTooShort { tokens, found, samples, length, fit: _ } => {
+                let shorter = (tokens / samples).min(length - 1);
+                let mut ways = Vec::new();
+                if *found > 0 {
+                    ways.push(format!("{found} samples"));
+                }
+                if shorter > 0 {
+                    ways.push(format!("a length of about {shorter}"));
+                }
+                ways.push("more text".into());
+                Some(format!("give {}", ways.join(", or ")))
+            }
+            Self::CalibrationSize { .. } => Some(
+                "give samples of at least 1 and a length of at least 2, within the model's context".into(),
+            ),
+            Self::PaddedWindow { .. } => {
+                Some("the data set was saved padded: take its texts from before it was tokenized".into())
+            }
             Self::BudgetTooSmall { smallest_bits, .. } => {
                 Some(format!("a --budget of {:.2}bpw can be reached", (smallest_bits * 100.0).ceil() / 100.0))
             }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::Place;
+
 /// Why a tokenizer, a text or a task could not be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -46,6 +48,12 @@ pub enum Error {
     TaskLine { file: String, line: usize, problem: String },
     #[error("{file}: no items")]
     EmptyTask { file: String },
+    #[error("{file}, {place}: {problem}")]
+    DocumentLine { file: String, place: Place, problem: String },
+    #[error("{file}, line {line}: byte {at} of the file is no UTF-8")]
+    NotUtf8 { file: String, line: usize, at: usize },
+    #[error("{file}: {problem}")]
+    Parquet { file: String, problem: String },
 }
 
 impl Error {
@@ -78,6 +86,10 @@ impl Error {
             Self::TaskLine { .. } => {
                 r#"each line is {"context": "…", "choices": ["…", "…"], "answer": 0}; `prompt` may stand for `context`"#
             }
+            Self::DocumentLine { .. } => {
+                r#"each line is {"text": "…"} or {"messages": [{"role": "user", "content": "…"}, …]}; so are the rows of a Parquet file"#
+            }
+            Self::NotUtf8 { .. } => "convert it: iconv -f ENCODING -t UTF-8",
             _ => return None,
         };
         Some(hint.to_owned())

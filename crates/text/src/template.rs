@@ -115,12 +115,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment.add_function("strftime_now", move |format: String| {
-            strftime(&format, clock()).map_err(|directive| {
-                let problem = format!("strftime_now does not know `{directive}`");
-                minijinja::Error::new(ErrorKind::InvalidOperation, problem)
-            })
-        });
+        add_clock(&mut environment, clock);
         // In Jinja `none` is not iterable; templates that ask go on to take its length.
         environment.add_test("iterable", |value: Value| !value.is_none() && value.try_iter().is_ok());
         environment.add_filter("tojson", |value: Value, options: Kwargs| to_json(&value, &options));
@@ -169,6 +164,11 @@ impl ChatTemplate {
         self.more.insert(name.to_owned(), value);
     }
 
+    /// Makes it always this moment, so that the same messages give the same text on another day.
+    pub fn set_clock(&mut self, clock: fn() -> Utc) {
+        add_clock(&mut self.environment, clock);
+    }
+
     /// The text of `messages`, and with `add_generation_prompt` the beginning of the answer to them.
     ///
     /// # Errors
@@ -213,6 +213,15 @@ impl ChatTemplate {
         let first = *tokenizer.encode(behind.trim_start()).ok()?.first()?;
         tokenizer.is_special(first).then_some(first)
     }
+}
+
+fn add_clock(environment: &mut Environment<'static>, clock: fn() -> Utc) {
+    environment.add_function("strftime_now", move |format: String| {
+        strftime(&format, clock()).map_err(|directive| {
+            let problem = format!("strftime_now does not know `{directive}`");
+            minijinja::Error::new(ErrorKind::InvalidOperation, problem)
+        })
+    });
 }
 
 /// Tokens of the kind `<|name|>` in `text`.
@@ -341,6 +350,13 @@ mod tests {
     fn tags_and_tokens_whose_two_ends_overlap_have_no_inside() {
         assert_eq!(without_generation_tags("a{%}b%}c{%"), "a{%}b%}c{%");
         assert_eq!(bracketed("<|><|a|><||><|b").collect::<Vec<_>>(), ["<|a|>"]);
+    }
+
+    #[test]
+    fn another_clock_can_be_set() {
+        let mut template = ChatTemplate::new("{{ strftime_now('%Y') }}", TemplateTokens::default()).unwrap();
+        template.set_clock(|| Utc::at(0));
+        assert_eq!(template.render(&user("Hi"), true).unwrap(), "1970");
     }
 
     #[test]
