@@ -141,7 +141,7 @@ pub fn quantize(
     let solved = tasks.map(|(index, rows)| {
         problem.solve(rows).map_err(|error| error.relocate(index * solve::task_rows(in_features)))
     });
-    // One after another, so that of several errors always the first row's is told.
+    // One after another, so that of several errors always the same one is told.
     let solved: Vec<Result<Solved, Error>> = solved.collect();
     let solved = solved.into_iter().collect::<Result<Vec<Solved>, Error>>()?;
     Ok(assemble(&problem, weight, &solved))
@@ -156,7 +156,7 @@ fn assemble(problem: &Problem<'_>, weight: &mut [f32], solved: &[Solved]) -> Gpt
     let row_bytes = 4 * grid.words_per_row(in_features);
     let task_rows = solve::task_rows(in_features);
     let mut packed = vec![0; rows * row_bytes];
-    let errors: Vec<f64> = packed
+    let errors: Vec<(f64, f64)> = packed
         .par_chunks_mut(task_rows * row_bytes)
         .zip(weight.par_chunks_mut(task_rows * in_features))
         .zip(solved)
@@ -175,10 +175,10 @@ fn assemble(problem: &Problem<'_>, weight: &mut [f32], solved: &[Solved]) -> Gpt
             }
         }
     }
-    let weight_error: f64 = errors.iter().sum();
+    let (live, dead) = errors.iter().fold((0.0, 0.0), |sum, error| (sum.0 + error.0, sum.1 + error.1));
     let pushed: f64 = solved.iter().map(|solved| solved.pushed).sum();
     // Σe² is the error in the metric of the damped Hessian, and that is twice the outputs' and the damping's.
-    let output_error = ((pushed - f64::from(factor.added()) * weight_error) / 2.0).max(0.0);
+    let output_error = ((pushed - f64::from(factor.added()) * live) / 2.0).max(0.0);
     GptqRows {
         rows: out,
         group_of_column: match (problem.scales, factor.order()) {
@@ -193,15 +193,15 @@ fn assemble(problem: &Problem<'_>, weight: &mut [f32], solved: &[Solved]) -> Gpt
         },
         record: GptqRecord {
             output_error: problem.asymmetry.is_none().then_some(output_error),
-            weight_error,
+            weight_error: live + dead,
         },
     }
 }
 
 impl Problem<'_> {
-    /// Packs the codes of a task's rows, replaces its weights by what the codes stand for, and returns the sum of the
-    /// squared differences.
-    fn write(&self, solved: &Solved, weight: &mut [f32], packed: &mut [u8]) -> f64 {
+    /// Packs the codes of a task's rows, replaces its weights by what the codes stand for, and returns the sums of the
+    /// squared differences, of live columns and of dead ones.
+    fn write(&self, solved: &Solved, weight: &mut [f32], packed: &mut [u8]) -> (f64, f64) {
         let in_features = self.factor.in_features();
         let lanes = solved.lanes;
         let mut codes = vec![0u8; lanes * in_features];
@@ -211,22 +211,21 @@ impl Problem<'_> {
                 codes[lane * in_features + column] = *code;
             }
         }
-        let mut error = 0.0;
+        let mut errors = (0.0, 0.0);
         let rows = codes.chunks_exact(in_features).zip(weight.chunks_exact_mut(in_features));
         let row_bytes = packed.len() / lanes;
         for (lane, (codes, weight)) in rows.enumerate() {
             pack_row(codes, self.grid.bits, &mut packed[lane * row_bytes..(lane + 1) * row_bytes]);
-            let mut row_error = 0.0;
             for (at, group) in self.group_of.iter().enumerate() {
                 let (column, of) = (self.column(at), *group as usize * lanes + lane);
                 let signed = f32::from(codes[column]) + self.range.lowest;
                 let decided = solved.scales[of] * (signed - solved.zeros[of]);
                 let moved = f64::from(weight[column]) - f64::from(decided);
-                row_error += moved * moved;
+                let sum = if self.is_dead(at) { &mut errors.1 } else { &mut errors.0 };
+                *sum += moved * moved;
                 weight[column] = decided;
             }
-            error += row_error;
         }
-        error
+        errors
     }
 }

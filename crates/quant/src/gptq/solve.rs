@@ -42,7 +42,7 @@ pub(super) struct Solved {
     pub scales: Vec<f32>,
     /// Signed zero points, `[groups, lanes]`.
     pub zeros: Vec<f32>,
-    /// Σe² over all columns and rows.
+    /// Σe² over all rows and live columns: what is pushed on from dead ones reaches none.
     pub pushed: f64,
 }
 
@@ -62,6 +62,11 @@ impl<'a> Problem<'a> {
     /// The column that comes `at`th.
     pub fn column(&self, at: usize) -> usize {
         self.factor.order().map_or(at, |order| order[at])
+    }
+
+    /// Whether no token had the column that comes `at`th.
+    pub fn is_dead(&self, at: usize) -> bool {
+        self.factor.hessian_diagonal()[at] == 0.0
     }
 
     /// Solves whole rows, counted from 0 in errors.
@@ -193,8 +198,10 @@ impl Lanes<'_> {
                 codes[lane] = (signed - range.lowest) as i32 as u8;
                 column[lane] = (weight - scale * (signed - zero)) / upper[0];
             }
-            for (pushed, error) in self.pushed.iter_mut().zip(&*column) {
-                *pushed += f64::from(*error) * f64::from(*error);
+            if !self.problem.is_dead(at) {
+                for (pushed, error) in self.pushed.iter_mut().zip(&*column) {
+                    *pushed += f64::from(*error) * f64::from(*error);
+                }
             }
             for (ahead, &upper) in ahead.chunks_exact_mut(lanes).zip(&upper[1..]) {
                 for (weight, error) in ahead.iter_mut().zip(&*column) {
