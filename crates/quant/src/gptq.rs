@@ -11,6 +11,7 @@
 //! - Columns are not taken in fixed blocks: halves are solved one after another, the push from one onto the other
 //!   is one matrix product, and halves of halves are treated alike. The products are as large as can be.
 
+mod refine;
 mod solve;
 
 use bitmill_stats::{Asymmetry, Factor};
@@ -42,6 +43,8 @@ pub struct GptqOptions<'a> {
     /// Makes up for what quantized layers before this one changed in its inputs: GPTAQ, arXiv:2504.02692. Departs from
     /// its authors' code in pushing the weight before rounding always; that pushes the rounded one beyond its block.
     pub asymmetry: Option<&'a Asymmetry>,
+    /// How often to go over the result afterwards, fitting scales and moving codes while the error of the outputs falls.
+    pub refine: usize,
 }
 
 /// Rounded rows, and what is to be told of them.
@@ -132,6 +135,7 @@ pub fn quantize(
         clip,
         range: CodeRange::new(grid.bits),
         scales: options.scales,
+        refine: options.refine,
         asymmetry: options.asymmetry.map(Asymmetry::as_slice),
         factor,
         group_of,

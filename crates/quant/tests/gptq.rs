@@ -102,7 +102,7 @@ fn codes_and_scales_are_those_of_the_plain_implementation() {
         let zero_point = if case["symmetric"] == true { ZeroPoint::Symmetric } else { ZeroPoint::Asymmetric };
         let scale = FloatType::parse(case["scale_dtype"].as_str().unwrap()).unwrap();
         let grid = grid(number("bits") as u8, number("group_size"), zero_point, scale);
-        let options = GptqOptions { scales, asymmetry: asymmetry.as_ref() };
+        let options = GptqOptions { scales, asymmetry: asymmetry.as_ref(), refine: 0 };
         let mut weight = weights(rows, n, 2);
         let found = gptq::quantize(&grid, Clip::None, &options, &mut weight, &factor).unwrap();
 
@@ -277,6 +277,39 @@ fn outputs_are_closer_than_those_of_round_to_nearest() {
 }
 
 #[test]
+fn every_pass_of_refinement_lowers_the_error_of_the_outputs() {
+    let n = 144;
+    let original = weights(20, n, 1);
+    let hessian = hessian(&with_dead(activations(400, n, 1), 40));
+    let order = hessian.falling_order();
+    for grid in grids(n) {
+        every_choice(|clip, scales| {
+            for order in [None, Some(&order[..])] {
+                let factor = hessian.clone().factor(0.01, order).unwrap();
+                let what = format!("{grid:?} {clip:?} {scales:?} {}", order.is_some());
+                let mut before = f64::INFINITY;
+                for refine in [0, 1, 4] {
+                    let mut weight = original.clone();
+                    let options = GptqOptions { scales, refine, ..GptqOptions::default() };
+                    let found = gptq::quantize(&grid, clip, &options, &mut weight, &factor).unwrap();
+                    assert_eq!(decoded(&grid, &found, n), weight, "{what}");
+                    // The error that falls is that of the damped Hessian.
+                    let moved = original.iter().zip(&weight).enumerate().filter(|(at, _)| at % n != 40);
+                    let moved: f64 = moved.map(|(_, (a, b))| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+                    let outputs = output_error(&hessian, &original, &weight);
+                    let error = outputs + f64::from(factor.added()) / 2.0 * moved;
+                    let bound = if refine == 1 && grid.bits.get() <= 4 { 0.97 } else { 1.0 };
+                    assert!(error < bound * before, "{what}: {error} after {before}");
+                    let told = found.record.output_error.unwrap();
+                    assert!((told / outputs - 1.0).abs() < 1e-2, "{what}: {told} {outputs}");
+                    before = error;
+                }
+            }
+        });
+    }
+}
+
+#[test]
 fn threads_change_no_byte() {
     let n = 320;
     let original = weights(300, n, 1);
@@ -288,7 +321,8 @@ fn threads_change_no_byte() {
             let factor = hessian.factor(0.01, Some(&order)).unwrap();
             let grid = grid(4, 64, ZeroPoint::Asymmetric, FloatType::F16);
             let mut weight = original.clone();
-            let found = gptq::quantize(&grid, Clip::None, &GptqOptions::default(), &mut weight, &factor);
+            let options = GptqOptions { refine: 2, ..GptqOptions::default() };
+            let found = gptq::quantize(&grid, Clip::None, &options, &mut weight, &factor);
             (found.unwrap(), weight)
         })
     };
@@ -319,7 +353,7 @@ fn hostile_statistics_give_finite_weights() {
                 for grid in grids(n).iter().filter(|grid| n.is_multiple_of(grid.group_size.get())) {
                     every_choice(|clip, scales| {
                         let mut weight = original.clone();
-                        let options = GptqOptions { scales, ..GptqOptions::default() };
+                        let options = GptqOptions { scales, refine: 2, ..GptqOptions::default() };
                         let found = gptq::quantize(grid, clip, &options, &mut weight, &factor).unwrap();
                         assert!(weight.iter().all(|value| value.is_finite()), "{case} {damping} {grid:?}");
                         assert!(found.record.output_error.unwrap() >= 0.0);
@@ -364,7 +398,7 @@ fn errors_that_grow_without_bound_are_named() {
     let cross = Cross::from_square(n, vec![1e30; n * n]);
     let factor = Hessian::from_lower(n, 1, square).factor(0.0, None).unwrap();
     let asymmetry = cross.asymmetry(&factor, 1.0);
-    let options = GptqOptions { asymmetry: Some(&asymmetry), scales: GroupScales::Original };
+    let options = GptqOptions { asymmetry: Some(&asymmetry), scales: GroupScales::Original, refine: 0 };
     let original = weights(3, n, 1);
     let mut weight = original.clone();
     let grid = grid(4, 16, ZeroPoint::Symmetric, FloatType::BF16);

@@ -25,6 +25,7 @@ pub(super) struct Problem<'a> {
     pub clip: Clip,
     pub range: CodeRange,
     pub scales: GroupScales,
+    pub refine: usize,
     /// `P`, `[in_features, in_features]`, strictly upper triangular.
     pub asymmetry: Option<&'a [f32]>,
     pub factor: &'a Factor,
@@ -109,8 +110,10 @@ impl<'a> Problem<'a> {
         if let Some(row) = rows.pushed.iter().position(|pushed| !pushed.is_finite()) {
             return Err(Error::Diverged { row });
         }
-        rows.out.pushed = rows.pushed.iter().sum();
-        Ok(rows.out)
+        let mut out = rows.out;
+        out.pushed = rows.pushed.iter().sum();
+        self.refine(weight, &mut out, self.refine);
+        Ok(out)
     }
 }
 
