@@ -55,6 +55,12 @@ pub enum Error {
         /// Columns whose importance is given.
         found: usize,
     },
+    /// Errors pushed from column to column grew beyond an f32.
+    #[error("row {row}: errors pushed from column to column grow without bound")]
+    Diverged {
+        /// The row.
+        row: usize,
+    },
     /// The search of these blocks needs importance.
     #[error("the search of {block} needs the importance of columns")]
     NeedsImportance {
@@ -97,6 +103,9 @@ impl Error {
                     .to_owned(),
             ),
             Self::ScaleOverflow { .. } => None,
+            Self::Diverged { .. } => {
+                Some("use more damping or more calibration tokens, or round this tensor to nearest".to_owned())
+            }
             Self::NeedsImportance { .. } => Some(
                 "give an importance matrix (--imatrix FILE), or take a type that does without, as q2_k or iq3_s".to_owned(),
             ),
@@ -122,7 +131,9 @@ impl Error {
     /// ```
     #[must_use]
     pub fn relocate(mut self, first_row: usize) -> Self {
-        if let Self::NonFinite { row, .. } | Self::ScaleOverflow { row, .. } = &mut self {
+        if let Self::NonFinite { row, .. } | Self::ScaleOverflow { row, .. } | Self::Diverged { row } =
+            &mut self
+        {
             *row += first_row;
         }
         self

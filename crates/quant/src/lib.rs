@@ -1,12 +1,13 @@
 //! Quantization methods: one file per method. A method takes matrices and returns codes and what they stand for;
 //! it opens no file and runs no model.
 //!
-//! [`rtn`] rounds to the nearest code of a grid, [`ggml`] makes the blocks of GGUF files, [`mix`] says which
+//! [`rtn`] rounds to the nearest code of a grid, [`gptq`] pushes each column's error onto the columns still to come, [`ggml`] makes the blocks of GGUF files, [`mix`] says which
 //! encoding each tensor of a GGUF mix gets.
 
 mod clip;
 mod error;
 pub mod ggml;
+pub mod gptq;
 pub mod mix;
 mod mix_rules;
 mod pack;
@@ -15,6 +16,7 @@ pub mod rtn;
 pub use clip::Clip;
 pub use error::{Error, first_non_finite};
 pub use ggml::{BlockEncoder, BlockSearch, Importance, needs_importance, quantize_blocks};
+pub use gptq::{GptqOptions, GptqRecord, GptqRows, GroupScales};
 pub use mix::{Choice, Mix, MixTensor, choose};
 pub use pack::pack_zero_points;
 pub use rtn::{GroupedRows, RtnGrid, quantize_rows, quantize_rows_clipped};
