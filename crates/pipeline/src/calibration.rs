@@ -327,12 +327,12 @@ mod tests {
     #[test]
     fn a_seed_decides_and_decides_again() {
         let of = |seed| read_file("a.jsonl", lines(40).as_bytes(), |options| options.seed = seed).unwrap();
-        assert_eq!(of(0), of(0));
+        assert_eq!(of(0).windows, of(0).windows);
         assert_ne!(of(0).hash, of(1).hash);
         assert_eq!(of(1).windows.len(), 2);
         let text = "one long text of many words and no division ".repeat(40);
         let of = |seed| read_file("a.txt", text.as_bytes(), |options| options.seed = seed).unwrap();
-        assert_eq!(of(3), of(3));
+        assert_eq!(of(3).windows, of(3).windows);
         assert_ne!(of(3).windows, of(4).windows, "windows are drawn where there is but one document");
     }
 

@@ -267,7 +267,7 @@ pub enum Error {
         tokens: usize,
     },
     /// A calibration file without a token.
-    #[error("{source}: none of its {documents} documents has a token")]
+    #[error("{file}: none of its {documents} documents has a token")]
     NoDocuments {
         /// The file.
         file: String,
@@ -478,7 +478,7 @@ impl Error {
             Self::ShortText { .. } => Some("give a longer --text or a shorter --window".into()),
             Self::ShortCalibration { .. } => Some("give a longer --calibration or fewer --tokens".into()),
             Self::NoDocuments { .. } => Some("give a text with words in it, or none: one is built in".into()),
-            Self::CalibrationTooShort { tokens, found, samples, length, fit: _ } => {
+            Self::CalibrationTooShort { tokens, found, samples, length, .. } => {
                 let shorter = (tokens / samples).min(length - 1);
                 let mut ways = Vec::new();
                 if *found > 0 {
