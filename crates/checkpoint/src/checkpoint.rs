@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use bitmill_tensor::{Encoding, FloatType, Grouped, ViewError, WeightData, WeightView};
+use bitmill_tensor::{ColumnPacking, Encoding, FloatType, Grouped, ViewError, WeightData, WeightView};
 
 use crate::folder::{self, Files};
 use crate::{Error, GgufTokenizer, GgufValue, ModelConfig, Region, Role, config_out, foreign, gguf_in};
@@ -77,6 +77,14 @@ pub(crate) enum Parts {
         packed: Region,
         scales: Region,
         zero_points: Option<Region>,
+    },
+    Columns {
+        layout: Grouped,
+        packing: ColumnPacking,
+        packed: Region,
+        scales: Region,
+        zero_points: Region,
+        group_of: Option<Region>,
     },
     Sparse {
         float: FloatType,
@@ -407,6 +415,14 @@ impl Parts {
                 scales,
                 zero_points: zero_points.as_deref().unwrap_or_default(),
             },
+            Self::Columns { layout, packing, packed, scales, zero_points, group_of } => WeightData::Columns {
+                layout: *layout,
+                packing: *packing,
+                packed,
+                scales,
+                zero_points,
+                group_of: group_of.as_deref().unwrap_or_default(),
+            },
             Self::Sparse { float, bitmask, values, row_offsets } => {
                 WeightData::Sparse { float: *float, bitmask, values, row_offsets }
             }
@@ -422,6 +438,9 @@ impl Parts {
                 if let Some(zero_points) = zero_points {
                     act(zero_points);
                 }
+            }
+            Self::Columns { packed, scales, zero_points, group_of, .. } => {
+                [packed, scales, zero_points].into_iter().chain(group_of).for_each(act);
             }
             Self::Sparse { bitmask, values, row_offsets, .. } => {
                 [bitmask, values, row_offsets].into_iter().for_each(act);

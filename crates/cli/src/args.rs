@@ -89,6 +89,9 @@ pub struct How {
     /// A preset's name (see `bitmill recipes`) or a TOML file.
     #[arg(long, short, value_name = "R")]
     pub recipe: String,
+    /// Write this format instead of the recipe's own, where it has a form for what the recipe makes.
+    #[arg(long, value_name = "FORMAT")]
+    pub to: Option<To>,
     /// Weigh the errors of GGUF blocks by this importance matrix, which `bitmill imatrix` or llama-imatrix wrote.
     #[arg(long, value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
@@ -115,7 +118,7 @@ pub struct Compress {
     pub model: Option<String>,
     #[command(flatten)]
     pub how: How,
-    /// The file (GGUF) or folder (compressed-tensors) to write.
+    /// The file (GGUF) or folder (any other format) to write.
     #[arg(long, short, value_name = "OUT")]
     pub output: PathBuf,
     #[command(flatten)]
@@ -181,6 +184,21 @@ pub struct Imatrix {
     /// Replace OUT if it is there already.
     #[arg(long, short)]
     pub force: bool,
+}
+
+/// Formats that a recipe can be written in.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum To {
+    /// One file for llama.cpp.
+    Gguf,
+    /// A folder for transformers, vLLM and SGLang.
+    CompressedTensors,
+    /// A folder for GPTQModel and those three; 2, 3, 4 and 8 bits.
+    Gptq,
+    /// A folder for AutoAWQ and those three; 4 bits.
+    Awq,
+    /// A folder of plain floats.
+    HuggingFace,
 }
 
 /// How blocks are searched.

@@ -16,6 +16,7 @@ use crate::layout::{Output, RECORD, carried_files};
 use crate::plan::{Plan, PlannedTensor, rows_and_columns};
 use crate::progress::Progress;
 use crate::read_back::read_back;
+use crate::recipe::Format;
 use crate::stream::{WAITING, stream};
 use crate::tensor_run::rows_per_chunk;
 
@@ -169,7 +170,7 @@ fn document(plan: &Plan, records: &[TensorRecord]) -> serde_json::Value {
 /// Peak memory of a run with these tensors: the pages of the largest chunk of a source, the bytes of chunks that are
 /// encoded, wait, and are written, what threads work in, and what the program takes by now, the model's vocabulary and
 /// whatever else planning read included; or what planning took, if that was more.
-pub(crate) fn peak_bytes(tensors: &[PlannedTensor]) -> u64 {
+pub(crate) fn peak_bytes(tensors: &[PlannedTensor], format: Format) -> u64 {
     // Where the system does not tell.
     const PROGRAM: u64 = 24 << 20;
     let threads = rayon::current_num_threads();
@@ -186,6 +187,8 @@ pub(crate) fn peak_bytes(tensors: &[PlannedTensor]) -> u64 {
             tensor.from.matrix_bytes(chunk_rows, cols) + chunks * after.matrix_bytes(chunk_rows, cols);
         // Zero points are packed along the rows, and row offsets follow from them: both are held until the tensor ends.
         let held = match tensor.to {
+            // What is turned into columns is held whole, and once more as it is turned.
+            Encoding::Grouped(_) if format.is_by_column() => 3 * after.matrix_bytes(rows, cols),
             Encoding::Grouped(grouped) => rows * grouped.groups_per_row(cols),
             Encoding::Sparse { .. } => 8 * rows,
             _ => 0,

@@ -64,6 +64,24 @@ pub enum Error {
         /// What it has no use for.
         what: &'static str,
     },
+    /// Steps that another format has no form for.
+    #[error("recipe `{recipe}` makes what {format} has no form for")]
+    OtherFormat {
+        /// The recipe's name.
+        recipe: String,
+        /// The format's name.
+        format: &'static str,
+    },
+    /// A grid that the format has no form for, by itself or beside others.
+    #[error("`{tensor}` cannot be written as {format}: {problem}")]
+    NotHeld {
+        /// The tensor.
+        tensor: String,
+        /// The format's name.
+        format: &'static str,
+        /// What it does not hold.
+        problem: String,
+    },
     /// A pattern of the recipe matches no tensor of the model.
     #[error("recipe `{recipe}`: `{pattern}` matches no tensor of {model}")]
     PatternMatchesNothing {
@@ -206,9 +224,11 @@ pub enum Error {
         /// The output.
         path: PathBuf,
     },
-    /// compressed-tensors without a compressed tensor.
-    #[error("recipe `{recipe}` quantizes no tensor of {model}, and compressed-tensors is for those that are")]
+    /// A format of packed weights without any.
+    #[error("recipe `{recipe}` quantizes no tensor of {model}, and {format} is for those that are")]
     NothingToDo {
+        /// The format's name.
+        format: &'static str,
         /// The recipe's name.
         recipe: String,
         /// The model.
@@ -432,6 +452,13 @@ impl Error {
             Self::NoUse { .. } => {
                 Some("it is for steps of kind `mix` and `block`, such as those of the preset q4_k_m".into())
             }
+            Self::OtherFormat { .. } => Some(
+                "gguf is for steps of kind `mix` and `block`, the folder formats for those of kind `rtn`"
+                    .into(),
+            ),
+            Self::NotHeld { .. } => Some(
+                "compressed-tensors holds every width, group size and mixture; or skip this tensor".into(),
+            ),
             Self::PatternMatchesNothing { pattern, .. } if pattern.contains("lm_head") => Some(
                 "a model with a tied head has no `lm_head.weight`: it is `model.embed_tokens.weight` again"
                     .into(),

@@ -29,6 +29,7 @@ mod journal;
 mod layout;
 mod measure;
 mod merged;
+mod packings;
 mod padding;
 mod pattern;
 mod plan;

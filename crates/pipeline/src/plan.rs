@@ -11,6 +11,7 @@ use crate::depth::{Cut, Depth};
 use crate::error::Error;
 use crate::importance::{Weighed, refuse_unweighed};
 use crate::layout::{self, Layout};
+use crate::packings;
 use crate::padding::{self, PadWidth};
 use crate::pattern::Pattern;
 use crate::pruning::{Removal, Storage};
@@ -202,7 +203,7 @@ impl Plan {
                 encoding: twice.from.to_string(),
             });
         }
-        if recipe.format == Format::CompressedTensors {
+        if recipe.format.packs_modules() {
             // Its config would list no scheme, and its readers then find nothing that they know.
             let sparse = tensors.iter().find(|tensor| matches!(tensor.to, Encoding::Sparse { .. }));
             let quantized = tensors.iter().find(|tensor| tensor.to.is_quantized());
@@ -215,7 +216,11 @@ impl Plan {
                 });
             }
             if sparse.or(quantized).is_none() {
-                return Err(Error::NothingToDo { recipe: recipe.name.clone(), model: checkpoint.name() });
+                return Err(Error::NothingToDo {
+                    format: recipe.format.name(),
+                    recipe: recipe.name.clone(),
+                    model: checkpoint.name(),
+                });
             }
             refuse_split_fusion(&tensors)?;
         }
@@ -223,7 +228,7 @@ impl Plan {
         refuse_unweighed(checkpoint, recipe, weighed.as_ref(), &tensors)?;
         let mut notes = match recipe.format {
             Format::Gguf => bitmill_checkpoint::check_gguf(&checkpoint.name(), &cut.config)?,
-            Format::CompressedTensors | Format::HuggingFace => bitmill_checkpoint::folder_notes(&cut.config),
+            _ => bitmill_checkpoint::folder_notes(&cut.config),
         };
         notes.extend(note);
         if let Some(weighed) = &weighed {
@@ -240,7 +245,7 @@ impl Plan {
             output_bytes,
             weights,
             bits_per_weight: output_bytes as f64 * 8.0 / weights.max(1) as f64,
-            peak_bytes: crate::compress::peak_bytes(&tensors).max(measuring),
+            peak_bytes: crate::compress::peak_bytes(&tensors, recipe.format).max(measuring),
             tensors,
             depth,
             weighed,
@@ -495,7 +500,7 @@ fn live_pattern(
     Ok(pattern)
 }
 
-/// Whether `format` lets a step decide how a tensor is stored. Codes are for matrices, in compressed-tensors for
+/// Whether `format` lets a step decide how a tensor is stored. Codes are for matrices, in folders for
 /// `Linear` modules, of which the embedding is none; floats are for whatever the format does not fix.
 fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
     match step {
@@ -504,8 +509,13 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
         Step::Depth(_) | Step::Pad { .. } | Step::Search { .. } => false,
         Step::Magnitude(step) if step.storage == Storage::Dense => info.role.kind.is_matrix(),
         Step::Magnitude(_) | Step::Mix { .. } | Step::Block { .. } | Step::Rtn { .. } => {
-            info.role.kind.is_matrix()
-                && !(format == Format::CompressedTensors && info.role.kind == RoleKind::TokenEmbedding)
+            let is_module = match info.role.kind {
+                RoleKind::TokenEmbedding => !format.packs_modules(),
+                // AutoAWQ packs the matrices of layers alone.
+                RoleKind::Output => format != Format::Awq,
+                _ => true,
+            };
+            info.role.kind.is_matrix() && is_module
         }
     }
 }
@@ -575,7 +585,8 @@ fn plan_tensor(
         from: info.encoding,
         to,
         bytes_before: info.stored_bytes,
-        bytes_after: to.matrix_bytes(rows, cols) as u64,
+        bytes_after: (to.matrix_bytes(rows, cols) + packings::bytes_beside(recipe.format, to, rows, cols))
+            as u64,
         removal,
         treatment,
         clip,
@@ -649,7 +660,12 @@ fn decide(
             Ok(Decision::rounded(Encoding::Block(block.0)))
         }
         Step::Rtn { bits, granularity, zero_point, scale, clip, .. } => {
-            let scale = scale.map_or_else(|| scale_dtype(info.encoding), |name| name.0);
+            let scale = match scale {
+                Some(name) => name.0,
+                // What their own libraries write.
+                None if recipe.format.is_by_column() => FloatType::F16,
+                None => scale_dtype(info.encoding),
+            };
             let grid = RtnGrid {
                 bits: bits.0,
                 granularity: (*granularity).into(),

@@ -40,6 +40,10 @@ pub enum Format {
     Gguf,
     /// A Hugging Face folder in compressed-tensors' `pack-quantized` form, for transformers, vLLM and SGLang.
     CompressedTensors,
+    /// A Hugging Face folder in GPTQ's form, for GPTQModel, transformers, vLLM and SGLang.
+    Gptq,
+    /// A Hugging Face folder in AWQ's GEMM form, for AutoAWQ, transformers, vLLM and SGLang.
+    Awq,
     /// A Hugging Face folder of plain floats, for everything that reads safetensors.
     HuggingFace,
 }
@@ -50,8 +54,20 @@ impl Format {
         match self {
             Self::Gguf => "gguf",
             Self::CompressedTensors => "compressed-tensors",
+            Self::Gptq => "gptq",
+            Self::Awq => "awq",
             Self::HuggingFace => "hugging-face",
         }
+    }
+
+    /// Whether it is a folder of matrices whose codes lie column by column.
+    pub(crate) fn is_by_column(self) -> bool {
+        matches!(self, Self::Gptq | Self::Awq)
+    }
+
+    /// Whether it is a folder of packed `Linear` modules.
+    pub(crate) fn packs_modules(self) -> bool {
+        self == Self::CompressedTensors || self.is_by_column()
     }
 
     /// Whether a step can be written in it.
@@ -60,9 +76,9 @@ impl Format {
             Step::Magnitude(step) => step.storage == Storage::Dense || self == Self::CompressedTensors,
             Step::Depth(_) | Step::Pad { .. } | Step::Float { .. } => true,
             Step::Mix { .. } | Step::Block { .. } => self == Self::Gguf,
-            Step::Rtn { .. } => self == Self::CompressedTensors,
-            Step::Keep { .. } => self != Self::CompressedTensors,
-            Step::Search { .. } => self != Self::HuggingFace,
+            Step::Rtn { .. } => self.packs_modules(),
+            Step::Keep { .. } => !self.packs_modules(),
+            Step::Search { .. } => matches!(self, Self::Gguf | Self::CompressedTensors),
         }
     }
 }
@@ -233,6 +249,17 @@ impl Recipe {
     /// These steps, and nothing else that could be asked for.
     pub fn new(name: &str, format: Format, steps: Vec<Step>) -> Self {
         Self { name: name.into(), format, imatrix: None, search: SearchName::Ggml, pad: Pad::Auto, steps }
+    }
+
+    /// The recipe written in another format.
+    ///
+    /// # Errors
+    /// [`Error::OtherFormat`] if one of its steps makes what the format has no form for.
+    pub fn with_format(self, format: Format) -> Result<Self, Error> {
+        match self.steps.iter().all(|step| format.takes(step)) {
+            true => Ok(Self { format, ..self }),
+            false => Err(Error::OtherFormat { recipe: self.name, format: format.name() }),
+        }
     }
 
     /// The recipe with the errors of its blocks weighed by the importance matrix at `path`.

@@ -5,6 +5,7 @@
 //! encoding each tensor of a GGUF mix gets.
 
 mod clip;
+mod columns;
 mod error;
 pub mod ggml;
 pub mod gptq;
@@ -14,6 +15,7 @@ mod pack;
 pub mod rtn;
 
 pub use clip::Clip;
+pub use columns::{awq_codes, awq_zero_points, gptq_zero_points, transpose};
 pub use error::{Error, first_non_finite};
 pub use ggml::{BlockEncoder, BlockSearch, Importance, needs_importance, quantize_blocks};
 pub use gptq::{GptqOptions, GptqRecord, GptqRows, GroupScales};

@@ -3,7 +3,7 @@
 use bitmill_checkpoint::Checkpoint;
 use bitmill_pipeline::{Format, Plan, PlanOptions, Recipe, SearchName, resolve};
 
-use crate::args::{BlockSearch, Global, How, Plan as Args};
+use crate::args::{BlockSearch, Global, How, Plan as Args, To};
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::{Outcome, models, stdout};
@@ -22,6 +22,15 @@ pub fn plan(args: &Args, global: &Global) -> Result<Outcome, Failure> {
 /// The plan that `plan` prints and `compress` runs.
 pub fn planned(checkpoint: &Checkpoint, how: &How) -> Result<Plan, Failure> {
     let mut recipe = Recipe::read(&how.recipe)?;
+    if let Some(to) = how.to {
+        recipe = recipe.with_format(match to {
+            To::Gguf => Format::Gguf,
+            To::CompressedTensors => Format::CompressedTensors,
+            To::Gptq => Format::Gptq,
+            To::Awq => Format::Awq,
+            To::HuggingFace => Format::HuggingFace,
+        })?;
+    }
     if let Some(imatrix) = &how.imatrix {
         recipe = recipe.with_imatrix(imatrix)?;
     }
