@@ -8,6 +8,7 @@ use bitmill_prune::mask_bytes;
 use bitmill_tensor::Encoding;
 use serde::{Deserialize, Serialize};
 
+use crate::calibrated::{Calibrated, HeldOut, MethodRecord};
 use crate::encode::rows_per_task;
 use crate::error::Error;
 use crate::identity::identity;
@@ -47,6 +48,9 @@ pub struct TensorRecord {
     /// xxh3 of the stored bytes; of a tensor in several parts (codes, scales, zero points; kept values, bits, row offsets)
     /// xxh3 of their hashes. Checked against the output.
     pub stored_hash: String,
+    /// How its codes were chosen, where what it multiplies decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<MethodRecord>,
     /// Why this encoding, where the recipe alone does not say.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -94,7 +98,8 @@ pub fn compress(
         let records: Vec<TensorRecord> = journal::records(plan, &records).collect();
         written.files.retain(|(file, _)| *file != record_path(path));
         written.bytes = written.files.iter().map(|(_, bytes)| bytes).sum();
-        let (document, resumed) = (document(plan, &records), records.len());
+        let document = placed_document(path, &record_path(path)).unwrap_or_else(|| document(plan, &records, None));
+        let resumed = records.len();
         return Ok(CompressRecord { written, document, seconds: began.elapsed().as_secs_f64(), resumed });
     }
     let record_name = record_path(path).file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -121,11 +126,19 @@ fn write(
     progress: &dyn Progress,
 ) -> Result<serde_json::Value, Error> {
     progress.begin(&format!("{}: compressing", plan.recipe.name));
-    let records = stream(checkpoint, plan, path, output, finished, progress)?;
-    let document = document(plan, &records);
-    output.add_record(record_name, format!("{document:#}\n").as_bytes())?;
+    let mut calibrated = Calibrated::begin(checkpoint, plan, output.partial(), finished.len())?;
+    let records = stream(checkpoint, plan, path, output, finished, calibrated.as_mut(), progress)?;
     progress.begin(&format!("{}: reading back", plan.recipe.name));
     read_back(&output.staged(), path, plan, &records, progress)?;
+    let held_out = match &mut calibrated {
+        Some(calibrated) => {
+            progress.begin(&format!("{}: measuring", plan.recipe.name));
+            calibrated.measure(&output.staged())?
+        }
+        None => None,
+    };
+    let document = document(plan, &records, held_out.as_ref());
+    output.add_record(record_name, format!("{document:#}\n").as_bytes())?;
     Ok(document)
 }
 
@@ -155,7 +168,13 @@ fn refuse_sources(checkpoint: &Checkpoint, plan: &Plan, path: &Path) -> Result<(
     }
 }
 
-fn document(plan: &Plan, records: &[TensorRecord]) -> serde_json::Value {
+/// The document that an interrupted run had put beside or into its output.
+fn placed_document(path: &Path, beside: &Path) -> Option<serde_json::Value> {
+    let file = if path.is_dir() { path.join(RECORD) } else { beside.to_owned() };
+    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+}
+
+fn document(plan: &Plan, records: &[TensorRecord], held_out: Option<&HeldOut>) -> serde_json::Value {
     let mut document = plan.to_json();
     document["schema"] = "bitmill.compress/1".into();
     if let Some(fields) = document.as_object_mut() {
@@ -164,6 +183,9 @@ fn document(plan: &Plan, records: &[TensorRecord]) -> serde_json::Value {
     }
     // Records hold strings and finite numbers: they always have a JSON form.
     document["tensors"] = serde_json::to_value(records).unwrap_or_default();
+    if let Some(held_out) = held_out {
+        document["held_out"] = serde_json::to_value(held_out).unwrap_or_default();
+    }
     document
 }
 

@@ -16,6 +16,48 @@ pub enum Error {
         /// What was asked for.
         name: String,
     },
+    /// States between layers could not be written.
+    #[error("{}: {source}", path.display())]
+    WriteStates {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// An interrupted run's states are not there.
+    #[error("{}: what entered layer {layer} is gone or damaged", folder.display())]
+    StatesGone {
+        /// Where they lay.
+        folder: PathBuf,
+        /// The layer that would come next.
+        layer: usize,
+    },
+    /// A method could not be used, and falling back was not allowed.
+    #[error("`{tensor}`: {why}")]
+    Fallback {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        why: String,
+    },
+    /// A run would take more memory than it may.
+    #[error("about {needed} bytes of memory, and {allowed} are allowed")]
+    TooMuchMemory {
+        /// What is predicted.
+        needed: u64,
+        /// What is allowed.
+        allowed: u64,
+        /// Whether it is what calibration takes.
+        calibrates: bool,
+    },
+    /// Matrices that share their inputs are asked to be compressed by different statistics.
+    #[error("`{tensor}` and `{other}` share their inputs but not how they are quantized")]
+    UnlikeMethods {
+        /// One.
+        tensor: String,
+        /// The other.
+        other: String,
+    },
     /// A task's items are not those that a baseline holds answers to.
     #[error("task `{task}` is not what the baseline's answers are to")]
     OtherTask {
@@ -443,6 +485,19 @@ impl Error {
                 "restore the task's file, record the baseline again, or leave tasks out with --no-tasks"
                     .into(),
             ),
+            Self::WriteStates { .. } => {
+                Some("states between layers lie beside the output: make room on that disk, then run this again".into())
+            }
+            Self::StatesGone { .. } => Some("`--restart` begins anew".into()),
+            Self::Fallback { .. } => {
+                Some("give more calibration tokens, or leave --strict out: it is then rounded by its weights alone".into())
+            }
+            Self::TooMuchMemory { calibrates: true, .. } => Some(
+                "give fewer --samples or a shorter --length; `memory` in [calibration] is what activations may take"
+                    .into(),
+            ),
+            Self::TooMuchMemory { .. } => Some("raise --max-memory, or compute with fewer --threads".into()),
+            Self::UnlikeMethods { .. } => Some("give both one step, or one `damping`, `order` and `asymmetry`".into()),
             Self::MalformedLine { .. } => Some("correct or remove the line".into()),
             Self::NotAdjustable { .. } => None,
             Self::ReadRecipe { .. } => Some("`bitmill recipes` lists what needs no file".into()),

@@ -440,6 +440,14 @@ impl Output<'_> {
         }
     }
 
+    /// The folder that goes with an unfinished output, and is gone with it.
+    pub(crate) fn partial(&self) -> std::path::PathBuf {
+        match self {
+            Self::Gguf(writer, _) => writer.partial(),
+            Self::Folder(writer, _) => writer.partial(),
+        }
+    }
+
     /// Puts the output in its place.
     pub(crate) fn finish(self) -> Result<Written, Error> {
         Ok(match self {

@@ -10,6 +10,7 @@
 //! every command falls back to.
 
 mod baseline;
+mod calibrated;
 pub mod calibration;
 mod chat;
 mod compare;
@@ -29,6 +30,7 @@ mod journal;
 mod layout;
 mod measure;
 mod merged;
+mod method;
 mod packings;
 mod padding;
 mod pattern;
@@ -47,6 +49,7 @@ mod watch;
 
 pub use baseline::{read_baseline, record_baseline};
 pub use calibration::{Calibration, CalibrationOptions, Fit};
+pub use calibrated::{HeldOut, MethodRecord};
 pub use chat::Chat;
 pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};
 pub use compress::{CompressRecord, TensorRecord, active_weights, compress, n_weights, size_on_disk};
@@ -58,6 +61,7 @@ pub use files::write_file;
 pub use generate::{Writer, model_sampling, sampled};
 pub use imatrix::{ImatrixOptions, imatrix};
 pub use measure::{Dense, Material, Request, Subject, TaskChoice, measure_quality};
+pub use method::{Gptq, Method, Order};
 pub use padding::{Pad, PadWidth};
 pub use plan::{Plan, PlanOptions, PlannedTensor, Treatment};
 pub use presets::{PRESETS, Preset, preset};

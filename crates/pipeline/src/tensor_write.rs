@@ -110,6 +110,7 @@ impl<'a> TensorWrite<'a> {
             zeros: planned.removal.map(|_| self.zeros),
             source_hash: format!("{:016x}", self.source.digest()),
             stored_hash: self.stored.finish(planned.to),
+            method: None,
             reason: planned.reason.clone(),
         })
     }
