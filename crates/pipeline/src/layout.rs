@@ -444,7 +444,7 @@ impl Output<'_> {
     pub(crate) fn partial(&self) -> std::path::PathBuf {
         match self {
             Self::Gguf(writer, _) => writer.partial(),
-            Self::Folder(writer, _) => writer.partial(),
+            Self::Folder(writer, ..) => writer.partial(),
         }
     }
 

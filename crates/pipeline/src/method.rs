@@ -25,6 +25,8 @@ pub struct Gptq {
     pub order: Order,
     /// How much of what earlier layers changed in the inputs is made up for (GPTAQ); `None`: they are taken as they are.
     pub asymmetry: Option<f32>,
+    /// How often scales are fitted and codes moved afterwards, while the error of the outputs falls.
+    pub refine: usize,
 }
 
 /// The order in which GPTQ rounds columns.

@@ -730,10 +730,11 @@ fn decide(
             };
             let layout = grid.layout(in_features).map_err(refused)?;
             let method = match step {
-                Step::Gptq { damping, order, asymmetry, .. } if is_met(role) => Method::Gptq(Gptq {
+                Step::Gptq { damping, order, asymmetry, refine, .. } if is_met(role) => Method::Gptq(Gptq {
                     damping: damping.0,
                     order: *order,
                     asymmetry: asymmetry.map(|strength| strength.0),
+                    refine: usize::from(*refine),
                 }),
                 _ => Method::Alone,
             };

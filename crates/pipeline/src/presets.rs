@@ -127,6 +127,7 @@ fn calibrated(name: &str) -> Option<Recipe> {
             damping: Damping(0.01),
             order: Order::Static,
             asymmetry,
+            refine: 0,
         },
         other => other,
     };

@@ -194,6 +194,9 @@ pub enum Step {
         /// GPTAQ: how much of what earlier layers changed in the inputs is made up for, 0 to 1; absent: nothing.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         asymmetry: Option<Damping>,
+        /// How often scales are fitted again and codes moved afterwards, while the error of the outputs falls: 0 by default.
+        #[serde(default)]
+        refine: u8,
     },
     /// Plain floats. GGUF stores vectors (norms, biases) in f32 whatever is asked.
     Float {
@@ -450,6 +453,10 @@ impl Recipe {
             return Err(malformed(
                 "`magnitude` beside what is calibrated: prune first, and compress what that wrote".into(),
             ));
+        }
+        let has_order = |step: &Step| matches!(step, Step::Gptq { order: Order::Full, .. });
+        if recipe.format != Format::Gptq && recipe.steps.iter().any(has_order) {
+            return Err(malformed("`order = \"full\"` is for the format gptq: no other tells readers of it".into()));
         }
         if recipe.search != SearchName::Ggml && !recipe.makes_blocks() {
             return Err(malformed("`search` is for steps of kind `mix` and `block`: there is none".into()));

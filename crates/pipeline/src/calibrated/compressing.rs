@@ -20,8 +20,6 @@ use crate::tensor_run::{Encoded, TensorRun};
 /// A matrix that is encoded.
 pub(crate) struct Done {
     pub encoded: Vec<Encoded>,
-    /// Where groups are not runs of columns.
-    pub group_of_column: Option<Vec<u32>>,
     /// How its codes were chosen, where not by its weights alone.
     pub method: Option<MethodRecord>,
 }
@@ -193,8 +191,7 @@ impl<'a> Compressing<'a> {
             });
             tensor.release();
             stored.push(replacement);
-            let Rows { encoded, group_of_column, .. } = rows;
-            self.done.insert(index, Done { encoded, group_of_column, method });
+            self.done.insert(index, Done { encoded: rows.encoded, method });
         }
         Ok(stored)
     }

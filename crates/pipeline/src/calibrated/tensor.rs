@@ -62,8 +62,6 @@ pub(crate) struct Statistics<'a> {
 #[derive(Default)]
 pub(crate) struct Rows {
     pub encoded: Vec<Encoded>,
-    /// Where groups are not runs of columns.
-    pub group_of_column: Option<Vec<u32>>,
     /// The values that they stand for, where they are not what the layer can run with.
     decided: Vec<f32>,
 }
@@ -106,19 +104,25 @@ pub(crate) fn encode_calibrated(
                     Order::Static => GroupScales::Original,
                     Order::None | Order::Full => GroupScales::Updated,
                 };
-                let options = GptqOptions { scales, asymmetry: statistics.asymmetry };
+                let options = GptqOptions { scales, asymmetry: statistics.asymmetry, refine: how.refine };
                 let done = gptq::quantize(&grouped, planned.clip, &options, &mut decided, statistics.factor);
                 let GptqRows { rows, group_of_column, .. } = done.map_err(failed(first))?;
-                all.group_of_column = group_of_column;
-                Parts { codes: rows.packed, scales: rows.scales, zero_codes: rows.zero_codes, kept: Vec::new() }
+                Parts {
+                    codes: rows.packed,
+                    scales: rows.scales,
+                    zero_codes: rows.zero_codes,
+                    kept: Vec::new(),
+                    group_of: group_of_column,
+                }
             }
             (Method::Compensated(options), Encoding::Block(block)) => {
                 compensate(isa, block, &options, &weight, statistics, &mut decided).map_err(failed(first))?
             }
             (method, to) => unreachable!("{method:?} is never planned for {to}"),
         };
+        let has_view = !planned.is_padded() && parts.group_of.is_none();
         all.encoded.push(Encoded { parts, rows: run.figures(&weight, &decided) });
-        if planned.is_padded() || all.group_of_column.is_some() {
+        if !has_view {
             all.decided.append(&mut decided);
         }
     }
@@ -159,9 +163,9 @@ pub(crate) fn as_stored(isa: Isa, tensor: &Tensor, planned: &PlannedTensor, run:
         }
         out
     };
-    let same_shape = !planned.is_padded() && rows.group_of_column.is_none();
+    let has_view = !planned.is_padded() && rows.decided.is_empty();
     let stored = match planned.to {
-        Encoding::Grouped(grouped) if same_shape => {
+        Encoding::Grouped(grouped) if has_view => {
             let zeros = match parts.zero_codes.is_empty() {
                 true => Vec::new(),
                 false => {
@@ -171,7 +175,7 @@ pub(crate) fn as_stored(isa: Isa, tensor: &Tensor, planned: &PlannedTensor, run:
             };
             tensor.stored_in_groups(grouped, in_place(&parts.codes), in_place(&parts.scales), zeros)
         }
-        Encoding::Float(_) | Encoding::Block(_) if same_shape => {
+        Encoding::Float(_) | Encoding::Block(_) if has_view => {
             tensor.stored_as(planned.to, in_place(&parts.codes))
         }
         _ => {
