@@ -16,6 +16,7 @@ mod ops;
 mod panel;
 mod row;
 mod scalar;
+mod work;
 
 pub use compute::Compute;
 pub use dequant::{dequantize_rows, widen};
@@ -24,6 +25,7 @@ pub use matmul::{Path, matmul, matmul_each};
 pub use ops::attention::{AttentionShape, KvCache};
 pub use ops::rope::{Pairing, RopeTable, Rotations, YarnStretch};
 pub use ops::route::Routes;
+pub use work::Work;
 
 #[cfg(test)]
 mod tests;
