@@ -21,6 +21,7 @@
 //!
 //! The layouts of the IQ1, IQ2, IQ3 and TQ types stand in bitmill-kernels' `grids.rs`, which reads them.
 
+mod compensated;
 mod encoder;
 mod grid_search;
 mod importance;
@@ -47,6 +48,7 @@ mod scale_and_shift;
 mod ternary;
 mod unsigned_scale;
 
+pub use compensated::{Compensation, CompensationRecord, can_compensate, quantize_blocks_compensated};
 pub use encoder::{BlockEncoder, BlockSearch, needs_importance, quantize_blocks};
 pub use importance::Importance;
 
