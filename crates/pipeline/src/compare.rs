@@ -9,7 +9,9 @@ use bitmill_report::{CompareReport, CompareSchema, Failure, Machine, Row, Settin
 use bitmill_tensor::Encoding;
 use bitmill_text::Windows;
 
-use crate::compress::record_path;
+use crate::card::CARD;
+use crate::compress::beside;
+use crate::layout::RECORD;
 use crate::depth::Depth;
 use crate::measure::{Dense, Material, Request, Subject, measure_quality};
 use crate::{
@@ -193,7 +195,9 @@ fn remove(path: &Path) {
         let _ = std::fs::remove_dir_all(path);
     } else {
         let _ = std::fs::remove_file(path);
-        let _ = std::fs::remove_file(record_path(path));
+        for name in [RECORD, CARD] {
+            let _ = std::fs::remove_file(beside(path, name));
+        }
     }
 }
 

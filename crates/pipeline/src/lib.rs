@@ -11,6 +11,7 @@
 
 mod baseline;
 mod calibrated;
+mod card;
 pub mod calibration;
 mod chat;
 mod compare;
