@@ -14,6 +14,7 @@ mod isa;
 mod matmul;
 mod ops;
 mod panel;
+mod product;
 mod row;
 mod scalar;
 
@@ -24,6 +25,7 @@ pub use matmul::{Path, matmul, matmul_each};
 pub use ops::attention::{AttentionShape, KvCache};
 pub use ops::rope::{Pairing, RopeTable, Rotations, YarnStretch};
 pub use ops::route::Routes;
+pub use product::{Strided, add_product, set_product};
 
 #[cfg(test)]
 mod tests;

@@ -55,6 +55,17 @@ pub enum Error {
         /// Columns whose importance is given.
         found: usize,
     },
+    /// What is known of a feature's activations is no number from 0.
+    #[error("column {col}: {value} is no mean or largest magnitude of activations")]
+    BadActivation {
+        /// The column.
+        col: usize,
+        /// What was given.
+        value: f32,
+    },
+    /// Errors cannot be counted through these inputs.
+    #[error("the layer's inputs, or their Hessian, hold numbers that are not finite or too large to square")]
+    BadInputs,
     /// The search of these blocks needs importance.
     #[error("the search of {block} needs the importance of columns")]
     NeedsImportance {
@@ -97,6 +108,9 @@ impl Error {
                     .to_owned(),
             ),
             Self::ScaleOverflow { .. } => None,
+            Self::BadActivation { .. } | Self::BadInputs => Some(
+                "the layers before may overflow: run `bitmill eval`, or round this tensor to nearest".to_owned(),
+            ),
             Self::NeedsImportance { .. } => Some(
                 "give an importance matrix (--imatrix FILE), or take a type that does without, as q2_k or iq3_s".to_owned(),
             ),

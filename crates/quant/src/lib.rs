@@ -1,20 +1,29 @@
 //! Quantization methods: one file per method. A method takes matrices and returns codes and what they stand for;
 //! it opens no file and runs no model.
 //!
-//! [`rtn`] rounds to the nearest code of a grid, [`ggml`] makes the blocks of GGUF files, [`mix`] says which
+//! [`rtn`] rounds to the nearest code of a grid, [`hqq`] searches grids for heavy tails, [`awq`] and [`smooth`] scale features before,
+//! [`rotate`] mixes them, [`fold`] carries that into the rest of the model, [`ggml`] makes the blocks of GGUF files, [`mix`] says which
 //! encoding each tensor of a GGUF mix gets.
 
+pub mod awq;
 mod clip;
 mod error;
+pub mod fold;
 pub mod ggml;
+pub mod hqq;
 pub mod mix;
 mod mix_rules;
 mod pack;
+pub mod rotate;
 pub mod rtn;
+pub mod smooth;
 
+pub use awq::{AwqOptions, AwqScales, Inputs, ScaleRule};
 pub use clip::Clip;
 pub use error::{Error, first_non_finite};
 pub use ggml::{BlockEncoder, BlockSearch, Importance, needs_importance, quantize_blocks};
+pub use hqq::HqqOptions;
 pub use mix::{Choice, Mix, MixTensor, choose};
 pub use pack::pack_zero_points;
+pub use rotate::Rotation;
 pub use rtn::{GroupedRows, RtnGrid, quantize_rows, quantize_rows_clipped};
