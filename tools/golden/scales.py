@@ -12,17 +12,19 @@ import pathlib
 
 import numpy as np
 
+f32 = np.float32
 SEED, FEATURES, TOKENS, GROUP, STEPS = 11, 32, 96, 16, 20
 
 
 def nearest(w, bits):
-    """Round to nearest on an asymmetric grid with zero in its range; scales are f32."""
-    groups = w.reshape(-1, GROUP)
-    low, high = np.minimum(groups.min(1), 0)[:, None], np.maximum(groups.max(1), 0)[:, None]
-    most = 2**bits - 1
-    scale = ((high - low) / most).astype(np.float32).astype(np.float64)
-    zero = np.clip(np.rint(-low / scale), 0, most)
-    return (scale * (np.clip(np.rint(groups / scale + zero), 0, most) - zero)).reshape(w.shape)
+    """Round to nearest on an asymmetric grid with zero in its range, in f32: clipped groups put zero points and weights on ties."""
+    groups = w.reshape(-1, GROUP).astype(f32)
+    low, high = np.minimum(groups.min(1), f32(0))[:, None], np.maximum(groups.max(1), f32(0))[:, None]
+    first, last = f32(-(2 ** (bits - 1))), f32(2 ** (bits - 1) - 1)
+    scale = (high - low) / (last - first)
+    zero = np.clip(np.rint(first - low / scale), first, last)
+    codes = np.clip(np.rint(groups / scale + zero), first, last)
+    return (scale.astype(np.float64) * (codes - zero)).reshape(w.shape)
 
 
 def scales_of(alpha, mean_x, mean_w, duo):
@@ -49,12 +51,12 @@ def clips(w, x, bits):
     rows = len(w)
     groups = w.reshape(rows, -1, GROUP)
     inputs = x.reshape(len(x), -1, GROUP)
-    whole = np.abs(groups).max(-1)
+    whole = np.abs(groups).max(-1).astype(f32)
     best, least = whole.copy(), np.full(whole.shape, np.inf)
     outputs = lambda q: np.einsum("rgk,tgk->rtg", q.reshape(groups.shape), inputs)
     wanted = outputs(w)
     for step in range(10):
-        most = whole * (1 - step / 20)
+        most = whole * (f32(1) - f32(step) / f32(20))
         clipped = np.clip(groups, -most[..., None], most[..., None]).reshape(w.shape)
         error = ((outputs(nearest(clipped, bits)) - wanted) ** 2).sum(1)
         better = error < least
@@ -64,9 +66,9 @@ def clips(w, x, bits):
 
 def main():
     rng = np.random.default_rng(SEED)
-    f32 = lambda a: a.astype(np.float32).astype(np.float64)
-    matrices = [f32(rng.standard_t(4, (rows, FEATURES)) * 0.05) for rows in (24, 8)]
-    x = f32(rng.standard_normal((TOKENS, FEATURES)) * np.exp(rng.standard_normal(FEATURES)))
+    stored = lambda a: a.astype(f32).astype(np.float64)
+    matrices = [stored(rng.standard_t(4, (rows, FEATURES)) * 0.05) for rows in (24, 8)]
+    x = stored(rng.standard_normal((TOKENS, FEATURES)) * np.exp(rng.standard_normal(FEATURES)))
     x[:, [3, 17]] *= 12
     flat = lambda a: [float(v) for v in np.asarray(a).reshape(-1)]
     document = {"numpy": np.__version__, "seed": SEED, "features": FEATURES, "group_size": GROUP}

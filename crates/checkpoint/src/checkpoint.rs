@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use bitmill_tensor::{Encoding, FloatType, Grouped, ViewError, WeightData, WeightView};
+use bitmill_tensor::{ColumnPacking, Encoding, FloatType, Grouped, ViewError, WeightData, WeightView};
 
 use crate::folder::{self, Files};
 use crate::{Error, GgufTokenizer, GgufValue, ModelConfig, Region, Role, config_out, foreign, gguf_in};
@@ -77,6 +77,14 @@ pub(crate) enum Parts {
         packed: Region,
         scales: Region,
         zero_points: Option<Region>,
+    },
+    Columns {
+        layout: Grouped,
+        packing: ColumnPacking,
+        packed: Region,
+        scales: Region,
+        zero_points: Region,
+        group_of: Option<Region>,
     },
     Sparse {
         float: FloatType,
@@ -335,6 +343,28 @@ impl Tensor {
         Ok(Self { info, parts })
     }
 
+    /// The same tensor with its values stored as groups of codes, row by row where this one stores them.
+    ///
+    /// # Errors
+    /// [`ViewError`] if the parts are not the matrix in `layout`.
+    pub fn stored_in_groups(
+        &self,
+        layout: Grouped,
+        packed: Vec<u8>,
+        scales: Vec<u8>,
+        zero_points: Vec<u8>,
+    ) -> Result<Self, ViewError> {
+        let (rows, cols) = matrix_shape(&self.info.shape);
+        let stored_bytes = (packed.len() + scales.len() + zero_points.len()) as u64;
+        let data =
+            WeightData::Grouped { layout, packed: &packed, scales: &scales, zero_points: &zero_points };
+        WeightView::new(rows, cols, data)?;
+        let info = TensorInfo { encoding: Encoding::Grouped(layout), stored_bytes, ..self.info.clone() };
+        let zero_points = (!zero_points.is_empty()).then(|| Region::from_vec(zero_points));
+        let (packed, scales) = (Region::from_vec(packed), Region::from_vec(scales));
+        Ok(Self { info, parts: Parts::Grouped { layout, packed, scales, zero_points } })
+    }
+
     /// Lets go of its pages of the mapped file.
     pub fn release(&self) {
         self.parts.each(Region::release);
@@ -385,6 +415,14 @@ impl Parts {
                 scales,
                 zero_points: zero_points.as_deref().unwrap_or_default(),
             },
+            Self::Columns { layout, packing, packed, scales, zero_points, group_of } => WeightData::Columns {
+                layout: *layout,
+                packing: *packing,
+                packed,
+                scales,
+                zero_points,
+                group_of: group_of.as_deref().unwrap_or_default(),
+            },
             Self::Sparse { float, bitmask, values, row_offsets } => {
                 WeightData::Sparse { float: *float, bitmask, values, row_offsets }
             }
@@ -400,6 +438,9 @@ impl Parts {
                 if let Some(zero_points) = zero_points {
                     act(zero_points);
                 }
+            }
+            Self::Columns { packed, scales, zero_points, group_of, .. } => {
+                [packed, scales, zero_points].into_iter().chain(group_of).for_each(act);
             }
             Self::Sparse { bitmask, values, row_offsets, .. } => {
                 [bitmask, values, row_offsets].into_iter().for_each(act);

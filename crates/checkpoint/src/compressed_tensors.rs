@@ -14,7 +14,6 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::path::Path;
 
 use bitmill_tensor::{Bits, Dtype, Encoding, FloatType, Granularity, Grouped, WeightView, ZeroPoint};
 use serde_json::{Map, Value, json};
@@ -43,29 +42,15 @@ pub(crate) struct Scheme {
     zero_point: ZeroPoint,
 }
 
-/// The schemes of `quantization_config`; `None` if there is no such key.
-pub(crate) fn schemes(file: &Path, config: &Map<String, Value>) -> Result<Option<Vec<Scheme>>, Error> {
-    let Some(value) = config.get("quantization_config").filter(|value| !value.is_null()) else {
-        return Ok(None);
-    };
+/// The schemes of a `quantization_config` of this method.
+pub(crate) fn schemes(fields: &Fields) -> Result<Vec<Scheme>, Error> {
+    let file = fields.file;
     let unsupported = |what: String| Error::UnsupportedQuantization { file: file.to_owned(), what };
-    let Value::Object(map) = value else {
-        return Err(Error::ConfigValue {
-            file: file.to_owned(),
-            key: "quantization_config".to_owned(),
-            problem: "expected an object".to_owned(),
-        });
-    };
-    let fields = Fields { file, prefix: "quantization_config", map };
-    let method = fields.text("quant_method")?.unwrap_or("compressed-tensors");
-    if method != "compressed-tensors" {
-        return Err(unsupported(format!("the method `{method}`")));
-    }
     let is_pack = |fields: &Fields| match fields.text("format")? {
         None | Some("pack-quantized") => Ok(()),
         Some(other) => Err(unsupported(format!("the format `{other}`"))),
     };
-    is_pack(&fields)?;
+    is_pack(fields)?;
     if let Some(status) = fields.text("quantization_status")?
         && status != "compressed"
     {
@@ -87,7 +72,7 @@ pub(crate) fn schemes(file: &Path, config: &Map<String, Value>) -> Result<Option
         }
     }
     if sparse && fields.get("config_groups").is_none() {
-        return Ok(Some(Vec::new()));
+        return Ok(Vec::new());
     }
     let Some(Value::Object(groups)) = fields.get("config_groups") else {
         return Err(fields.wrong("config_groups", "expected an object of groups".to_owned()));
@@ -117,7 +102,7 @@ pub(crate) fn schemes(file: &Path, config: &Map<String, Value>) -> Result<Option
             targets,
         )?);
     }
-    Ok(Some(schemes))
+    Ok(schemes)
 }
 
 fn scheme(weights: &Fields, targets: Vec<String>) -> Result<Scheme, Error> {

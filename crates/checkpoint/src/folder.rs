@@ -22,9 +22,10 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::checkpoint::{Format, Parts};
+use crate::declared::Declared;
 use crate::safetensors_in::{self, StTensor};
 use crate::{
-    Checkpoint, Error, Family, ModelConfig, Region, Role, RoleKind, TensorInfo, compressed_tensors,
+    Checkpoint, Error, Family, ModelConfig, Region, Role, RoleKind, TensorInfo, columns, compressed_tensors,
     config_json, config_out, foreign, generation1, moe, shapes, sparse_bitmask,
 };
 
@@ -148,8 +149,10 @@ pub(crate) fn open(files: &Files) -> Result<Checkpoint, Error> {
     let generation = generation.as_ref().map(|(path, value)| (path.as_path(), value));
     let from_json = config_json::read(&config_path, &json, generation)?;
     let mut config = from_json.config;
-    let schemes = match json.as_object() {
-        Some(map) => compressed_tensors::schemes(&config_path, map)?,
+    let beside = files.json("quantize_config.json")?;
+    let beside = beside.as_ref().map(|(path, value)| (path.as_path(), value));
+    let declared = match json.as_object() {
+        Some(map) => Declared::read(&config_path, map, beside)?,
         None => None,
     };
     let (stored, weight_bytes) = weights(files)?;
@@ -159,7 +162,7 @@ pub(crate) fn open(files: &Files) -> Result<Checkpoint, Error> {
         _ => stored,
     };
     let stored = moe::cut_fused(&name, &config, stored)?;
-    let mut tensors = logical_tensors(stored, schemes.as_deref())?;
+    let mut tensors = logical_tensors(stored, declared.as_ref())?;
     if config.tied {
         config.tied = drop_tied_head(&mut tensors);
     }
@@ -285,7 +288,7 @@ fn sharded(files: &Files, index: &Region) -> Result<(Vec<StTensor>, u64), Error>
 /// first of them, and buffers that old checkpoints carry along are dropped.
 fn logical_tensors(
     stored: Vec<StTensor>,
-    schemes: Option<&[compressed_tensors::Scheme]>,
+    declared: Option<&Declared>,
 ) -> Result<Vec<(TensorInfo, Parts)>, Error> {
     let mut order: Vec<String> = Vec::new();
     let mut plain: HashMap<String, StTensor> = HashMap::new();
@@ -295,9 +298,12 @@ fn logical_tensors(
         if tensor.name.ends_with(".rotary_emb.inv_freq") {
             continue;
         }
-        let sparse = || schemes.and_then(|_| sparse_bitmask::matrix_of(&tensor.name));
-        match compressed_tensors::matrix_of(&tensor.name).or_else(sparse) {
-            Some((matrix, _)) if schemes.is_none() => {
+        let part = match declared {
+            Some(declared) => declared.matrix_of(&tensor.name),
+            None => compressed_tensors::matrix_of(&tensor.name).or_else(|| columns::matrix_of(&tensor.name)),
+        };
+        match part {
+            Some((matrix, _)) if declared.is_none() => {
                 return Err(Error::PackedTensor {
                     tensor: matrix,
                     problem: format!(
@@ -346,9 +352,13 @@ fn logical_tensors(
             }
             (None, Some(parts)) => {
                 let stored_bytes = parts.values().map(|part| part.bytes.len() as u64).sum();
-                let matrix = match sparse_bitmask::is_sparse(&parts) {
-                    true => sparse_bitmask::assemble(&name, parts)?,
-                    false => compressed_tensors::assemble(&name, parts, schemes.unwrap_or_default())?,
+                let matrix = match declared {
+                    Some(Declared::Columns(declared)) => columns::assemble(&name, parts, *declared)?,
+                    _ if sparse_bitmask::is_sparse(&parts) => sparse_bitmask::assemble(&name, parts)?,
+                    Some(Declared::CompressedTensors(schemes)) => {
+                        compressed_tensors::assemble(&name, parts, schemes)?
+                    }
+                    None => compressed_tensors::assemble(&name, parts, &[])?,
                 };
                 let (shape, encoding) = (matrix.shape.to_vec(), matrix.encoding);
                 tensors.push((TensorInfo { name, shape, encoding, stored_bytes, role }, matrix.parts));

@@ -184,6 +184,11 @@ impl FolderWriter {
         self.staging.keep(keep);
     }
 
+    /// The folder that goes with an unfinished output: what else a run keeps for the one that goes on with it.
+    pub fn partial(&self) -> PathBuf {
+        self.staging.path().to_owned()
+    }
+
     /// Where the folder lies until [`finish`](Self::finish): complete once every tensor is written, to be read back.
     pub fn staged(&self) -> PathBuf {
         self.staging.output()

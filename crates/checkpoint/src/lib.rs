@@ -1,4 +1,4 @@
-//! Checkpoints in and out: safetensors, GGUF, compressed-tensors, model config, atomic writers.
+//! Checkpoints in and out: safetensors, GGUF, compressed-tensors, GPTQ, AWQ, model config, atomic writers.
 //!
 //! A [`Checkpoint`] is an opened model in any format: tensors under their Hugging Face names with their [`Role`]s,
 //! checked against a [`ModelConfig`]. Opening reads headers only; weights are mapped, read when touched and let go
@@ -31,11 +31,13 @@
 
 mod atomic;
 mod checkpoint;
+mod columns;
 mod compressed_tensors;
 mod config;
 mod config_json;
 mod config_out;
 mod config_rope;
+mod declared;
 mod error;
 mod family;
 mod folder;
@@ -63,6 +65,7 @@ pub use atomic::{Overwrite, Target, Written};
 pub use checkpoint::{
     Checkpoint, Format, Tensor, TensorInfo, TokenizerSource, adjacent_pairs_row, halves_row,
 };
+pub use columns::{awq_config, column_specs, gptq_config};
 pub use compressed_tensors::{PackedScheme, compressed_tensors_config, grouped_specs, packed_config};
 pub use config::{ModelConfig, Rope, RopeScaling, SlidingWindow, Yarn};
 pub use error::Error;

@@ -117,6 +117,11 @@ impl Staging {
         &self.target.path
     }
 
+    /// The folder of all that goes with an unfinished output.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Where files lie until they are finished; as a folder, the output itself.
     pub fn output(&self) -> PathBuf {
         self.path.join("output")

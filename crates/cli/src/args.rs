@@ -89,6 +89,9 @@ pub struct How {
     /// A preset's name (see `bitmill recipes`) or a TOML file.
     #[arg(long, short, value_name = "R")]
     pub recipe: String,
+    /// Write this format instead of the recipe's own, where it has a form for what the recipe makes.
+    #[arg(long, value_name = "FORMAT")]
+    pub to: Option<To>,
     /// Weigh the errors of GGUF blocks by this importance matrix, which `bitmill imatrix` or llama-imatrix wrote.
     #[arg(long, value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
@@ -107,6 +110,31 @@ pub struct How {
     /// Accept a model whose weights are quantized already, at the price of a second loss.
     #[arg(long)]
     pub allow_requantize: bool,
+    #[command(flatten)]
+    pub calibration: Calibration,
+    /// Refuse a run that is predicted to take more memory.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_memory: Option<u64>,
+    /// Make it an error where a method cannot be used on a tensor, instead of falling back to rounding its weights alone.
+    #[arg(long)]
+    pub strict: bool,
+}
+
+/// What recipes with calibrated steps run the model over; what they say themselves by default.
+#[derive(Debug, Args)]
+pub struct Calibration {
+    /// Calibrate on this file: UTF-8 text, JSON lines of `text` or `messages`, or Parquet; the default is built in.
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
+    /// Calibrate on this many windows [default: the recipe's, else 128]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub samples: Option<u32>,
+    /// Tokens of a window, at most the model's context [default: the recipe's, else 2048]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..=1_048_576))]
+    pub length: Option<u32>,
+    /// Hold out this many windows beside them, and measure on those what was lost [default: the recipe's, else 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub held_out: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -115,7 +143,7 @@ pub struct Compress {
     pub model: Option<String>,
     #[command(flatten)]
     pub how: How,
-    /// The file (GGUF) or folder (compressed-tensors) to write.
+    /// The file (GGUF) or folder (any other format) to write.
     #[arg(long, short, value_name = "OUT")]
     pub output: PathBuf,
     #[command(flatten)]
@@ -183,6 +211,21 @@ pub struct Imatrix {
     pub force: bool,
 }
 
+/// Formats that a recipe can be written in.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum To {
+    /// One file for llama.cpp.
+    Gguf,
+    /// A folder for transformers, vLLM and SGLang.
+    CompressedTensors,
+    /// A folder for GPTQModel and those three; 2, 3, 4 and 8 bits.
+    Gptq,
+    /// A folder for AutoAWQ and those three; 4 bits.
+    Awq,
+    /// A folder of plain floats.
+    HuggingFace,
+}
+
 /// How blocks are searched.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum BlockSearch {
@@ -190,6 +233,8 @@ pub enum BlockSearch {
     Ggml,
     /// From there on, while the squared error falls; several times slower.
     Best,
+    /// By what the blocks multiply in a run over calibration tokens: what one column loses, those after it make up for.
+    Compensated,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

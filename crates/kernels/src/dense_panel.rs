@@ -7,6 +7,7 @@
 use crate::isa::{Isa, Kind};
 use bitmill_tensor::WeightView;
 
+use crate::columns::Columns;
 use crate::dequant::unpack;
 use crate::row::Row;
 
@@ -35,6 +36,11 @@ impl DensePanel {
     pub fn fill(&mut self, isa: Isa, weight: &WeightView<'_>, first: usize, start: usize, columns: usize) {
         assert!(columns <= COLUMNS, "columns of a panel");
         self.columns = columns;
+        if let Some(by_column) = Columns::of(weight)
+            && first + ROWS <= weight.out_features()
+        {
+            return by_column.fill(isa, first, start, columns, &mut self.values);
+        }
         let mut rows = [0f32; ROWS * COLUMNS];
         for (r, out) in rows.chunks_exact_mut(COLUMNS).enumerate() {
             if first + r < weight.out_features() {

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use bitmill_tensor::{Matrix, WeightView};
+use bitmill_tensor::{Matrix, WeightData, WeightView};
 use rayon::prelude::*;
 
 use crate::activations::{Activations, CHUNK, Token};
@@ -88,6 +88,8 @@ pub fn matmul_each<const N: usize>(
         }
         let rows_tokens = match fast {
             true => FAST_ROWS_TOKENS,
+            // Their rows are slow to read one by one.
+            false if matches!(weight.data(), WeightData::Columns { .. }) => 0,
             false if weight.encoding().is_quantized() => PACKED_ROWS_TOKENS,
             false => FLOAT_ROWS_TOKENS,
         };

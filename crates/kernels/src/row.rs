@@ -2,13 +2,26 @@
 
 use bitmill_tensor::{BlockType, FloatType, Grouped, WeightData, WeightView, ZeroPoint};
 
+use crate::columns::Columns;
+
 /// One row of a [`WeightView`]; lengths were checked when the view was made.
 #[derive(Clone, Copy)]
 pub(crate) enum Row<'a> {
-    Float { float: FloatType, bytes: &'a [u8] },
-    Block { block: BlockType, bytes: &'a [u8] },
+    Float {
+        float: FloatType,
+        bytes: &'a [u8],
+    },
+    Block {
+        block: BlockType,
+        bytes: &'a [u8],
+    },
     Grouped(GroupedRow<'a>),
     Sparse(SparseRow<'a>),
+    /// A row of a matrix that is stored column by column.
+    Column {
+        of: Columns<'a>,
+        row: usize,
+    },
 }
 
 /// A row of which some weights were kept.
@@ -60,6 +73,11 @@ impl<'a> Row<'a> {
                     row,
                     groups,
                 })
+            }
+            WeightData::Columns { .. } => {
+                let of = Columns::of(weight).expect("it is stored so");
+                assert!(row < weight.out_features(), "row {row} of {}", weight.out_features());
+                Self::Column { of, row }
             }
             WeightData::Sparse { float, bitmask, values, row_offsets } => {
                 let offset = part(row_offsets, 8).try_into().map_or(i64::MAX, i64::from_le_bytes);

@@ -26,6 +26,7 @@ pub(crate) fn unpack(row: &Row<'_>, first: usize, out: &mut [f32]) {
             }
         }
         Row::Grouped(row) => unpack_grouped(&row, first, out),
+        Row::Column { of, row } => of.unpack_row(row, first, out),
         Row::Sparse(row) => {
             let mut at = row.kept_before(first);
             for (i, value) in out.iter_mut().enumerate() {
@@ -118,14 +119,14 @@ pub(crate) fn is_signed(row: &Row<'_>) -> bool {
     match row {
         Row::Block { block, .. } => blocks::is_signed(*block),
         Row::Grouped(row) => row.shift() > 0,
-        Row::Float { .. } | Row::Sparse(_) => false,
+        Row::Float { .. } | Row::Sparse(_) | Row::Column { .. } => false,
     }
 }
 
 /// Whether [`fast_dot`] can be asked for this row: blocks, and codes of 2 to 8 bits in groups of whole blocks.
 pub(crate) fn has_fast_path(row: &Row<'_>) -> bool {
     match row {
-        Row::Float { .. } | Row::Sparse(_) => false,
+        Row::Float { .. } | Row::Sparse(_) | Row::Column { .. } => false,
         Row::Block { .. } => true,
         Row::Grouped(row) => row.layout.bits.get() >= 2 && row.blocks_have_one_group(),
     }
@@ -139,7 +140,7 @@ impl Chunk {
         for i in 0..256.min(in_features - first) {
             let half = i / 16;
             let (code, scale, offset) = match *row {
-                Row::Float { .. } | Row::Sparse(_) => (0, f32::NAN, 0.0),
+                Row::Float { .. } | Row::Sparse(_) | Row::Column { .. } => (0, f32::NAN, 0.0),
                 Row::Block { block, bytes } => {
                     let at = (first + i) / block.weights() * block.bytes();
                     let (bytes, i) = (&bytes[at..at + block.bytes()], (first + i) % block.weights());

@@ -1,13 +1,10 @@
 //! Feed-forward blocks: one for every token, or many of which a router picks a few for each.
 
-use bitmill_checkpoint::{RoleKind, Tensor};
+use bitmill_checkpoint::Tensor;
 use bitmill_kernels::{Compute, Routes};
 use bitmill_tensor::Matrix;
 
 use crate::weights::Linear;
-
-/// Is shown what matrices multiply, `[tokens, in_features]`, and in which expert they are.
-pub(crate) type See<'a> = &'a mut dyn FnMut(RoleKind, Option<usize>, &Matrix);
 
 /// `down(silu(gate(x)) · up(x))`.
 #[derive(Debug)]
@@ -18,7 +15,13 @@ pub(crate) struct FeedForward {
 }
 
 impl FeedForward {
-    /// `y = down(silu(gate(x)) · up(x))`; what `down` multiplies stays in `gate`.
+    /// `silu(gate(x)) · up(x)`, what `down` multiplies, into `gate`.
+    pub(crate) fn open(&self, compute: &Compute, x: &Matrix, gate: &mut Matrix, up: &mut Matrix) {
+        Linear::run_each(compute, x, [(&self.gate, &mut *gate), (&self.up, &mut *up)]);
+        compute.swiglu(gate, up);
+    }
+
+    /// `y = down(silu(gate(x)) · up(x))`.
     pub(crate) fn run(
         &self,
         compute: &Compute,
@@ -27,17 +30,8 @@ impl FeedForward {
         up: &mut Matrix,
         y: &mut Matrix,
     ) {
-        Linear::run_each(compute, x, [(&self.gate, &mut *gate), (&self.up, &mut *up)]);
-        compute.swiglu(gate, up);
+        self.open(compute, x, gate, up);
         self.down.run(compute, gate, y);
-    }
-
-    /// Shows what its matrices multiplied in [`run`](Self::run).
-    pub(crate) fn show(&self, expert: Option<usize>, x: &Matrix, gate: &Matrix, see: See<'_>) {
-        for linear in [&self.gate, &self.up] {
-            see(linear.weight.info.role.kind, expert, x);
-        }
-        see(self.down.weight.info.role.kind, expert, gate);
     }
 
     pub(crate) fn matrices(&self) -> impl Iterator<Item = &Tensor> {
@@ -66,21 +60,28 @@ pub(crate) struct Shared {
     pub(crate) block: FeedForward,
 }
 
-/// Activations of [`Experts::run`].
+/// Activations of [`Experts`].
 #[derive(Debug, Default)]
 pub(crate) struct ExpertScratch {
     /// Of the router, then of the shared block's gate.
     logits: Matrix,
     routes: Routes,
     /// The tokens of one expert.
-    x: Matrix,
-    y: Matrix,
+    pub(crate) x: Matrix,
+    pub(crate) y: Matrix,
+}
+
+impl ExpertScratch {
+    /// The tokens that go through expert `number`, ascending.
+    pub(crate) fn tokens(&self, number: usize) -> &[usize] {
+        self.routes.tokens(number)
+    }
 }
 
 impl Experts {
     /// `y = Σ share · expert(x)`, expert after expert, then the shared block.
     ///
-    /// Each expert sees all of its tokens at once, so that its matrices are read once a batch; `see` is shown them.
+    /// Each expert sees all of its tokens at once, so that its matrices are read once a batch.
     pub(crate) fn run(
         &self,
         compute: &Compute,
@@ -88,42 +89,68 @@ impl Experts {
         [gate, up]: [&mut Matrix; 2],
         scratch: &mut ExpertScratch,
         y: &mut Matrix,
-        see: See<'_>,
     ) {
+        self.route(compute, x, scratch, y);
+        for (number, expert) in self.experts.iter().enumerate() {
+            if self.gather(compute, number, x, scratch) {
+                let tokens = if self.takes_all(number, x, scratch) { x } else { &scratch.x };
+                expert.run(compute, tokens, gate, up, &mut scratch.y);
+                self.add(compute, number, scratch, y);
+            }
+        }
+        if let Some(shared) = &self.shared {
+            shared.block.run(compute, x, gate, up, &mut scratch.y);
+            shared.add(compute, x, scratch, y);
+        }
+    }
+
+    /// Picks the experts of each token; `y` becomes zeros.
+    pub(crate) fn route(&self, compute: &Compute, x: &Matrix, scratch: &mut ExpertScratch, y: &mut Matrix) {
         self.router.run(compute, x, &mut scratch.logits);
-        see(RoleKind::Router, None, x);
         compute.route(&scratch.logits, self.used, self.normalised, &mut scratch.routes);
         y.reshape(x.rows(), x.cols());
         y.as_mut_slice().fill(0.0);
-        for (number, expert) in self.experts.iter().enumerate() {
-            let tokens = scratch.routes.tokens(number);
-            if tokens.is_empty() {
-                continue;
-            }
-            // All of them, in order: one decoded token is.
-            let x = if tokens.len() == x.rows() {
-                x
-            } else {
-                compute.gather(x, tokens, &mut scratch.x);
-                &scratch.x
-            };
-            expert.run(compute, x, gate, up, &mut scratch.y);
-            expert.show(Some(number), x, gate, see);
-            compute.add_scaled_rows(y, tokens, scratch.routes.shares(number), &scratch.y);
+    }
+
+    /// The tokens that go through expert `number`, into `scratch.x` unless they are all of them, in order: one decoded token
+    /// is. Whether there is any.
+    pub(crate) fn gather(
+        &self,
+        compute: &Compute,
+        number: usize,
+        x: &Matrix,
+        scratch: &mut ExpertScratch,
+    ) -> bool {
+        let tokens = scratch.routes.tokens(number);
+        if tokens.len() < x.rows() {
+            compute.gather(x, tokens, &mut scratch.x);
         }
-        if let Some(shared) = &self.shared {
-            shared.gate.run(compute, x, &mut scratch.logits);
-            see(RoleKind::SharedRouter, None, x);
-            shared.block.run(compute, x, gate, up, &mut scratch.y);
-            shared.block.show(None, x, gate, see);
-            compute.gate_rows(&mut scratch.y, &scratch.logits);
-            compute.add_assign(y, &scratch.y);
-        }
+        !tokens.is_empty()
+    }
+
+    /// Whether every token goes through expert `number`.
+    pub(crate) fn takes_all(&self, number: usize, x: &Matrix, scratch: &ExpertScratch) -> bool {
+        scratch.routes.tokens(number).len() == x.rows()
+    }
+
+    /// Adds what expert `number` made of its tokens, `scratch.y`, to theirs of `y`.
+    pub(crate) fn add(&self, compute: &Compute, number: usize, scratch: &ExpertScratch, y: &mut Matrix) {
+        let routes = &scratch.routes;
+        compute.add_scaled_rows(y, routes.tokens(number), routes.shares(number), &scratch.y);
     }
 
     pub(crate) fn matrices(&self) -> impl Iterator<Item = &Tensor> {
         let shared = self.shared.iter();
         let shared = shared.flat_map(|shared| shared.block.matrices().chain([&shared.gate.weight]));
         self.experts.iter().flat_map(FeedForward::matrices).chain(shared).chain([&self.router.weight])
+    }
+}
+
+impl Shared {
+    /// Adds what the block made of `x`, `scratch.y`, to `y` as far as its gate lets it through.
+    pub(crate) fn add(&self, compute: &Compute, x: &Matrix, scratch: &mut ExpertScratch, y: &mut Matrix) {
+        self.gate.run(compute, x, &mut scratch.logits);
+        compute.gate_rows(&mut scratch.y, &scratch.logits);
+        compute.add_assign(y, &scratch.y);
     }
 }

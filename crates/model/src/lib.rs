@@ -20,4 +20,4 @@ pub use folding::{Folding, MadeBy, Residual, foldings, residual};
 pub use model::{Model, Sequence, Want};
 pub use sample::{Sampler, Sampling, SplitMix64};
 pub use session::{Continuation, Limits, Session, Stop};
-pub use staged::Stage;
+pub use staged::{Block, Stage};

@@ -7,7 +7,7 @@ use bitmill_checkpoint::{Checkpoint, ModelConfig, Tensor};
 use bitmill_kernels::{AttentionShape, Compute, KvCache, Rotations};
 use bitmill_tensor::Matrix;
 
-use crate::experts::{ExpertScratch, See};
+use crate::experts::ExpertScratch;
 use crate::turns::{Turns, log_n_factor};
 use crate::weights::{Ffn, Layer, Linear, Weights};
 use crate::{Cache, Error, Limits, Sampler, Sampling, Session};
@@ -96,11 +96,11 @@ pub(crate) struct Scratch {
     v: Matrix,
     pub(crate) attended: Matrix,
     /// What a block adds to `hidden`; also the other half of a gathering.
-    update: Matrix,
+    pub(crate) update: Matrix,
     /// The gate, and then what the last product multiplies.
     pub(crate) gate: Matrix,
-    up: Matrix,
-    experts: ExpertScratch,
+    pub(crate) up: Matrix,
+    pub(crate) experts: ExpertScratch,
 }
 
 impl Model {
@@ -179,7 +179,7 @@ impl Model {
         for (index, layer) in self.weights.layers.iter().enumerate() {
             entering.clone_from(&scratch.hidden);
             self.attend(compute, index, layer, batch, &mut scratch);
-            self.feed_forward(compute, layer, &mut scratch, &mut |_, _, _| ());
+            self.feed_forward(compute, layer, &mut scratch);
             observe(index, &entering, &scratch.hidden);
         }
         Ok(())
@@ -235,7 +235,7 @@ impl Model {
             if index + 1 == self.weights.layers.len() {
                 scratch.keep_wanted(compute);
             }
-            self.feed_forward(compute, layer, scratch, &mut |_, _, _| ());
+            self.feed_forward(compute, layer, scratch);
         }
         if self.weights.layers.is_empty() {
             scratch.keep_wanted(compute);
@@ -263,7 +263,7 @@ impl Model {
         compute.embed(&self.weights.embedding.view(), &scratch.tokens, &mut scratch.hidden);
     }
 
-    /// The attention block up to its last product, into `update`; the new keys and values into the caches.
+    /// The attention block up to its last product; the new keys and values into the caches.
     pub(crate) fn attend(
         &self,
         compute: &Compute,
@@ -272,8 +272,25 @@ impl Model {
         batch: &mut [Sequence<'_>],
         scratch: &mut Scratch,
     ) {
-        let Scratch { starts, query_factors, rotations, hidden, normed, q, k, v, attended, .. } = scratch;
-        compute.rms_norm(hidden, &layer.attn_norm, self.config.rms_norm_eps, normed);
+        self.norm(compute, &layer.attn_norm, scratch);
+        self.attend_normed(compute, index, layer, batch, scratch);
+    }
+
+    /// What the products that begin a block multiply.
+    pub(crate) fn norm(&self, compute: &Compute, weight: &[f32], scratch: &mut Scratch) {
+        compute.rms_norm(&scratch.hidden, weight, self.config.rms_norm_eps, &mut scratch.normed);
+    }
+
+    /// [`attend`](Self::attend) after the norm.
+    pub(crate) fn attend_normed(
+        &self,
+        compute: &Compute,
+        index: usize,
+        layer: &Layer,
+        batch: &mut [Sequence<'_>],
+        scratch: &mut Scratch,
+    ) {
+        let Scratch { starts, query_factors, rotations, normed, q, k, v, attended, .. } = scratch;
         Linear::run_each(compute, normed, [(&layer.q, q), (&layer.k, k), (&layer.v, v)]);
         for (x, norm) in [(&mut *q, &layer.q_norm), (&mut *k, &layer.k_norm)] {
             if let Some(norm) = norm {
@@ -297,19 +314,20 @@ impl Model {
         compute.attention(shape, q, starts, |sequence| &batch[sequence].cache.layers[index], attended);
     }
 
-    /// The product that ends the attention block, and the feed-forward block, into `hidden`; `see` is shown what each of
-    /// that block's matrices multiplies.
-    pub(crate) fn feed_forward(&self, compute: &Compute, layer: &Layer, scratch: &mut Scratch, see: See<'_>) {
-        let Scratch { hidden, normed, attended, update, gate, up, experts, .. } = scratch;
-        layer.o.run(compute, attended, update);
-        compute.add_assign(hidden, update);
-        compute.rms_norm(hidden, &layer.ffn_norm, self.config.rms_norm_eps, normed);
+    /// The product that ends the attention block, added to `hidden`, and the norm of the feed-forward block.
+    pub(crate) fn end_attending(&self, compute: &Compute, layer: &Layer, scratch: &mut Scratch) {
+        layer.o.run(compute, &scratch.attended, &mut scratch.update);
+        compute.add_assign(&mut scratch.hidden, &scratch.update);
+        self.norm(compute, &layer.ffn_norm, scratch);
+    }
+
+    /// The product that ends the attention block, and the feed-forward block, into `hidden`.
+    fn feed_forward(&self, compute: &Compute, layer: &Layer, scratch: &mut Scratch) {
+        self.end_attending(compute, layer, scratch);
+        let Scratch { hidden, normed, update, gate, up, experts, .. } = scratch;
         match &layer.ffn {
-            Ffn::Plain(block) => {
-                block.run(compute, normed, gate, up, update);
-                block.show(None, normed, gate, see);
-            }
-            Ffn::Experts(block) => block.run(compute, normed, [gate, up], experts, update, see),
+            Ffn::Plain(block) => block.run(compute, normed, gate, up, update),
+            Ffn::Experts(block) => block.run(compute, normed, [gate, up], experts, update),
         }
         compute.add_assign(hidden, update);
     }

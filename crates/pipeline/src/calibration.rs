@@ -10,10 +10,12 @@ use std::path::PathBuf;
 use bitmill_checkpoint::Checkpoint;
 use bitmill_model::SplitMix64;
 use bitmill_report::Utc;
+use bitmill_tensor::FloatType;
 use bitmill_text::{ChatTemplate, Content, Documents, Tokenizer, Windows};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::recipe::FloatName;
 use crate::{Error, embedded};
 
 /// What to calibrate on: `[calibration]` of a recipe.
@@ -38,12 +40,51 @@ pub struct CalibrationOptions {
     pub seed: u64,
     /// How documents become windows.
     pub fit: Fit,
+    /// Windows beside `samples` that the result is measured on, and nothing is calibrated on.
+    pub held_out: usize,
+    /// What states between two layers are kept in: `"bf16"` or `"f32"`.
+    pub states: FloatName,
+    /// What activations of a layer may take: windows that have no room beside others run after them, and the layer is then
+    /// quantized by what it does as it was. `"4GB"`.
+    pub memory: Size,
 }
 
 impl Default for CalibrationOptions {
-    /// 128 windows of 2048 tokens of the built-in text, packed.
+    /// 128 windows of 2048 tokens of the built-in text, packed; 4 held out.
     fn default() -> Self {
-        Self { source: None, samples: 128, length: 2048, seed: 0, fit: Fit::Pack }
+        Self {
+            source: None,
+            samples: 128,
+            length: 2048,
+            seed: 0,
+            fit: Fit::Pack,
+            held_out: 4,
+            states: FloatName(FloatType::BF16),
+            memory: Size(4_000_000_000),
+        }
+    }
+}
+
+/// Bytes, as a recipe writes them: `"4GB"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Size(pub u64);
+
+impl TryFrom<String> for Size {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        crate::parse_size(&text).map(Self).map_err(|error| error.to_string())
+    }
+}
+
+impl From<Size> for String {
+    fn from(size: Size) -> Self {
+        match size.0 {
+            bytes if bytes.is_multiple_of(1_000_000_000) => format!("{}GB", bytes / 1_000_000_000),
+            bytes if bytes.is_multiple_of(1_000_000) => format!("{}MB", bytes / 1_000_000),
+            bytes => format!("{bytes}B"),
+        }
     }
 }
 

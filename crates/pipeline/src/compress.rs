@@ -8,6 +8,7 @@ use bitmill_prune::mask_bytes;
 use bitmill_tensor::Encoding;
 use serde::{Deserialize, Serialize};
 
+use crate::calibrated::{Calibrated, HeldOut, MethodRecord};
 use crate::encode::rows_per_task;
 use crate::error::Error;
 use crate::identity::identity;
@@ -16,6 +17,7 @@ use crate::layout::{Output, RECORD, carried_files};
 use crate::plan::{Plan, PlannedTensor, rows_and_columns};
 use crate::progress::Progress;
 use crate::read_back::read_back;
+use crate::recipe::Format;
 use crate::stream::{WAITING, stream};
 use crate::tensor_run::rows_per_chunk;
 
@@ -46,6 +48,9 @@ pub struct TensorRecord {
     /// xxh3 of the stored bytes; of a tensor in several parts (codes, scales, zero points; kept values, bits, row offsets)
     /// xxh3 of their hashes. Checked against the output.
     pub stored_hash: String,
+    /// How its codes were chosen, where what it multiplies decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<MethodRecord>,
     /// Why this encoding, where the recipe alone does not say.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -93,7 +98,9 @@ pub fn compress(
         let records: Vec<TensorRecord> = journal::records(plan, &records).collect();
         written.files.retain(|(file, _)| *file != record_path(path));
         written.bytes = written.files.iter().map(|(_, bytes)| bytes).sum();
-        let (document, resumed) = (document(plan, &records), records.len());
+        let document =
+            placed_document(path, &record_path(path)).unwrap_or_else(|| document(plan, &records, None));
+        let resumed = records.len();
         return Ok(CompressRecord { written, document, seconds: began.elapsed().as_secs_f64(), resumed });
     }
     let record_name = record_path(path).file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -120,11 +127,19 @@ fn write(
     progress: &dyn Progress,
 ) -> Result<serde_json::Value, Error> {
     progress.begin(&format!("{}: compressing", plan.recipe.name));
-    let records = stream(checkpoint, plan, path, output, finished, progress)?;
-    let document = document(plan, &records);
-    output.add_record(record_name, format!("{document:#}\n").as_bytes())?;
+    let mut calibrated = Calibrated::begin(checkpoint, plan, output.partial(), finished.len())?;
+    let records = stream(checkpoint, plan, path, output, finished, calibrated.as_mut(), progress)?;
     progress.begin(&format!("{}: reading back", plan.recipe.name));
     read_back(&output.staged(), path, plan, &records, progress)?;
+    let held_out = match &mut calibrated {
+        Some(calibrated) => {
+            progress.begin(&format!("{}: measuring", plan.recipe.name));
+            calibrated.measure(&output.staged())?
+        }
+        None => None,
+    };
+    let document = document(plan, &records, held_out.as_ref());
+    output.add_record(record_name, format!("{document:#}\n").as_bytes())?;
     Ok(document)
 }
 
@@ -154,7 +169,13 @@ fn refuse_sources(checkpoint: &Checkpoint, plan: &Plan, path: &Path) -> Result<(
     }
 }
 
-fn document(plan: &Plan, records: &[TensorRecord]) -> serde_json::Value {
+/// The document that an interrupted run had put beside or into its output.
+fn placed_document(path: &Path, beside: &Path) -> Option<serde_json::Value> {
+    let file = if path.is_dir() { path.join(RECORD) } else { beside.to_owned() };
+    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+}
+
+fn document(plan: &Plan, records: &[TensorRecord], held_out: Option<&HeldOut>) -> serde_json::Value {
     let mut document = plan.to_json();
     document["schema"] = "bitmill.compress/1".into();
     if let Some(fields) = document.as_object_mut() {
@@ -163,13 +184,16 @@ fn document(plan: &Plan, records: &[TensorRecord]) -> serde_json::Value {
     }
     // Records hold strings and finite numbers: they always have a JSON form.
     document["tensors"] = serde_json::to_value(records).unwrap_or_default();
+    if let Some(held_out) = held_out {
+        document["held_out"] = serde_json::to_value(held_out).unwrap_or_default();
+    }
     document
 }
 
 /// Peak memory of a run with these tensors: the pages of the largest chunk of a source, the bytes of chunks that are
 /// encoded, wait, and are written, what threads work in, and what the program takes by now, the model's vocabulary and
 /// whatever else planning read included; or what planning took, if that was more.
-pub(crate) fn peak_bytes(tensors: &[PlannedTensor]) -> u64 {
+pub(crate) fn peak_bytes(tensors: &[PlannedTensor], format: Format) -> u64 {
     // Where the system does not tell.
     const PROGRAM: u64 = 24 << 20;
     let threads = rayon::current_num_threads();
@@ -186,6 +210,8 @@ pub(crate) fn peak_bytes(tensors: &[PlannedTensor]) -> u64 {
             tensor.from.matrix_bytes(chunk_rows, cols) + chunks * after.matrix_bytes(chunk_rows, cols);
         // Zero points are packed along the rows, and row offsets follow from them: both are held until the tensor ends.
         let held = match tensor.to {
+            // What is turned into columns is held whole, and once more as it is turned.
+            Encoding::Grouped(_) if format.is_by_column() => 3 * after.matrix_bytes(rows, cols),
             Encoding::Grouped(grouped) => rows * grouped.groups_per_row(cols),
             Encoding::Sparse { .. } => 8 * rows,
             _ => 0,

@@ -26,6 +26,8 @@ pub(crate) struct Parts {
     pub zero_codes: Vec<u8>,
     /// Of a sparse matrix the weights kept of each row.
     pub kept: Vec<usize>,
+    /// The group of each column of the matrix, where that is not `column / group_size`; with its first rows.
+    pub group_of: Option<Vec<u32>>,
 }
 
 impl Parts {
@@ -38,6 +40,7 @@ impl Parts {
         self.scales.append(&mut rows.scales);
         self.zero_codes.append(&mut rows.zero_codes);
         self.kept.append(&mut rows.kept);
+        self.group_of = self.group_of.take().or(rows.group_of);
     }
 }
 

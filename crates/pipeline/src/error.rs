@@ -16,6 +16,48 @@ pub enum Error {
         /// What was asked for.
         name: String,
     },
+    /// States between layers could not be written.
+    #[error("{}: {source}", path.display())]
+    WriteStates {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// An interrupted run's states are not there.
+    #[error("{}: what entered layer {layer} is gone or damaged", folder.display())]
+    StatesGone {
+        /// Where they lay.
+        folder: PathBuf,
+        /// The layer that would come next.
+        layer: usize,
+    },
+    /// A method could not be used, and falling back was not allowed.
+    #[error("`{tensor}`: {why}")]
+    Fallback {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        why: String,
+    },
+    /// A run would take more memory than it may.
+    #[error("about {needed} bytes of memory, and {allowed} are allowed")]
+    TooMuchMemory {
+        /// What is predicted.
+        needed: u64,
+        /// What is allowed.
+        allowed: u64,
+        /// Whether it is what calibration takes.
+        calibrates: bool,
+    },
+    /// Matrices that share their inputs are asked to be compressed by different statistics.
+    #[error("`{tensor}` and `{other}` share their inputs but not how they are quantized")]
+    UnlikeMethods {
+        /// One.
+        tensor: String,
+        /// The other.
+        other: String,
+    },
     /// A task's items are not those that a baseline holds answers to.
     #[error("task `{task}` is not what the baseline's answers are to")]
     OtherTask {
@@ -63,6 +105,24 @@ pub enum Error {
         recipe: String,
         /// What it has no use for.
         what: &'static str,
+    },
+    /// Steps that another format has no form for.
+    #[error("recipe `{recipe}` makes what {format} has no form for")]
+    OtherFormat {
+        /// The recipe's name.
+        recipe: String,
+        /// The format's name.
+        format: &'static str,
+    },
+    /// A grid that the format has no form for, by itself or beside others.
+    #[error("`{tensor}` cannot be written as {format}: {problem}")]
+    NotHeld {
+        /// The tensor.
+        tensor: String,
+        /// The format's name.
+        format: &'static str,
+        /// What it does not hold.
+        problem: String,
     },
     /// A pattern of the recipe matches no tensor of the model.
     #[error("recipe `{recipe}`: `{pattern}` matches no tensor of {model}")]
@@ -206,9 +266,11 @@ pub enum Error {
         /// The output.
         path: PathBuf,
     },
-    /// compressed-tensors without a compressed tensor.
-    #[error("recipe `{recipe}` quantizes no tensor of {model}, and compressed-tensors is for those that are")]
+    /// A format of packed weights without any.
+    #[error("recipe `{recipe}` quantizes no tensor of {model}, and {format} is for those that are")]
     NothingToDo {
+        /// The format's name.
+        format: &'static str,
         /// The recipe's name.
         recipe: String,
         /// The model.
@@ -423,6 +485,19 @@ impl Error {
                 "restore the task's file, record the baseline again, or leave tasks out with --no-tasks"
                     .into(),
             ),
+            Self::WriteStates { .. } => {
+                Some("states between layers lie beside the output: make room on that disk, then run this again".into())
+            }
+            Self::StatesGone { .. } => Some("`--restart` begins anew".into()),
+            Self::Fallback { .. } => {
+                Some("give more calibration tokens, or leave --strict out: it is then rounded by its weights alone".into())
+            }
+            Self::TooMuchMemory { calibrates: true, .. } => Some(
+                "give fewer --samples or a shorter --length; `memory` in [calibration] is what activations may take"
+                    .into(),
+            ),
+            Self::TooMuchMemory { .. } => Some("raise --max-memory, or compute with fewer --threads".into()),
+            Self::UnlikeMethods { .. } => Some("give both one step, or one `damping`, `order` and `asymmetry`".into()),
             Self::MalformedLine { .. } => Some("correct or remove the line".into()),
             Self::NotAdjustable { .. } => None,
             Self::ReadRecipe { .. } => Some("`bitmill recipes` lists what needs no file".into()),
@@ -432,6 +507,13 @@ impl Error {
             Self::NoUse { .. } => {
                 Some("it is for steps of kind `mix` and `block`, such as those of the preset q4_k_m".into())
             }
+            Self::OtherFormat { .. } => Some(
+                "gguf is for steps of kind `mix` and `block`, the folder formats for those of kind `rtn`"
+                    .into(),
+            ),
+            Self::NotHeld { .. } => Some(
+                "compressed-tensors holds every width, group size and mixture; or skip this tensor".into(),
+            ),
             Self::PatternMatchesNothing { pattern, .. } if pattern.contains("lm_head") => Some(
                 "a model with a tied head has no `lm_head.weight`: it is `model.embed_tokens.weight` again"
                     .into(),

@@ -18,6 +18,9 @@ pub(crate) fn identity(checkpoint: &Checkpoint, plan: &Plan) -> Identity {
     if let Some(weighed) = &plan.weighed {
         identity.add("imatrix", weighed.hash());
     }
+    if let Some(material) = &plan.material {
+        identity.add("calibration tokens", material.calibration.hash.clone());
+    }
     identity.add("plan of tensors", hash(&(&plan.tensors, &plan.depth)));
     identity.add("layout of the output", format!("{} bytes, {}", plan.output_bytes, hash(&plan.layout)));
     identity

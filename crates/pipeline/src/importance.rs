@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
+use crate::method::Method;
 use crate::plan::{PlannedTensor, Treatment, rows_and_columns};
 use crate::recipe::Recipe;
 
@@ -140,7 +141,9 @@ pub(crate) fn refuse_unweighed(
     weighed: Option<&Weighed>,
     tensors: &[PlannedTensor],
 ) -> Result<(), Error> {
-    for planned in tensors.iter().filter(|planned| is_weighed(planned)) {
+    // Statistics of its own weigh what a run through the layers decides.
+    let unweighed = |planned: &&PlannedTensor| is_weighed(planned) && planned.method == Method::Alone;
+    for planned in tensors.iter().filter(unweighed) {
         let Encoding::Block(block) = planned.to else { continue };
         let name = planned.role.gguf_name().unwrap_or_default();
         let by_mix = recipe.mix().is_some_and(|mix| mix.needs_importance(&name, block));

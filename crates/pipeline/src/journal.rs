@@ -42,6 +42,7 @@ mod tests {
                 zeros: None,
                 source_hash: "0".into(),
                 stored_hash: "1".into(),
+                method: None,
                 reason: String::new(),
             };
             let entry: Value = serde_json::from_str(&entry(&record).to_string()).unwrap();

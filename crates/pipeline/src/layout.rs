@@ -4,19 +4,22 @@ use bitmill_checkpoint::{
     Checkpoint, FolderWriter, GgufOptions, GgufTensorSpec, GgufValue, GgufWriter, Identity, PackedScheme,
     Region, RoleKind, StTensorSpec, Target, TokenizerSource, Written,
 };
-use bitmill_tensor::{BlockType, Encoding, FloatType, Granularity, Grouped};
+use bitmill_tensor::{BlockType, ColumnPacking, Encoding, FloatType, Granularity, Grouped};
 use bitmill_text::Tokenizer;
 use serde_json::Value;
 
 use crate::depth::Cut;
 use crate::error::Error;
 use crate::merged::{self, Place};
-use crate::padding;
 use crate::plan::{PlanOptions, PlannedTensor, rows_and_columns};
 use crate::recipe::{Format, Recipe};
+use crate::{packings, padding};
 
 /// The name of the record in a folder, and the end of its name beside a GGUF file.
 pub(crate) const RECORD: &str = "bitmill.json";
+
+/// Where GPTQ's libraries look for what config.json says too.
+const QUANTIZE_CONFIG: &str = "quantize_config.json";
 
 /// Headers, sizes and small files of an output.
 #[derive(Debug)]
@@ -33,6 +36,7 @@ pub(crate) enum Layout {
         files: Vec<(String, Region)>,
         shard_bytes: u64,
         parts: Vec<Vec<usize>>,
+        packing: Option<ColumnPacking>,
     },
 }
 
@@ -47,9 +51,7 @@ pub(crate) fn layout(
 ) -> Result<Layout, Error> {
     match recipe.format {
         Format::Gguf => gguf(checkpoint, recipe, cut, tensors, provenance, options.split_bytes),
-        Format::CompressedTensors | Format::HuggingFace => {
-            folder(checkpoint, recipe, cut, tensors, options.shard_bytes)
-        }
+        _ => folder(checkpoint, recipe, cut, tensors, options.shard_bytes),
     }
 }
 
@@ -148,6 +150,7 @@ fn folder(
     tensors: &[PlannedTensor],
     shard_bytes: u64,
 ) -> Result<Layout, Error> {
+    let packing = packings::packing(recipe.format, tensors)?;
     let mut specs = Vec::new();
     // The indexes in `specs` of each planned tensor's parts.
     let mut parts = Vec::with_capacity(tensors.len());
@@ -159,7 +162,12 @@ fn folder(
         let module = tensor.name.trim_end_matches(".weight").to_owned();
         match tensor.to {
             Encoding::Grouped(grouped) => {
-                specs.extend(bitmill_checkpoint::grouped_specs(&tensor.name, rows, cols, &grouped));
+                specs.extend(match packing {
+                    Some(packing) => {
+                        bitmill_checkpoint::column_specs(&tensor.name, rows, cols, &grouped, packing)
+                    }
+                    None => bitmill_checkpoint::grouped_specs(&tensor.name, rows, cols, &grouped),
+                });
                 let scheme = scheme(&grouped, cols);
                 match groups.iter_mut().find(|(seen, _)| *seen == scheme) {
                     Some((_, modules)) => modules.push(module),
@@ -192,18 +200,42 @@ fn folder(
     if tensors.iter().any(PlannedTensor::is_padded) {
         padding::rewrite(&mut config, &cut.config);
     }
-    if recipe.format == Format::CompressedTensors {
-        config["quantization_config"] = match sparsity(tensors) {
-            Some(sparsity) => bitmill_checkpoint::sparse_config(sparsity, &ignore),
-            None => bitmill_checkpoint::packed_config(&groups, &ignore),
-        };
-    } else {
-        declare_floats(&mut config, tensors);
+    match packing {
+        Some(packing) => config["quantization_config"] = column_config(packing, &groups, ignore),
+        None if recipe.format == Format::CompressedTensors => {
+            config["quantization_config"] = match sparsity(tensors) {
+                Some(sparsity) => bitmill_checkpoint::sparse_config(sparsity, &ignore),
+                None => bitmill_checkpoint::packed_config(&groups, &ignore),
+            };
+        }
+        None => declare_floats(&mut config, tensors),
     }
     let mut files = vec![("config.json".to_owned(), pretty(&config))];
+    if recipe.format == Format::Gptq {
+        files.push((QUANTIZE_CONFIG.to_owned(), pretty(&config["quantization_config"])));
+    }
     files.extend(carried_files(checkpoint));
     files.extend(rebuilt_files(checkpoint)?);
-    Ok(Layout::Folder { specs, files, shard_bytes, parts })
+    Ok(Layout::Folder { specs, files, shard_bytes, parts, packing })
+}
+
+/// What a folder of GPTQ or AWQ declares: the scheme of most modules, and those that have another or none.
+fn column_config(
+    packing: ColumnPacking,
+    groups: &[(PackedScheme, Vec<String>)],
+    ignore: Vec<String>,
+) -> Value {
+    // The first of several that have as many; a plan without any is refused.
+    let Some((scheme, _)) = groups.iter().rev().max_by_key(|(_, modules)| modules.len()) else {
+        return Value::Null;
+    };
+    if packing == ColumnPacking::Awq {
+        return bitmill_checkpoint::awq_config(scheme, &ignore);
+    }
+    let others = groups.iter().filter(|(other, _)| other != scheme);
+    let others = others.flat_map(|(own, modules)| modules.iter().map(|module| (module.clone(), Some(*own))));
+    let others: Vec<_> = others.chain(ignore.into_iter().map(|module| (module, None))).collect();
+    bitmill_checkpoint::gptq_config(scheme, packing, false, &others)
 }
 
 /// The files that a folder has and a GGUF file keeps in its metadata.
@@ -249,7 +281,7 @@ fn declare_floats(config: &mut serde_json::Value, tensors: &[PlannedTensor]) {
 }
 
 /// One scale a row is one scheme, however wide the rows are.
-fn scheme(grouped: &Grouped, in_features: usize) -> PackedScheme {
+pub(crate) fn scheme(grouped: &Grouped, in_features: usize) -> PackedScheme {
     let granularity = if grouped.group_size.get() == in_features {
         Granularity::Channel
     } else {
@@ -297,32 +329,40 @@ impl Layout {
                 }
                 Output::Gguf(writer, places)
             }
-            Self::Folder { specs, shard_bytes, parts, files } => {
+            Self::Folder { specs, shard_bytes, parts, files, packing } => {
                 let writer = FolderWriter::resume(target, specs, *shard_bytes, identity)?;
                 for (name, bytes) in files {
                     writer.add_file(name, bytes)?;
                 }
-                Output::Folder(writer, parts)
+                Output::Folder(writer, parts, *packing)
             }
         })
     }
 }
 
-/// The files beside weights and config that make up a checkpoint; an earlier run's record is none of them.
+/// The files beside weights and config that make up a checkpoint; an earlier run's record is none of them, nor what declares
+/// how its weights are packed.
 pub(crate) fn carried_files(checkpoint: &Checkpoint) -> impl Iterator<Item = (String, Region)> {
-    checkpoint.other_files().into_iter().filter(|(name, _)| name != RECORD)
+    checkpoint.other_files().into_iter().filter(|(name, _)| name != RECORD && name != QUANTIZE_CONFIG)
 }
 
 /// An output under way.
 pub(crate) enum Output<'a> {
     Gguf(GgufWriter, &'a [Place]),
-    Folder(FolderWriter, &'a [Vec<usize>]),
+    Folder(FolderWriter, &'a [Vec<usize>], Option<ColumnPacking>),
 }
 
 impl Output<'_> {
-    /// Writes `bytes` at `offset` into part `part` (0: weights, codes or kept values, 1: scales or bits, 2: shape, 3: zero
-    /// points or row offsets) of planned
-    /// tensor `tensor`.
+    /// How codes in groups lie, if column by column.
+    pub(crate) fn packing(&self) -> Option<ColumnPacking> {
+        match self {
+            Self::Gguf(..) => None,
+            Self::Folder(_, _, packing) => *packing,
+        }
+    }
+
+    /// Writes `bytes` at `offset` into part `part` of planned tensor `tensor`. 0: weights, codes or kept values; 1: scales or
+    /// bits; 2: shape, or by column zero points; 3: zero points or row offsets, or by column groups of columns.
     pub(crate) fn write_at(
         &self,
         tensor: usize,
@@ -335,7 +375,7 @@ impl Output<'_> {
                 let place = places[tensor];
                 writer.write_at(place.spec, place.offset + offset, bytes)?;
             }
-            Self::Folder(writer, parts) => writer.write_at(parts[tensor][part], offset, bytes)?,
+            Self::Folder(writer, parts, _) => writer.write_at(parts[tensor][part], offset, bytes)?,
         }
         Ok(())
     }
@@ -344,7 +384,7 @@ impl Output<'_> {
     pub(crate) fn finished(&self) -> &[Value] {
         match self {
             Self::Gguf(writer, _) => writer.finished(),
-            Self::Folder(writer, _) => writer.finished(),
+            Self::Folder(writer, ..) => writer.finished(),
         }
     }
 
@@ -352,7 +392,9 @@ impl Output<'_> {
     pub(crate) fn count_written(&self, tensor: usize, bytes: u64) {
         match self {
             Self::Gguf(writer, places) => writer.count_written(places[tensor].spec, bytes),
-            Self::Folder(writer, parts) => parts[tensor].iter().for_each(|&part| writer.count_written(part)),
+            Self::Folder(writer, parts, _) => {
+                parts[tensor].iter().for_each(|&part| writer.count_written(part))
+            }
         }
     }
 
@@ -360,7 +402,7 @@ impl Output<'_> {
     pub(crate) fn note(&self, records: &[Value]) -> Result<(), Error> {
         match self {
             Self::Gguf(writer, _) => writer.note(records)?,
-            Self::Folder(writer, _) => writer.note(records)?,
+            Self::Folder(writer, ..) => writer.note(records)?,
         }
         Ok(())
     }
@@ -369,7 +411,7 @@ impl Output<'_> {
     pub(crate) fn forget(&self) {
         match self {
             Self::Gguf(writer, _) => writer.forget(),
-            Self::Folder(writer, _) => writer.forget(),
+            Self::Folder(writer, ..) => writer.forget(),
         }
     }
 
@@ -377,7 +419,7 @@ impl Output<'_> {
     pub(crate) fn keep(&self, keep: bool) {
         match self {
             Self::Gguf(writer, _) => writer.keep(keep),
-            Self::Folder(writer, _) => writer.keep(keep),
+            Self::Folder(writer, ..) => writer.keep(keep),
         }
     }
 
@@ -385,7 +427,7 @@ impl Output<'_> {
     pub(crate) fn add_record(&self, name: &str, record: &[u8]) -> Result<(), Error> {
         match self {
             Self::Gguf(writer, _) => writer.add_file(name, record)?,
-            Self::Folder(writer, _) => writer.add_file(RECORD, record)?,
+            Self::Folder(writer, ..) => writer.add_file(RECORD, record)?,
         }
         Ok(())
     }
@@ -394,7 +436,15 @@ impl Output<'_> {
     pub(crate) fn staged(&self) -> std::path::PathBuf {
         match self {
             Self::Gguf(writer, _) => writer.staged(),
-            Self::Folder(writer, _) => writer.staged(),
+            Self::Folder(writer, ..) => writer.staged(),
+        }
+    }
+
+    /// The folder that goes with an unfinished output, and is gone with it.
+    pub(crate) fn partial(&self) -> std::path::PathBuf {
+        match self {
+            Self::Gguf(writer, _) => writer.partial(),
+            Self::Folder(writer, _) => writer.partial(),
         }
     }
 
@@ -402,7 +452,7 @@ impl Output<'_> {
     pub(crate) fn finish(self) -> Result<Written, Error> {
         Ok(match self {
             Self::Gguf(writer, _) => writer.finish()?,
-            Self::Folder(writer, _) => writer.finish()?,
+            Self::Folder(writer, ..) => writer.finish()?,
         })
     }
 }

@@ -10,6 +10,7 @@
 //! every command falls back to.
 
 mod baseline;
+mod calibrated;
 pub mod calibration;
 mod chat;
 mod compare;
@@ -29,6 +30,8 @@ mod journal;
 mod layout;
 mod measure;
 mod merged;
+mod method;
+mod packings;
 mod padding;
 mod pattern;
 mod plan;
@@ -45,6 +48,7 @@ mod tensor_write;
 mod watch;
 
 pub use baseline::{read_baseline, record_baseline};
+pub use calibrated::{HeldOut, MethodRecord};
 pub use calibration::{Calibration, CalibrationOptions, Fit};
 pub use chat::Chat;
 pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};
@@ -57,6 +61,7 @@ pub use files::write_file;
 pub use generate::{Writer, model_sampling, sampled};
 pub use imatrix::{ImatrixOptions, imatrix};
 pub use measure::{Dense, Material, Request, Subject, TaskChoice, measure_quality};
+pub use method::{Gptq, Method, Order};
 pub use padding::{Pad, PadWidth};
 pub use plan::{Plan, PlanOptions, PlannedTensor, Treatment};
 pub use presets::{PRESETS, Preset, preset};

@@ -3,18 +3,21 @@
 use std::collections::BTreeMap;
 
 use bitmill_checkpoint::{Checkpoint, Role, RoleKind, TensorInfo};
-use bitmill_quant::{BlockSearch, Clip, MixTensor, RtnGrid, choose};
+use bitmill_quant::{BlockSearch, Clip, Compensation, MixTensor, RtnGrid, can_compensate, choose};
 use bitmill_tensor::{Encoding, FloatType, WeightData};
 use serde::Serialize;
 
+use crate::calibrated::Material;
 use crate::depth::{Cut, Depth};
 use crate::error::Error;
 use crate::importance::{Weighed, refuse_unweighed};
 use crate::layout::{self, Layout};
+use crate::method::{Gptq, Method};
+use crate::packings;
 use crate::padding::{self, PadWidth};
 use crate::pattern::Pattern;
 use crate::pruning::{Removal, Storage};
-use crate::recipe::{Format, Recipe, Step};
+use crate::recipe::{Format, Recipe, SearchName, Step};
 
 /// Choices of a run that are no part of the recipe.
 #[derive(Debug, Clone)]
@@ -25,11 +28,21 @@ pub struct PlanOptions {
     pub shard_bytes: u64,
     /// Bytes of tensors in a GGUF file at most; a larger model is split into several, as llama-gguf-split does.
     pub split_bytes: Option<u64>,
+    /// Whether it is an error where a method falls back to another for want of statistics.
+    pub strict: bool,
+    /// What the run may take in memory, by what is predicted.
+    pub max_memory: Option<u64>,
 }
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self { allow_requantize: false, shard_bytes: 5_000_000_000, split_bytes: None }
+        Self {
+            allow_requantize: false,
+            shard_bytes: 5_000_000_000,
+            split_bytes: None,
+            strict: false,
+            max_memory: None,
+        }
     }
 }
 
@@ -62,6 +75,8 @@ pub struct PlannedTensor {
     pub clip: Clip,
     /// How scales and codes of blocks are chosen.
     pub search: BlockSearch,
+    /// Whether, and how, what the tensor multiplies decides.
+    pub method: Method,
     /// Why this encoding, where the recipe alone does not say: a fallback, a `skip`.
     pub reason: String,
 }
@@ -155,6 +170,10 @@ pub struct Plan {
     pub peak_bytes: u64,
     /// What weighs the errors of blocks.
     pub(crate) weighed: Option<Weighed>,
+    /// What the model runs over, where a method looks at what tensors multiply.
+    pub(crate) material: Option<Material>,
+    /// Whether falling back is an error.
+    pub(crate) strict: bool,
     /// What the output says to bitmill alone, or cannot say, in sentences for people.
     pub notes: Vec<String>,
     pub(crate) layout: Layout,
@@ -202,7 +221,7 @@ impl Plan {
                 encoding: twice.from.to_string(),
             });
         }
-        if recipe.format == Format::CompressedTensors {
+        if recipe.format.packs_modules() {
             // Its config would list no scheme, and its readers then find nothing that they know.
             let sparse = tensors.iter().find(|tensor| matches!(tensor.to, Encoding::Sparse { .. }));
             let quantized = tensors.iter().find(|tensor| tensor.to.is_quantized());
@@ -215,24 +234,43 @@ impl Plan {
                 });
             }
             if sparse.or(quantized).is_none() {
-                return Err(Error::NothingToDo { recipe: recipe.name.clone(), model: checkpoint.name() });
+                return Err(Error::NothingToDo {
+                    format: recipe.format.name(),
+                    recipe: recipe.name.clone(),
+                    model: checkpoint.name(),
+                });
             }
             refuse_split_fusion(&tensors)?;
         }
+        refuse_unlike_methods(&tensors)?;
         let weighed = recipe.imatrix.as_deref().map(Weighed::open).transpose()?;
         refuse_unweighed(checkpoint, recipe, weighed.as_ref(), &tensors)?;
         let mut notes = match recipe.format {
             Format::Gguf => bitmill_checkpoint::check_gguf(&checkpoint.name(), &cut.config)?,
-            Format::CompressedTensors | Format::HuggingFace => bitmill_checkpoint::folder_notes(&cut.config),
+            _ => bitmill_checkpoint::folder_notes(&cut.config),
         };
         notes.extend(note);
         if let Some(weighed) = &weighed {
             notes.extend(weighed.check(checkpoint, &tensors)?);
         }
+        let material = match tensors.iter().any(|tensor| tensor.method != Method::Alone) {
+            true => {
+                let options = recipe.calibration.clone().unwrap_or_default();
+                Some(Material::read(checkpoint, &options)?)
+            }
+            false => None,
+        };
         let provenance = weighed.as_ref().map(Weighed::metadata).unwrap_or_default();
         let layout = layout::layout(checkpoint, recipe, &cut, &tensors, provenance, options)?;
         let output_bytes = layout.total_bytes();
         let measuring = depth.as_ref().map_or(0, |depth| depth.peak_bytes(checkpoint.config()));
+        let running = material
+            .as_ref()
+            .map_or(0, |material| crate::calibrated::peak_bytes(material, checkpoint.config(), &tensors));
+        let peak_bytes = crate::compress::peak_bytes(&tensors, recipe.format).max(measuring).max(running);
+        if let Some(allowed) = options.max_memory.filter(|&allowed| peak_bytes > allowed) {
+            return Err(Error::TooMuchMemory { needed: peak_bytes, allowed, calibrates: material.is_some() });
+        }
         Ok(Self {
             model: checkpoint.name(),
             recipe: recipe.clone(),
@@ -240,10 +278,12 @@ impl Plan {
             output_bytes,
             weights,
             bits_per_weight: output_bytes as f64 * 8.0 / weights.max(1) as f64,
-            peak_bytes: crate::compress::peak_bytes(&tensors).max(measuring),
+            peak_bytes,
             tensors,
             depth,
             weighed,
+            material,
+            strict: options.strict,
             notes,
             layout,
         })
@@ -299,6 +339,9 @@ impl Plan {
         });
         if let Some(weighed) = &self.weighed {
             document["imatrix"] = weighed.to_json();
+        }
+        if let Some(material) = &self.material {
+            document["calibration"] = material.to_json();
         }
         if let Some(depth) = &self.depth {
             // Numbers and strings always have a JSON form.
@@ -495,7 +538,7 @@ fn live_pattern(
     Ok(pattern)
 }
 
-/// Whether `format` lets a step decide how a tensor is stored. Codes are for matrices, in compressed-tensors for
+/// Whether `format` lets a step decide how a tensor is stored. Codes are for matrices, in folders for
 /// `Linear` modules, of which the embedding is none; floats are for whatever the format does not fix.
 fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
     match step {
@@ -503,9 +546,14 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
         // Every tensor that stays is stored by another step, or kept.
         Step::Depth(_) | Step::Pad { .. } | Step::Search { .. } => false,
         Step::Magnitude(step) if step.storage == Storage::Dense => info.role.kind.is_matrix(),
-        Step::Magnitude(_) | Step::Mix { .. } | Step::Block { .. } | Step::Rtn { .. } => {
-            info.role.kind.is_matrix()
-                && !(format == Format::CompressedTensors && info.role.kind == RoleKind::TokenEmbedding)
+        Step::Magnitude(_) | Step::Mix { .. } | Step::Block { .. } | Step::Rtn { .. } | Step::Gptq { .. } => {
+            let is_module = match info.role.kind {
+                RoleKind::TokenEmbedding => !format.packs_modules(),
+                // AutoAWQ packs the matrices of layers alone.
+                RoleKind::Output => format != Format::Awq,
+                _ => true,
+            };
+            info.role.kind.is_matrix() && is_module
         }
     }
 }
@@ -543,7 +591,7 @@ fn plan_tensor(
     let refused = |source| Error::Prune { tensor: info.name.clone(), source };
     let kept = removal.map(|removal| removal.kept(source_rows, source_cols).map_err(refused)).transpose()?;
     let (claim, may_decide) = last_claim(false);
-    let Decision { to, treatment, clip, reason } = match claim {
+    let Decision { to, treatment, clip, method, reason } = match claim {
         Some(claim) => decide(checkpoint, recipe, cut, claim.step, info, &shape, role)?,
         None => {
             let skipped = steps.iter().filter(may_decide).any(|step| step.skips(info));
@@ -575,11 +623,13 @@ fn plan_tensor(
         from: info.encoding,
         to,
         bytes_before: info.stored_bytes,
-        bytes_after: to.matrix_bytes(rows, cols) as u64,
+        bytes_after: (to.matrix_bytes(rows, cols) + packings::bytes_beside(recipe.format, to, rows, cols))
+            as u64,
         removal,
         treatment,
         clip,
         search: recipe.search.into(),
+        method,
         reason,
     })
 }
@@ -597,13 +647,35 @@ struct Decision {
     to: Encoding,
     treatment: Treatment,
     clip: Clip,
+    method: Method,
     reason: String,
 }
 
 impl Decision {
     fn rounded(to: Encoding) -> Self {
-        Self { to, treatment: Treatment::Rounded, clip: Clip::None, reason: String::new() }
+        let (treatment, clip, method) = (Treatment::Rounded, Clip::None, Method::Alone);
+        Self { to, treatment, clip, method, reason: String::new() }
     }
+
+    /// Blocks, chosen as the recipe says.
+    fn blocks(recipe: &Recipe, role: Role, to: Encoding) -> Self {
+        let method = match to {
+            // Of embedding, head and routers nothing is known.
+            Encoding::Block(block) if recipe.search == SearchName::Compensated && is_met(role) => {
+                match can_compensate(block) {
+                    true => Method::Compensated(Compensation::default()),
+                    false => Method::Weighed,
+                }
+            }
+            _ => Method::Alone,
+        };
+        Self { method, ..Self::rounded(to) }
+    }
+}
+
+/// Whether a run through the layers shows what a matrix multiplies before it is needed.
+fn is_met(role: Role) -> bool {
+    role.layer.is_some() && role.kind.is_matrix() && !role.kind.is_router()
 }
 
 /// What a step makes of a tensor.
@@ -636,20 +708,26 @@ fn decide(
                     n_experts: config.experts.as_ref().map_or(0, |experts| experts.count),
                     architecture: config.family.gguf_name(),
                     has_output: !config.tied,
-                    has_importance: recipe.imatrix.is_some(),
+                    has_importance: recipe.imatrix.is_some() || recipe.search == SearchName::Compensated,
                 },
             );
-            Ok(Decision { reason: choice.reason, ..Decision::rounded(choice.encoding) })
+            Ok(Decision { reason: choice.reason, ..Decision::blocks(recipe, role, choice.encoding) })
         }
         Step::Block { block, .. } => {
             let group_size = block.0.weights();
             if !in_features.is_multiple_of(group_size) {
                 return Err(refused(bitmill_quant::Error::UnevenGroups { in_features, group_size }));
             }
-            Ok(Decision::rounded(Encoding::Block(block.0)))
+            Ok(Decision::blocks(recipe, role, Encoding::Block(block.0)))
         }
-        Step::Rtn { bits, granularity, zero_point, scale, clip, .. } => {
-            let scale = scale.map_or_else(|| scale_dtype(info.encoding), |name| name.0);
+        Step::Rtn { bits, granularity, zero_point, scale, clip, .. }
+        | Step::Gptq { bits, granularity, zero_point, scale, clip, .. } => {
+            let scale = match scale {
+                Some(name) => name.0,
+                // What their own libraries write.
+                None if recipe.format.is_by_column() => FloatType::F16,
+                None => scale_dtype(info.encoding),
+            };
             let grid = RtnGrid {
                 bits: bits.0,
                 granularity: (*granularity).into(),
@@ -657,7 +735,15 @@ fn decide(
                 scale,
             };
             let layout = grid.layout(in_features).map_err(refused)?;
-            Ok(Decision { clip: (*clip).into(), ..Decision::rounded(Encoding::Grouped(layout)) })
+            let method = match step {
+                Step::Gptq { damping, order, asymmetry, .. } if is_met(role) => Method::Gptq(Gptq {
+                    damping: damping.0,
+                    order: *order,
+                    asymmetry: asymmetry.map(|strength| strength.0),
+                }),
+                _ => Method::Alone,
+            };
+            Ok(Decision { clip: (*clip).into(), method, ..Decision::rounded(Encoding::Grouped(layout)) })
         }
         // A step that prunes or pads stores nothing: it decides as none would.
         Step::Depth(_) | Step::Magnitude(_) | Step::Pad { .. } => as_floats(checkpoint, recipe.format, info),
@@ -722,6 +808,21 @@ fn are_one_scheme(a: Encoding, b: Encoding) -> bool {
         (Encoding::Sparse { float: a, .. }, Encoding::Sparse { float: b, .. }) => a == b,
         _ => a == b,
     }
+}
+
+/// The statistics of inputs that matrices share are factored once, in one way.
+fn refuse_unlike_methods(tensors: &[PlannedTensor]) -> Result<(), Error> {
+    let mut met: BTreeMap<_, &PlannedTensor> = BTreeMap::new();
+    for tensor in tensors.iter().filter(|tensor| tensor.method.factors()) {
+        let shared = FUSIONS.iter().position(|(_, kinds)| kinds.contains(&tensor.role.kind));
+        let (Some(layer), Some(shared)) = (tensor.role.layer, shared) else { continue };
+        let first = *met.entry((layer, shared, tensor.role.expert)).or_insert(tensor);
+        if first.method != tensor.method {
+            let (tensor, other) = (tensor.name.clone(), first.name.clone());
+            return Err(Error::UnlikeMethods { tensor, other });
+        }
+    }
+    Ok(())
 }
 
 /// Members of one matrix have one scheme.

@@ -6,8 +6,11 @@ use bitmill_prune::{NOfM, RowRule, Sparsity};
 use bitmill_quant::Mix;
 use bitmill_tensor::Bits;
 
+use crate::method::Order;
 use crate::pruning::{DepthStep, MagnitudeStep, Removal, Storage};
-use crate::recipe::{BitsNumber, ClipName, Format, GranularityName, MixName, Recipe, Step, ZeroPointName};
+use crate::recipe::{
+    BitsNumber, ClipName, Damping, Format, GranularityName, MixName, Recipe, SearchName, Step, ZeroPointName,
+};
 use crate::search::{Budget, Measure};
 
 /// A preset as `bitmill recipes` lists it.
@@ -55,6 +58,18 @@ pub const PRESETS: &[Preset] = &[
         about: "3-bit codes, ranges clipped by squared error (`_clip` on any of these)",
     },
     Preset {
+        name: "gptq_w4a16_g128",
+        about: "4-bit codes chosen by what they multiply (GPTQ), before any of these: runs the model over text",
+    },
+    Preset {
+        name: "gptaq_w4a16_g128",
+        about: "the same, making up for what earlier layers lost too (GPTAQ)",
+    },
+    Preset {
+        name: "gptq_q4_k_m",
+        about: "GGUF, blocks chosen by what they multiply, before any mix: the same types, less lost",
+    },
+    Preset {
         name: "prune_50",
         about: "plain floats, the smaller half of every row zero: same bytes, same time",
     },
@@ -85,8 +100,46 @@ pub fn preset(name: &str) -> Option<Recipe> {
         let steps = vec![Step::Mix { mix: MixName(mix) }];
         return Some(Recipe::new(mix.name(), Format::Gguf, steps));
     }
-    mixed(name).or_else(|| weight_only(name)).or_else(|| pruned(name)).or_else(|| shallower(name))
+    mixed(name)
+        .or_else(|| calibrated(name))
+        .or_else(|| weight_only(name))
+        .or_else(|| pruned(name))
+        .or_else(|| shallower(name))
 }
+
+/// `gptq_` or `gptaq_` before a mix of GGUF blocks (`gptq_q4_k_m`) or a weight-only grid.
+fn calibrated(name: &str) -> Option<Recipe> {
+    let (what, asymmetry) = match name.strip_prefix("gptq_") {
+        Some(what) => (what, None),
+        None => (name.strip_prefix("gptaq_")?, Some(Damping(GPTAQ))),
+    };
+    if let (Ok(mix), None) = (what.parse::<Mix>(), asymmetry) {
+        let steps = vec![Step::Mix { mix: MixName(mix) }];
+        let recipe = Recipe::new(name, Format::Gguf, steps);
+        return Some(Recipe { search: SearchName::Compensated, ..recipe });
+    }
+    let recipe = weight_only(what)?;
+    let gptq = |step: Step| match step {
+        Step::Rtn { targets, skip, bits, granularity, zero_point, scale, clip } => Step::Gptq {
+            targets,
+            skip,
+            bits,
+            granularity,
+            zero_point,
+            scale,
+            clip,
+            damping: Damping(0.01),
+            order: Order::Static,
+            asymmetry,
+        },
+        other => other,
+    };
+    let steps = recipe.steps.into_iter().map(gptq).collect();
+    Some(Recipe::new(name, recipe.format, steps))
+}
+
+/// How much GPTAQ makes up for, as its authors' code has it.
+const GPTAQ: f32 = 0.25;
 
 /// `prune_N` (percent of every row) and `prune_NofM`, either with `_sparse`.
 fn pruned(name: &str) -> Option<Recipe> {

@@ -27,6 +27,8 @@ use bitmill_quant::{BlockSearch, Clip, Mix};
 use bitmill_tensor::{Bits, BlockType, FloatType, Granularity, ZeroPoint};
 use serde::{Deserialize, Serialize};
 
+use crate::calibration::CalibrationOptions;
+use crate::method::Order;
 use crate::padding::{Pad, PadWidth};
 use crate::pruning::{DepthStep, MagnitudeStep, Storage};
 use crate::search::{Budget, Measure};
@@ -40,6 +42,10 @@ pub enum Format {
     Gguf,
     /// A Hugging Face folder in compressed-tensors' `pack-quantized` form, for transformers, vLLM and SGLang.
     CompressedTensors,
+    /// A Hugging Face folder in GPTQ's form, for GPTQModel, transformers, vLLM and SGLang.
+    Gptq,
+    /// A Hugging Face folder in AWQ's GEMM form, for AutoAWQ, transformers, vLLM and SGLang.
+    Awq,
     /// A Hugging Face folder of plain floats, for everything that reads safetensors.
     HuggingFace,
 }
@@ -50,8 +56,20 @@ impl Format {
         match self {
             Self::Gguf => "gguf",
             Self::CompressedTensors => "compressed-tensors",
+            Self::Gptq => "gptq",
+            Self::Awq => "awq",
             Self::HuggingFace => "hugging-face",
         }
+    }
+
+    /// Whether it is a folder of matrices whose codes lie column by column.
+    pub(crate) fn is_by_column(self) -> bool {
+        matches!(self, Self::Gptq | Self::Awq)
+    }
+
+    /// Whether it is a folder of packed `Linear` modules.
+    pub(crate) fn packs_modules(self) -> bool {
+        self == Self::CompressedTensors || self.is_by_column()
     }
 
     /// Whether a step can be written in it.
@@ -60,9 +78,9 @@ impl Format {
             Step::Magnitude(step) => step.storage == Storage::Dense || self == Self::CompressedTensors,
             Step::Depth(_) | Step::Pad { .. } | Step::Float { .. } => true,
             Step::Mix { .. } | Step::Block { .. } => self == Self::Gguf,
-            Step::Rtn { .. } => self == Self::CompressedTensors,
-            Step::Keep { .. } => self != Self::CompressedTensors,
-            Step::Search { .. } => self != Self::HuggingFace,
+            Step::Rtn { .. } | Step::Gptq { .. } => self.packs_modules(),
+            Step::Keep { .. } => !self.packs_modules(),
+            Step::Search { .. } => matches!(self, Self::Gguf | Self::CompressedTensors),
         }
     }
 }
@@ -85,6 +103,9 @@ pub struct Recipe {
     /// Whether a GGUF file may be padded where no step says so.
     #[serde(default, skip_serializing_if = "Pad::is_auto")]
     pub pad: Pad,
+    /// What the model runs over for steps that look at what weights multiply; what [`CalibrationOptions::default`] says if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationOptions>,
     /// Read in order; the last step that targets a tensor decides.
     #[serde(rename = "step", default)]
     pub steps: Vec<Step>,
@@ -143,6 +164,37 @@ pub enum Step {
         #[serde(default)]
         clip: ClipName,
     },
+    /// Codes of `rtn`'s grids, chosen column by column so that a column's error is made up for by those after it.
+    Gptq {
+        /// Patterns of canonical tensor names; absent: every matrix of the decoder layers.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        targets: Option<Vec<String>>,
+        /// Patterns taken out again.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        skip: Vec<String>,
+        /// 2 to 8.
+        bits: BitsNumber,
+        /// `{ group = { size = 128 } }` or `"channel"`.
+        granularity: GranularityName,
+        /// `"symmetric"` (the default) or `"asymmetric"`.
+        #[serde(default)]
+        zero_point: ZeroPointName,
+        /// The dtype of scales, `"f16"` or `"bf16"`; absent: the checkpoint's own, `bf16` if that is f32.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scale: Option<ScaleName>,
+        /// `"none"` (the default) or `"mse"`, as in `rtn`.
+        #[serde(default)]
+        clip: ClipName,
+        /// Added to the Hessian's diagonal, as a fraction of its mean: 0.01 by default.
+        #[serde(default = "usual_damping")]
+        damping: Damping,
+        /// `"none"`, `"static"` (the default) or `"full"`: columns that matter most first, and whether groups follow.
+        #[serde(default = "usual_order")]
+        order: Order,
+        /// GPTAQ: how much of what earlier layers changed in the inputs is made up for, 0 to 1; absent: nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asymmetry: Option<Damping>,
+    },
     /// Plain floats. GGUF stores vectors (norms, biases) in f32 whatever is asked.
     Float {
         /// Patterns of canonical tensor names; absent: every matrix of the decoder layers.
@@ -188,6 +240,7 @@ impl Step {
             Self::Mix { .. } => "mix",
             Self::Block { .. } => "block",
             Self::Rtn { .. } => "rtn",
+            Self::Gptq { .. } => "gptq",
             Self::Float { .. } => "float",
             Self::Keep { .. } => "keep",
             Self::Search { .. } => "search",
@@ -211,6 +264,7 @@ impl Step {
             Self::Magnitude(step) => step.targets.as_deref(),
             Self::Block { targets, .. }
             | Self::Rtn { targets, .. }
+            | Self::Gptq { targets, .. }
             | Self::Float { targets, .. }
             | Self::Keep { targets, .. } => targets.as_deref(),
         }
@@ -223,6 +277,7 @@ impl Step {
             Self::Magnitude(step) => &step.skip,
             Self::Block { skip, .. }
             | Self::Rtn { skip, .. }
+            | Self::Gptq { skip, .. }
             | Self::Float { skip, .. }
             | Self::Keep { skip, .. } => skip,
         }
@@ -232,7 +287,26 @@ impl Step {
 impl Recipe {
     /// These steps, and nothing else that could be asked for.
     pub fn new(name: &str, format: Format, steps: Vec<Step>) -> Self {
-        Self { name: name.into(), format, imatrix: None, search: SearchName::Ggml, pad: Pad::Auto, steps }
+        Self {
+            name: name.into(),
+            format,
+            imatrix: None,
+            search: SearchName::Ggml,
+            pad: Pad::Auto,
+            calibration: None,
+            steps,
+        }
+    }
+
+    /// The recipe written in another format.
+    ///
+    /// # Errors
+    /// [`Error::OtherFormat`] if one of its steps makes what the format has no form for.
+    pub fn with_format(self, format: Format) -> Result<Self, Error> {
+        match self.steps.iter().all(|step| format.takes(step)) {
+            true => Ok(Self { format, ..self }),
+            false => Err(Error::OtherFormat { recipe: self.name, format: format.name() }),
+        }
     }
 
     /// The recipe with the errors of its blocks weighed by the importance matrix at `path`.
@@ -255,6 +329,23 @@ impl Recipe {
             return Err(Error::NoUse { recipe: self.name, what: "a search of blocks" });
         }
         Ok(Self { search, ..self })
+    }
+
+    /// The recipe with the tokens that its steps look at chosen so.
+    ///
+    /// # Errors
+    /// [`Error::NoUse`] if none of its steps looks at any.
+    pub fn with_calibration(self, options: CalibrationOptions) -> Result<Self, Error> {
+        if !self.calibrates() {
+            return Err(Error::NoUse { recipe: self.name, what: "calibration tokens" });
+        }
+        Ok(Self { calibration: Some(options), ..self })
+    }
+
+    /// Whether a step looks at what weights multiply.
+    pub fn calibrates(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Gptq { .. }))
+            || (self.search == SearchName::Compensated && self.makes_blocks())
     }
 
     /// The recipe without padding that no step asks for.
@@ -358,7 +449,18 @@ impl Recipe {
                 "a step of kind `search` decides about everything: it stands alone".into(),
             ));
         }
-        if recipe.search == SearchName::Best && !recipe.makes_blocks() {
+        if recipe.calibration.is_some() && !recipe.calibrates() {
+            return Err(malformed(
+                "`[calibration]` is for steps of kind `gptq` and `search = \"compensated\"`: there is none"
+                    .into(),
+            ));
+        }
+        if recipe.calibrates() && recipe.steps.iter().any(|step| matches!(step, Step::Magnitude(_))) {
+            return Err(malformed(
+                "`magnitude` beside what is calibrated: prune first, and compress what that wrote".into(),
+            ));
+        }
+        if recipe.search != SearchName::Ggml && !recipe.makes_blocks() {
             return Err(malformed("`search` is for steps of kind `mix` and `block`: there is none".into()));
         }
         if recipe.imatrix.is_some() && !recipe.weighs() {
@@ -450,6 +552,8 @@ pub enum SearchName {
     Ggml,
     /// From there on, while the squared error falls.
     Best,
+    /// By what the blocks multiply: what one column loses is made up for by those after it. Needs calibration tokens.
+    Compensated,
 }
 
 impl SearchName {
@@ -461,10 +565,42 @@ impl SearchName {
 impl From<SearchName> for BlockSearch {
     fn from(name: SearchName) -> Self {
         match name {
-            SearchName::Ggml => Self::Ggml,
+            // What no statistics choose is ggml's.
+            SearchName::Ggml | SearchName::Compensated => Self::Ggml,
             SearchName::Best => Self::Best,
         }
     }
+}
+
+/// A fraction from 0 to 1 in a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Damping(pub f32);
+
+impl TryFrom<f64> for Damping {
+    type Error = String;
+
+    fn try_from(fraction: f64) -> Result<Self, String> {
+        match (0.0..=1.0).contains(&fraction) {
+            true => Ok(Self(fraction as f32)),
+            false => Err(format!("{fraction} is no fraction from 0 to 1")),
+        }
+    }
+}
+
+impl From<Damping> for f64 {
+    fn from(damping: Damping) -> Self {
+        // Its shortest digits: 0.01, not what is nearest to that in f32.
+        damping.0.to_string().parse().unwrap_or(f64::from(damping.0))
+    }
+}
+
+fn usual_damping() -> Damping {
+    Damping(0.01)
+}
+
+fn usual_order() -> Order {
+    Order::Static
 }
 
 impl TryFrom<String> for MixName {

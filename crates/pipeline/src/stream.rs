@@ -10,6 +10,7 @@
 //! ```
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use bitmill_checkpoint::{Checkpoint, Tensor};
 use bitmill_kernels::Isa;
 
+use crate::calibrated::{Calibrated, Done, MethodRecord};
 use crate::compress::TensorRecord;
 use crate::error::Error;
 use crate::journal;
@@ -39,6 +41,8 @@ struct Chunk {
     tensor: usize,
     encoded: Vec<Encoded>,
     weights: u64,
+    /// How the tensor's codes were chosen, where not by its weights alone.
+    method: Option<MethodRecord>,
     /// Whether the tensor ends here.
     last: bool,
 }
@@ -54,6 +58,7 @@ pub(crate) fn stream(
     path: &Path,
     output: &Output<'_>,
     finished: Vec<TensorRecord>,
+    calibrated: Option<&mut Calibrated<'_>>,
     progress: &dyn Progress,
 ) -> Result<Vec<TensorRecord>, Error> {
     for (index, planned) in plan.tensors.iter().enumerate().take(finished.len()) {
@@ -61,12 +66,13 @@ pub(crate) fn stream(
     }
     let first = finished.len();
     let forget = is_larger_than_memory(plan.source_bytes);
+    let noted = AtomicUsize::new(first);
     thread::scope(|scope| {
         let (send, receive) = sync_channel(WAITING);
         let (send_record, receive_records) = channel();
         let writer = scope.spawn(|| write(plan, output, receive, finished, send_record, progress));
-        let noter = scope.spawn(|| note(output, receive_records, forget));
-        let encoded = encode(checkpoint, plan, path, first, &send, forget, progress);
+        let noter = scope.spawn(|| note(output, receive_records, &noted, forget));
+        let encoded = encode(checkpoint, plan, path, first, calibrated, &noted, &send, forget, progress);
         // Without a sender the writer ends after what it was sent, and so does the noter.
         drop(send);
         let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -89,6 +95,8 @@ fn encode(
     plan: &Plan,
     path: &Path,
     first: usize,
+    mut calibrated: Option<&mut Calibrated<'_>>,
+    noted: &AtomicUsize,
     send: &SyncSender<Chunk>,
     forget: bool,
     progress: &dyn Progress,
@@ -96,6 +104,16 @@ fn encode(
     let isa = Isa::best();
     let mut tensors = plan.tensors.iter().enumerate().skip(first).peekable();
     while let Some((index, planned)) = tensors.next() {
+        if let Some(calibrated) = &mut calibrated
+            && let Some(done) = calibrated.take(index, noted.load(Ordering::Relaxed), progress, path)?
+        {
+            let Done { encoded, method, .. } = done;
+            let chunk = Chunk { tensor: index, encoded, weights: planned.weights(), method, last: true };
+            if send.send(chunk).is_err() {
+                return Ok(());
+            }
+            continue;
+        }
         let tensor = checkpoint.tensor(&planned.source)?;
         let run = TensorRun::new(checkpoint, plan, planned, &tensor, isa)?;
         let (rows, cols) = (planned.out_features(), planned.in_features());
@@ -114,7 +132,7 @@ fn encode(
             let encoded = run.encode(first, chunk)?;
             tensor.release();
             let weights = (chunk * cols) as u64;
-            if send.send(Chunk { tensor: index, encoded, weights, last }).is_err() {
+            if send.send(Chunk { tensor: index, encoded, weights, method: None, last }).is_err() {
                 return Ok(());
             }
         }
@@ -150,7 +168,7 @@ fn write(
             tensor.add(output, encoded)?;
         }
         if chunk.last {
-            let record = tensor.finish(output)?;
+            let record = TensorRecord { method: chunk.method, ..tensor.finish(output)? };
             if send_record.send((journal::entry(&record), record.bytes)).is_err() {
                 // The noter knows why.
                 return Ok(records);
@@ -166,7 +184,12 @@ fn write(
 }
 
 /// Notes what is finished once it is on disk.
-fn note(output: &Output<'_>, receive: Receiver<(serde_json::Value, u64)>, forget: bool) -> Result<(), Error> {
+fn note(
+    output: &Output<'_>,
+    receive: Receiver<(serde_json::Value, u64)>,
+    noted: &AtomicUsize,
+    forget: bool,
+) -> Result<(), Error> {
     let (mut waiting, mut bytes) = (Vec::new(), 0);
     let mut since = Instant::now();
     loop {
@@ -179,6 +202,7 @@ fn note(output: &Output<'_>, receive: Receiver<(serde_json::Value, u64)>, forget
         if is_last || bytes >= NOTED_BYTES || since.elapsed() >= NOTED_AFTER {
             if !waiting.is_empty() {
                 output.note(&waiting)?;
+                noted.fetch_add(waiting.len(), Ordering::Relaxed);
                 waiting.clear();
                 if forget {
                     output.forget();

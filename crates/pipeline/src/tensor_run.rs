@@ -102,6 +102,11 @@ impl<'a> TensorRun<'a> {
         Ok(run)
     }
 
+    /// The same with the errors of blocks weighed by the `importance` of each column.
+    pub fn weighed_by(self, importance: Vec<f32>) -> Self {
+        Self { importance: Some(importance), ..self }
+    }
+
     /// Rows `first..first + rows` of the output, in its order, task by task.
     ///
     /// # Errors
@@ -117,6 +122,50 @@ impl<'a> TensorRun<'a> {
             })
             .collect();
         done.into_iter().collect()
+    }
+
+    /// Rows `first..first + rows` of the output, in its order, widened and padded.
+    ///
+    /// # Errors
+    /// For a weight that is not finite.
+    pub fn widen(&self, first: usize, rows: usize, out: &mut Vec<f32>) -> Result<(), Error> {
+        let cols = self.planned.in_features();
+        let (source_rows, source_cols) = rows_and_columns(&self.planned.source_shape);
+        out.clear();
+        out.resize(rows * cols, 0.0);
+        let tasks = rows_per_task(cols);
+        let done: Vec<Result<(), Error>> = out
+            .par_chunks_mut(tasks * cols)
+            .enumerate()
+            .map_init(Vec::new, |row: &mut Vec<f32>, (task, out)| {
+                row.resize(source_cols, 0.0);
+                for (at, out) in out.chunks_exact_mut(cols).enumerate() {
+                    let at = first + task * tasks + at;
+                    if at < source_rows {
+                        self.read_rows(|_| self.source_row(at), row);
+                        self.refuse_non_finite(at, row)?;
+                        out[..source_cols].copy_from_slice(row);
+                    }
+                }
+                Ok(())
+            })
+            .collect();
+        done.into_iter().collect()
+    }
+
+    /// What is known of rows that were [`widen`](Self::widen)ed and decided.
+    pub fn figures(&self, weight: &[f32], decided: &[f32]) -> Vec<RowFigures> {
+        let cols = self.planned.in_features();
+        let (_, source_cols) = rows_and_columns(&self.planned.source_shape);
+        let rows = weight.par_chunks_exact(cols).zip(decided.par_chunks_exact(cols));
+        rows.map(|(weight, decided)| RowFigures::new(&weight[..source_cols], &decided[..source_cols], false))
+            .collect()
+    }
+
+    /// Where row `row` of the output lies in the source; rows that pad come after all of its.
+    pub fn stored_row(&self, row: usize) -> usize {
+        let (source_rows, _) = rows_and_columns(&self.planned.source_shape);
+        if row < source_rows { self.tensor.stored_row(self.source_row(row)) } else { row }
     }
 
     /// Widens, prunes, rounds and measures rows while they are in the cache.

@@ -1,7 +1,7 @@
 //! One tensor's bytes on their way into the output, in the order of its rows, and what is recorded of them.
 
-use bitmill_quant::pack_zero_points;
-use bitmill_tensor::{Encoding, WeightData};
+use bitmill_quant::{awq_codes, awq_zero_points, gptq_zero_points, pack_zero_points, transpose};
+use bitmill_tensor::{ColumnPacking, Encoding, Grouped, WeightData, ZeroPoint};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::compress::TensorRecord;
@@ -19,6 +19,10 @@ pub(crate) struct TensorWrite<'a> {
     offsets: [u64; 2],
     /// Held until the end: zero points are packed along the rows.
     zero_codes: Vec<u8>,
+    /// Codes and scales, held where the output has them column by column.
+    held: [Vec<u8>; 2],
+    /// The group of each column, where they are not in order.
+    group_of: Option<Vec<u32>>,
     /// Where each row's kept weights begin.
     row_offsets: Vec<u8>,
     kept: usize,
@@ -37,6 +41,8 @@ impl<'a> TensorWrite<'a> {
             index,
             offsets: [0; 2],
             zero_codes: Vec::new(),
+            held: [Vec::new(), Vec::new()],
+            group_of: None,
             row_offsets: Vec::new(),
             kept: 0,
             source: Xxh3::new(),
@@ -57,14 +63,20 @@ impl<'a> TensorWrite<'a> {
             self.row_offsets.extend((self.kept as i64).to_le_bytes());
             self.kept += kept;
         }
+        let is_held = output.packing().is_some() && matches!(self.planned.to, Encoding::Grouped(_));
         for (part, bytes) in [&parts.codes, &parts.scales].into_iter().enumerate() {
-            if !bytes.is_empty() {
+            if is_held {
+                self.held[part].extend_from_slice(bytes);
+            } else if !bytes.is_empty() {
                 output.write_at(self.index, part, self.offsets[part], bytes)?;
                 self.offsets[part] += bytes.len() as u64;
                 self.stored.add(part, bytes);
             }
         }
         self.zero_codes.extend_from_slice(&parts.zero_codes);
+        if self.group_of.is_none() {
+            self.group_of.clone_from(&parts.group_of);
+        }
         for row in &encoded.rows {
             self.source.update(&row.hash.to_le_bytes());
             self.squared_error += row.squared_error;
@@ -79,23 +91,12 @@ impl<'a> TensorWrite<'a> {
     /// # Errors
     /// As [`add`](Self::add).
     pub fn finish(mut self, output: &Output<'_>) -> Result<TensorRecord, Error> {
+        match (output.packing(), self.planned.to) {
+            (Some(packing), Encoding::Grouped(grouped)) => self.finish_columns(output, packing, &grouped)?,
+            (_, Encoding::Grouped(_) | Encoding::Sparse { .. }) => self.finish_rows(output)?,
+            _ => {}
+        }
         let planned = self.planned;
-        let (rows, cols) = (planned.out_features(), planned.in_features());
-        let last = match planned.to {
-            Encoding::Sparse { .. } => self.row_offsets,
-            Encoding::Grouped(grouped) if !self.zero_codes.is_empty() => {
-                pack_zero_points(&self.zero_codes, rows, grouped.groups_per_row(cols), grouped.bits)
-            }
-            _ => Vec::new(),
-        };
-        if matches!(planned.to, Encoding::Grouped(_) | Encoding::Sparse { .. }) {
-            let shape: Vec<u8> = [rows, cols].iter().flat_map(|&n| (n as i64).to_le_bytes()).collect();
-            output.write_at(self.index, 2, 0, &shape)?;
-        }
-        if !last.is_empty() {
-            output.write_at(self.index, 3, 0, &last)?;
-            self.stored.add(2, &last);
-        }
         let relative_error =
             if self.squared_norm > 0.0 { (self.squared_error / self.squared_norm).sqrt() } else { 0.0 };
         Ok(TensorRecord {
@@ -109,8 +110,69 @@ impl<'a> TensorWrite<'a> {
             zeros: planned.removal.map(|_| self.zeros),
             source_hash: format!("{:016x}", self.source.digest()),
             stored_hash: self.stored.finish(planned.to),
+            method: None,
             reason: planned.reason.clone(),
         })
+    }
+}
+
+impl TensorWrite<'_> {
+    /// Writes shape, zero points and row offsets.
+    fn finish_rows(&mut self, output: &Output<'_>) -> Result<(), Error> {
+        let (rows, cols) = (self.planned.out_features(), self.planned.in_features());
+        let last = match self.planned.to {
+            Encoding::Grouped(grouped) if !self.zero_codes.is_empty() => {
+                pack_zero_points(&self.zero_codes, rows, grouped.groups_per_row(cols), grouped.bits)
+            }
+            _ => std::mem::take(&mut self.row_offsets),
+        };
+        let shape: Vec<u8> = [rows, cols].iter().flat_map(|&n| (n as i64).to_le_bytes()).collect();
+        output.write_at(self.index, 2, 0, &shape)?;
+        if !last.is_empty() {
+            output.write_at(self.index, 3, 0, &last)?;
+            self.stored.add(2, &last);
+        }
+        Ok(())
+    }
+
+    /// Turns all that was held into columns and writes it.
+    fn finish_columns(
+        &mut self,
+        output: &Output<'_>,
+        packing: ColumnPacking,
+        grouped: &Grouped,
+    ) -> Result<(), Error> {
+        let (rows, cols) = (self.planned.out_features(), self.planned.in_features());
+        let groups = grouped.groups_per_row(cols);
+        if grouped.zero_point == ZeroPoint::Symmetric {
+            self.zero_codes.resize(rows * groups, 1 << (grouped.bits.get() - 1));
+        }
+        let [codes, scales] = std::mem::take(&mut self.held);
+        let codes = match packing.is_gptq() {
+            true => transpose(&codes, rows, grouped.words_per_row(cols), 4),
+            false => awq_codes(&codes, rows, cols),
+        };
+        let zeros = match packing.is_gptq() {
+            true => gptq_zero_points(&self.zero_codes, rows, groups, grouped.bits, packing),
+            false => awq_zero_points(&self.zero_codes, rows, groups),
+        };
+        let scales = transpose(&scales, rows, groups, grouped.scale.size_bytes());
+        for (part, bytes) in [codes, scales, zeros].into_iter().enumerate() {
+            output.write_at(self.index, part, 0, &bytes)?;
+            self.stored.add(part, &bytes);
+        }
+        if packing.is_gptq() {
+            let in_order = (0..cols).map(|column| (column / grouped.group_size) as u32);
+            let own = self.group_of.take().filter(|own| !own.iter().copied().eq(in_order.clone()));
+            let is_own = own.is_some();
+            let group_of = own.unwrap_or_else(|| in_order.collect());
+            let bytes: Vec<u8> = group_of.iter().flat_map(|group| group.to_le_bytes()).collect();
+            output.write_at(self.index, 3, 0, &bytes)?;
+            if is_own {
+                self.stored.add(2, &bytes);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -119,7 +181,8 @@ impl<'a> TensorWrite<'a> {
 pub(crate) struct StoredHash([Xxh3; 3]);
 
 impl StoredHash {
-    /// Adds the next bytes of a part. 0: weights, codes or kept values; 1: scales or bits; 2: zero points or row offsets.
+    /// Adds the next bytes of a part. 0: weights, codes or kept values; 1: scales or bits; 2: zero points or row offsets, then
+    /// the groups of columns that are not in order.
     pub fn add(&mut self, part: usize, bytes: &[u8]) {
         self.0[part].update(bytes);
     }
@@ -138,11 +201,15 @@ impl StoredHash {
     }
 }
 
-/// The parts of what is stored, as [`StoredHash::add`] numbers them.
-pub(crate) fn stored_parts<'a>(data: &WeightData<'a>) -> [&'a [u8]; 3] {
-    match *data {
-        WeightData::Float { bytes, .. } | WeightData::Block { bytes, .. } => [bytes, &[], &[]],
-        WeightData::Grouped { packed, scales, zero_points, .. } => [packed, scales, zero_points],
-        WeightData::Sparse { bitmask, values, row_offsets, .. } => [values, bitmask, row_offsets],
-    }
+/// What is stored, in pieces, with the number of the part that [`StoredHash::add`] knows each by.
+pub(crate) fn stored_parts<'a>(data: &WeightData<'a>) -> [(usize, &'a [u8]); 4] {
+    let [first, second, third, more]: [&[u8]; 4] = match *data {
+        WeightData::Float { bytes, .. } | WeightData::Block { bytes, .. } => [bytes, &[], &[], &[]],
+        WeightData::Grouped { packed, scales, zero_points, .. } => [packed, scales, zero_points, &[]],
+        WeightData::Columns { packed, scales, zero_points, group_of, .. } => {
+            [packed, scales, zero_points, group_of]
+        }
+        WeightData::Sparse { bitmask, values, row_offsets, .. } => [values, bitmask, row_offsets, &[]],
+    };
+    [(0, first), (1, second), (2, third), (2, more)]
 }

@@ -22,7 +22,8 @@ use crate::{Clip, Error, quantize_rows_clipped};
 /// What a layer's inputs are known by.
 #[derive(Debug, Clone, Copy)]
 pub enum Inputs<'a> {
-    /// A multiple of the sum of `x·xᵀ`, `[in_features, in_features]`, both triangles.
+    /// A multiple of the sum of `x·xᵀ`, `[in_features, in_features]`, both triangles: a [`Hessian`](bitmill_stats::Hessian) that is
+    /// mirrored.
     Hessian(&'a [f32]),
     /// Some inputs, `[tokens, in_features]`: cheaper than a Hessian while they are fewer than it has rows.
     Tokens(&'a [f32]),

@@ -66,6 +66,12 @@ pub enum Error {
     /// Errors cannot be counted through these inputs.
     #[error("the layer's inputs, or their Hessian, hold numbers that are not finite or too large to square")]
     BadInputs,
+    /// Errors pushed from column to column grew beyond an f32.
+    #[error("row {row}: errors pushed from column to column grow without bound")]
+    Diverged {
+        /// The row.
+        row: usize,
+    },
     /// The search of these blocks needs importance.
     #[error("the search of {block} needs the importance of columns")]
     NeedsImportance {
@@ -111,6 +117,9 @@ impl Error {
             Self::BadActivation { .. } | Self::BadInputs => Some(
                 "the layers before may overflow: run `bitmill eval`, or round this tensor to nearest".to_owned(),
             ),
+            Self::Diverged { .. } => {
+                Some("use more damping or more calibration tokens, or round this tensor to nearest".to_owned())
+            }
             Self::NeedsImportance { .. } => Some(
                 "give an importance matrix (--imatrix FILE), or take a type that does without, as q2_k or iq3_s".to_owned(),
             ),
@@ -136,7 +145,9 @@ impl Error {
     /// ```
     #[must_use]
     pub fn relocate(mut self, first_row: usize) -> Self {
-        if let Self::NonFinite { row, .. } | Self::ScaleOverflow { row, .. } = &mut self {
+        if let Self::NonFinite { row, .. } | Self::ScaleOverflow { row, .. } | Self::Diverged { row } =
+            &mut self
+        {
             *row += first_row;
         }
         self

@@ -1,15 +1,17 @@
 //! Quantization methods: one file per method. A method takes matrices and returns codes and what they stand for;
 //! it opens no file and runs no model.
 //!
-//! [`rtn`] rounds to the nearest code of a grid, [`hqq`] searches grids for heavy tails, [`awq`] and [`smooth`] scale features before,
-//! [`rotate`] mixes them, [`fold`] carries that into the rest of the model, [`ggml`] makes the blocks of GGUF files, [`mix`] says which
-//! encoding each tensor of a GGUF mix gets.
+//! [`rtn`] rounds to the nearest code of a grid, [`hqq`] searches grids for heavy tails, [`gptq`] pushes each column's error onto
+//! the columns still to come; [`awq`] and [`smooth`] scale features beforehand, [`rotate`] mixes them, and [`fold`] carries that
+//! into the rest of the model. [`ggml`] makes the blocks of GGUF files, [`mix`] says which encoding each tensor of a GGUF mix gets.
 
 pub mod awq;
 mod clip;
+mod columns;
 mod error;
 pub mod fold;
 pub mod ggml;
+pub mod gptq;
 pub mod hqq;
 pub mod mix;
 mod mix_rules;
@@ -20,8 +22,10 @@ pub mod smooth;
 
 pub use awq::{AwqOptions, AwqScales, Inputs, ScaleRule};
 pub use clip::Clip;
+pub use columns::{awq_codes, awq_zero_points, gptq_zero_points, transpose};
 pub use error::{Error, first_non_finite};
 pub use ggml::{BlockEncoder, BlockSearch, Importance, needs_importance, quantize_blocks};
+pub use gptq::{GptqOptions, GptqRecord, GptqRows, GroupScales};
 pub use hqq::HqqOptions;
 pub use mix::{Choice, Mix, MixTensor, choose};
 pub use pack::pack_zero_points;

@@ -201,14 +201,19 @@ pub(crate) struct CodeRange {
 }
 
 impl CodeRange {
-    fn new(bits: Bits) -> Self {
+    pub fn new(bits: Bits) -> Self {
         let half = f32::from(1u16 << (bits.get() - 1));
         Self { lowest: -half, highest: half - 1.0 }
     }
 }
 
 /// Scale as it is stored, and signed zero point; or the scale that its type cannot hold.
-fn group_scale(grid: &Grouped, clip: Clip, range: &CodeRange, weights: &[f32]) -> Result<(f32, f32), f32> {
+pub(crate) fn group_scale(
+    grid: &Grouped,
+    clip: Clip,
+    range: &CodeRange,
+    weights: &[f32],
+) -> Result<(f32, f32), f32> {
     // Zero belongs to every range.
     let (min, max) = min_max(weights);
     let (min, max) = (min.min(0.0), max.max(0.0));

@@ -209,7 +209,7 @@ impl fmt::Display for BlockType {
     }
 }
 
-/// Codes of equal width with one scale a group, as compressed-tensors' `pack-quantized` stores them.
+/// Codes of equal width with one scale a group, as compressed-tensors' `pack-quantized`, GPTQ and AWQ store them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Grouped {
     /// Width of a code. Stored unsigned: `2^(bits−1)` is added to the signed code.
@@ -237,6 +237,27 @@ impl Grouped {
     pub const fn zero_point_words(&self, out_features: usize) -> usize {
         (out_features * self.bits.0 as usize).div_ceil(32)
     }
+}
+
+/// How the words of a matrix in groups lie where it is stored column by column: rows are the fastest dimension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ColumnPacking {
+    /// GPTQ as AutoGPTQ writes it: every zero point is stored less one.
+    GptqV1,
+    /// GPTQ's `gptq_v2`: zero points as they are.
+    GptqV2,
+    /// AutoAWQ's GEMM form.
+    Awq,
+}
+
+impl ColumnPacking {
+    /// Whether words run along `in_features`; else (AWQ) each holds codes of eight rows.
+    pub const fn is_gptq(self) -> bool {
+        matches!(self, Self::GptqV1 | Self::GptqV2)
+    }
+
+    /// Of each of the eight rows of an AWQ word, the place of its four bits.
+    pub const AWQ_PLACES: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 }
 
 /// How one weight matrix is stored.

@@ -12,6 +12,6 @@ mod matrix;
 mod view;
 
 pub use dtype::{Dtype, FloatType};
-pub use encoding::{Bits, BlockType, Encoding, Granularity, Grouped, ZeroPoint};
+pub use encoding::{Bits, BlockType, ColumnPacking, Encoding, Granularity, Grouped, ZeroPoint};
 pub use matrix::Matrix;
 pub use view::{ViewError, WeightData, WeightView};

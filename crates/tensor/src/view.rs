@@ -1,6 +1,6 @@
 //! A weight matrix as bytes that someone else owns.
 
-use crate::{Encoding, FloatType, Grouped, ZeroPoint, encoding::BlockType};
+use crate::{ColumnPacking, Encoding, FloatType, Grouped, ZeroPoint, encoding::BlockType};
 
 /// A borrowed weight matrix `[out_features, in_features]` in any [`Encoding`].
 ///
@@ -41,6 +41,21 @@ pub enum WeightData<'a> {
         /// i32 words `[zero_point_words, groups_per_row]`, packed along `out`; empty when symmetric.
         zero_points: &'a [u8],
     },
+    /// GPTQ and AWQ: the same codes with rows as the fastest dimension.
+    Columns {
+        /// Widths, group size, scale dtype. Zero points are stored and read whatever it says of them.
+        layout: Grouped,
+        /// How words hold codes and zero points.
+        packing: ColumnPacking,
+        /// GPTQ: i32 words `[words_per_row, out]`, each row's as `Grouped` has them. AWQ: `[in, out / 8]`.
+        packed: &'a [u8],
+        /// Scales `[groups, out]`.
+        scales: &'a [u8],
+        /// GPTQ: i32 words `[groups, zero_point_words]`, codes along `out`. AWQ: `[groups, out / 8]`.
+        zero_points: &'a [u8],
+        /// i32 `[in]`: the group of each column; empty where that is `column / group_size`.
+        group_of: &'a [u8],
+    },
     /// compressed-tensors `sparse-bitmask`.
     Sparse {
         /// The type of the values.
@@ -61,7 +76,7 @@ pub enum ViewError {
     /// A part has another length than its shape and encoding ask for.
     #[error("{part}: {found} bytes where [{out_features}, {in_features}] in {encoding} takes {expected}")]
     Length {
-        /// `"weights"`, `"codes"`, `"scales"`, `"zero points"`, `"bits"`, `"values"` or `"row offsets"`.
+        /// `"weights"`, `"codes"`, `"scales"`, `"zero points"`, `"groups of columns"`, `"bits"`, `"values"` or `"row offsets"`.
         part: &'static str,
         /// Bytes found.
         found: usize,
@@ -81,6 +96,16 @@ pub enum ViewError {
         in_features: usize,
         /// Weights in a block or group.
         group_size: usize,
+        /// The encoding, as people write it.
+        encoding: String,
+    },
+    /// Rows or columns do not fill the words that they are packed into.
+    #[error("[{out_features}, {in_features}] in {encoding} does not fill the 32-bit words of its form")]
+    UnevenWords {
+        /// Rows of the matrix.
+        out_features: usize,
+        /// Columns of the matrix.
+        in_features: usize,
         /// The encoding, as people write it.
         encoding: String,
     },
@@ -141,6 +166,25 @@ impl<'a> WeightView<'a> {
                 };
                 check("zero points", zero_points.len(), 4 * words)?;
             }
+            WeightData::Columns { layout, packing, packed, scales, zero_points, group_of } => {
+                let bits = usize::from(layout.bits.get());
+                let is_whole = match packing.is_gptq() {
+                    true => {
+                        (in_features * bits).is_multiple_of(32) && (out_features * bits).is_multiple_of(32)
+                    }
+                    false => bits == 4 && out_features.is_multiple_of(8),
+                };
+                if !is_whole {
+                    let encoding = encoding.to_string();
+                    return Err(ViewError::UnevenWords { out_features, in_features, encoding });
+                }
+                let groups = layout.groups_per_row(in_features);
+                check("codes", packed.len(), out_features * in_features * bits / 8)?;
+                check("scales", scales.len(), out_features * groups * layout.scale.size_bytes())?;
+                check("zero points", zero_points.len(), 4 * layout.zero_point_words(out_features) * groups)?;
+                let columns = if group_of.is_empty() { 0 } else { in_features };
+                check("groups of columns", group_of.len(), 4 * columns)?;
+            }
             WeightData::Sparse { float, bitmask, values, row_offsets } => {
                 check("bits", bitmask.len(), out_features * in_features.div_ceil(8))?;
                 check("row offsets", row_offsets.len(), 8 * out_features)?;
@@ -171,7 +215,9 @@ impl<'a> WeightView<'a> {
         match self.data {
             WeightData::Float { float, .. } => Encoding::Float(float),
             WeightData::Block { block, .. } => Encoding::Block(block),
-            WeightData::Grouped { layout, .. } => Encoding::Grouped(layout),
+            WeightData::Grouped { layout, .. } | WeightData::Columns { layout, .. } => {
+                Encoding::Grouped(layout)
+            }
             WeightData::Sparse { float, values, .. } => {
                 Encoding::Sparse { float, values: values.len() / float.size_bytes() }
             }
@@ -180,7 +226,13 @@ impl<'a> WeightView<'a> {
 
     /// Bytes of the whole matrix, scales and zero points included.
     pub fn stored_bytes(&self) -> usize {
-        self.encoding().matrix_bytes(self.out_features, self.in_features)
+        match self.data {
+            // Zero points are stored of symmetric codes too, and groups of columns are counted nowhere else.
+            WeightData::Columns { packed, scales, zero_points, group_of, .. } => {
+                packed.len() + scales.len() + zero_points.len() + group_of.len()
+            }
+            _ => self.encoding().matrix_bytes(self.out_features, self.in_features),
+        }
     }
 }
 
@@ -199,6 +251,36 @@ mod tests {
         ));
         assert!(matches!(WeightView::new(1, 200, data(&bytes)), Err(ViewError::UnevenGroups { .. })));
         assert!(matches!(WeightView::new(usize::MAX, 256, data(&bytes)), Err(ViewError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn columns_fill_whole_words_of_rows_and_of_columns() {
+        let bytes = [0u8; 4096];
+        let view = |bits: u8, out: usize, in_features: usize, packing, groups: usize| {
+            let layout = Grouped {
+                bits: crate::Bits::new(bits).unwrap(),
+                group_size: std::num::NonZeroUsize::new(32).unwrap(),
+                zero_point: ZeroPoint::Symmetric,
+                scale: FloatType::F16,
+            };
+            let data = WeightData::Columns {
+                layout,
+                packing,
+                packed: &bytes[..out * in_features * usize::from(bits) / 8],
+                scales: &bytes[..2 * out * in_features / 32],
+                zero_points: &bytes[..4 * (out * usize::from(bits)).div_ceil(32) * in_features / 32],
+                group_of: &bytes[..4 * groups],
+            };
+            WeightView::new(out, in_features, data).map(|view| view.stored_bytes())
+        };
+        assert_eq!(view(4, 8, 64, ColumnPacking::GptqV1, 64), Ok(256 + 32 + 8 + 256));
+        assert_eq!(view(3, 32, 32, ColumnPacking::GptqV2, 0), Ok(384 + 64 + 12));
+        assert_eq!(view(4, 8, 32, ColumnPacking::Awq, 0), Ok(128 + 16 + 4));
+        assert!(matches!(view(3, 8, 32, ColumnPacking::GptqV2, 0), Err(ViewError::UnevenWords { .. })));
+        assert!(matches!(view(8, 8, 32, ColumnPacking::Awq, 0), Err(ViewError::UnevenWords { .. })));
+        assert!(matches!(view(4, 12, 32, ColumnPacking::Awq, 0), Err(ViewError::UnevenWords { .. })));
+        let error = view(4, 8, 64, ColumnPacking::GptqV1, 63).unwrap_err();
+        assert!(matches!(error, ViewError::Length { part: "groups of columns", .. }), "{error}");
     }
 
     #[test]

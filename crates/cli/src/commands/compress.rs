@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use bitmill_checkpoint::{Checkpoint, Overwrite};
-use bitmill_pipeline::{Format, Plan, Progress as _};
+use bitmill_pipeline::{Format, HeldOut, Plan, Progress as _};
 
 use super::plan::planned;
 use crate::args::{Compress, Global, Over};
@@ -13,7 +13,7 @@ use crate::{Outcome, models, stdout};
 
 pub fn compress(args: &Compress, global: &Global) -> Result<Outcome, Failure> {
     let checkpoint = models::open(args.model.as_deref())?;
-    let plan = planned(&checkpoint, &args.how)?;
+    let plan = planned(&checkpoint, &args.how, global)?;
     write(&checkpoint, &plan, &args.output, &args.over, "", global)
 }
 
@@ -58,8 +58,9 @@ pub fn write(
             }
             _ => String::new(),
         };
+        let quality = quality(&record.document);
         stdout::print(&format!(
-            "{}: {} -> {} ({}), {:.2} bits/weight, {:.1} s{peak}\n{parts}{resumed}{notes}every tensor was read back and is what was decided",
+            "{}: {} -> {} ({}), {:.2} bits/weight, {:.1} s{peak}\n{parts}{resumed}{notes}{quality}every tensor was read back and is what was decided",
             output.display(),
             size(plan.source_bytes),
             size(plan.output_bytes),
@@ -69,4 +70,31 @@ pub fn write(
         ))?;
     }
     Ok(Outcome::Done)
+}
+
+/// What the record says of windows that were held out, and of tensors whose method could not be used.
+fn quality(document: &serde_json::Value) -> String {
+    let held_out: Option<HeldOut> = serde_json::from_value(document["held_out"].clone()).ok();
+    let mut text = held_out.map_or_else(String::new, |held_out| {
+        format!(
+            "held out, {} tokens: KL to dense {:.3e}, perplexity {:.4} (dense {:.4}), same likeliest token {:.1} %\n",
+            held_out.targets,
+            held_out.kl_mean,
+            held_out.perplexity,
+            held_out.dense_perplexity,
+            100.0 * held_out.top1_agreement,
+        )
+    });
+    let tensors = document["tensors"].as_array().map_or(&[][..], Vec::as_slice);
+    let fallbacks: Vec<&serde_json::Value> =
+        tensors.iter().filter(|tensor| tensor["method"]["fallback"].is_string()).collect();
+    if let Some(first) = fallbacks.first() {
+        text += &format!(
+            "{} tensors were rounded by their weights alone, such as {}: {}\n",
+            fallbacks.len(),
+            first["name"].as_str().unwrap_or_default(),
+            first["method"]["fallback"].as_str().unwrap_or_default(),
+        );
+    }
+    text
 }

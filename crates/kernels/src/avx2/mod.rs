@@ -19,6 +19,7 @@ mod tile;
 pub(crate) mod unpack;
 
 use crate::activations::Token;
+use crate::columns::Columns;
 use crate::row::Row;
 
 pub(crate) use dense::{multiply_dense, transpose};
@@ -54,4 +55,13 @@ pub(crate) unsafe fn exact_dot(row: &Row<'_>, x: &[f32]) -> f32 {
 pub(crate) unsafe fn fast_dot(row: &Row<'_>, in_features: usize, token: Token<'_>) -> f32 {
     // SAFETY: the features are this function's own; lengths by the caller.
     unsafe { fast::dot_row(row, in_features, token) }
+}
+
+/// See [`Columns::fill`].
+///
+/// # Safety
+/// The CPU has AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn fill_columns(of: &Columns<'_>, first: usize, start: usize, out: &mut [f32]) {
+    of.fill_here(first, start, out);
 }

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::columns::Columns;
 use crate::row::Row;
 use crate::scalar;
 
@@ -38,6 +39,10 @@ macro_rules! with_unpack {
             Row::Block { block, bytes } => with_block!(block, bytes, $weights => $body),
             Row::Grouped(row) => with_group!(row, $weights => $body),
             Row::Sparse(row) => with_sparse!(row, $weights => $body),
+            Row::Column { of, row } => {
+                let $weights = ByColumn(&of, row);
+                $body
+            }
         }
     }};
 }
@@ -133,6 +138,19 @@ impl Unpack for Bf16 {
             };
             [part(0), part(1), part(2), part(3)]
         }
+    }
+}
+
+/// A row of a matrix that is stored column by column: plain code, compiled for these instructions.
+#[derive(Clone, Copy)]
+pub(crate) struct ByColumn<'a>(pub &'a Columns<'a>, pub usize);
+impl Unpack for ByColumn<'_> {
+    #[inline(always)]
+    unsafe fn unpack32(self, block: usize) -> [__m256; 4] {
+        let mut values = [0f32; 32];
+        self.0.unpack_row(self.1, 32 * block, &mut values);
+        // SAFETY: the array holds 32.
+        unsafe { F32(values.as_ptr().cast()).unpack32(0) }
     }
 }
 

@@ -7,6 +7,7 @@ mod tile;
 mod unpack;
 
 use crate::activations::Token;
+use crate::columns::Columns;
 use crate::row::Row;
 
 pub(crate) use dense::multiply_dense;
@@ -40,4 +41,13 @@ pub(crate) unsafe fn exact_dot(row: &Row<'_>, x: &[f32]) -> f32 {
 pub(crate) unsafe fn fast_dot(row: &Row<'_>, in_features: usize, token: Token<'_>) -> f32 {
     // SAFETY: the features are this function's own; lengths by the caller.
     unsafe { fast::dot_row(row, in_features, token) }
+}
+
+/// See [`Columns::fill`].
+///
+/// # Safety
+/// As [`unpack`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(crate) unsafe fn fill_columns(of: &Columns<'_>, first: usize, start: usize, out: &mut [f32]) {
+    of.fill_here(first, start, out);
 }

@@ -1,0 +1,359 @@
+//! Layer after layer, with codes that the statistics of each matrix's inputs decide: what was quantized before shows in what
+//! comes after.
+//!
+//! ```text
+//! states of layer k ─▶ inputs of q k v ─▶ Hessian ─▶ factor ─▶ codes ─▶ run on with them ─▶ inputs of o ─▶ …
+//!                                                        └▶ rows, in the plan's order, to the writer
+//!                      … ─▶ states of layer k + 1, on disk before a tensor of layer k is written
+//! ```
+
+mod compressing;
+mod material;
+mod quality;
+mod states;
+mod tensor;
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use bitmill_calib::{Streams, pass_layer};
+use bitmill_checkpoint::{Checkpoint, ModelConfig, Role, RoleKind, Tensor};
+use bitmill_kernels::{Compute, Isa, Path as ComputePath};
+use bitmill_model::Model;
+use bitmill_tensor::Matrix;
+
+use crate::Error;
+use crate::method::{Gptq, Method};
+use crate::plan::{Plan, PlannedTensor, rows_and_columns};
+use crate::progress::Progress;
+use crate::tensor_run::TensorRun;
+
+pub(crate) use compressing::Done;
+pub(crate) use material::Material;
+pub use quality::HeldOut;
+pub use tensor::MethodRecord;
+
+use compressing::{Compressing, Sums};
+use states::{Section, Shape, States, StatesFolder, StatesWriter};
+
+/// A run through the layers of a model.
+pub(crate) struct Calibrated<'a> {
+    checkpoint: &'a Checkpoint,
+    plan: &'a Plan,
+    material: &'a Material,
+    compute: Compute,
+    model: Model,
+    folder: StatesFolder,
+    /// What enters the next layer.
+    states: States,
+    /// Of each layer of the output: its number in the source, and its tensors' places in the plan by their roles there.
+    layers: Vec<(usize, HashMap<Role, usize>)>,
+    /// Counted in the output.
+    next: usize,
+    /// What the last layer's tensors became.
+    done: HashMap<usize, Done>,
+}
+
+impl<'a> Calibrated<'a> {
+    /// Stands before the layer of the first tensor that is not among the first `finished` of the plan; `None` if the plan
+    /// needs no statistics. `folder` keeps states from one run to the next.
+    ///
+    /// # Errors
+    /// If the states of an interrupted run are gone, the model cannot run, or the disk fails.
+    pub fn begin(
+        checkpoint: &'a Checkpoint,
+        plan: &'a Plan,
+        folder: PathBuf,
+        finished: usize,
+    ) -> Result<Option<Self>, Error> {
+        let Some(material) = &plan.material else { return Ok(None) };
+        let compute = Compute::new(Isa::best(), ComputePath::Exact);
+        let mut model = Model::load(checkpoint)?;
+        let layers = layers(checkpoint, plan)?;
+        let next = match plan.tensors.get(finished) {
+            Some(planned) => planned.role.layer.unwrap_or(if finished == 0 { 0 } else { layers.len() }),
+            None => layers.len(),
+        };
+        let (rows, held_out) = material.rows(&(0..material.calibration.windows.len()));
+        let shape = Shape {
+            columns: model.config().hidden_size,
+            calibration: rows.len(),
+            held_out: held_out.len(),
+            dense_calibration: plan.tensors.iter().any(|planned| planned.method.wants_dense_inputs()),
+            float: material.states,
+        };
+        let states_folder = StatesFolder::new(folder.clone(), shape);
+        let states = match states_folder.open(next)? {
+            Some(states) => states,
+            None if next == 0 => enter(checkpoint, plan, &mut model, &compute, material, &states_folder)?,
+            None => return Err(Error::StatesGone { folder, layer: next }),
+        };
+        let done = HashMap::new();
+        Ok(Some(Self {
+            checkpoint,
+            plan,
+            material,
+            compute,
+            model,
+            folder: states_folder,
+            states,
+            layers,
+            next,
+            done,
+        }))
+    }
+
+    /// What planned tensor `index` became, if its layer's run decides about it; runs layers up to that one. The first `noted`
+    /// tensors of the plan are on disk: what they were made from is needed no more.
+    ///
+    /// # Errors
+    /// If a matrix cannot be quantized, or the disk fails.
+    pub fn take(
+        &mut self,
+        index: usize,
+        noted: usize,
+        progress: &dyn Progress,
+        path: &Path,
+    ) -> Result<Option<Done>, Error> {
+        if let Some(layer) = self.plan.tensors[index].role.layer {
+            while self.next <= layer {
+                if progress.is_stopped() {
+                    return Err(Error::Stopped { path: path.into() });
+                }
+                // The first tensor that is not on disk may be of an earlier layer than the next.
+                let needed = self.plan.tensors.get(noted).and_then(|planned| planned.role.layer);
+                self.folder.remove_before(needed.unwrap_or(0).min(self.next))?;
+                self.run_layer()?;
+            }
+        }
+        Ok(self.done.remove(&index))
+    }
+
+    /// Measures the output that lies at `staged` on the windows that were held out; `None` if there are none.
+    ///
+    /// # Errors
+    /// If it cannot be opened and run.
+    pub fn measure(&mut self, staged: &Path) -> Result<Option<HeldOut>, Error> {
+        if self.material.held_out == 0 {
+            return Ok(None);
+        }
+        while self.next < self.layers.len() {
+            self.run_layer()?;
+        }
+        let written = Model::load(&Checkpoint::open(staged)?)?;
+        let rows = self.material.held_out * self.material.length();
+        let states = self.states.read(Section::HeldOut, 0..rows);
+        let dense = self.states.read(Section::DenseHeldOut, 0..rows);
+        let windows = &self.material.calibration.windows;
+        let windows: Vec<&[u32]> =
+            (self.material.windows()..windows.len()).map(|at| windows.get(at)).collect();
+        quality::held_out(&self.compute, (&written, &states), (&self.model, &dense), &windows).map(Some)
+    }
+
+    fn run_layer(&mut self) -> Result<(), Error> {
+        self.done.clear();
+        let batches = self.material.batches(self.model.config());
+        match batches.as_slice() {
+            [all] => self.run_at_once(all.clone())?,
+            several => self.run_in_batches(several)?,
+        }
+        self.model.release();
+        self.next += 1;
+        Ok(())
+    }
+
+    /// All tokens together: each matrix is quantized as soon as its inputs are there, and runs on quantized.
+    fn run_at_once(&mut self, windows: Range<usize>) -> Result<(), Error> {
+        let mut streams = self.streams(windows)?;
+        let mut compressing = self.compressing();
+        pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
+            let mut sums = compressing.sums(roles);
+            sums.add(&inputs);
+            let stored = compressing.quantize(roles, sums)?;
+            Ok::<_, Error>(stored.into_iter().filter_map(|tensor| model.replace(tensor)).collect())
+        })?;
+        self.done = compressing.done;
+        let mut next = self.folder.create(self.next + 1)?;
+        self.keep_compressed(&streams, &mut next)?;
+        self.keep_dense(&streams, &mut next)?;
+        self.states = next.finish()?;
+        Ok(())
+    }
+
+    /// Batch after batch: a first pass with the layer as it is collects all statistics, a second one runs it quantized.
+    fn run_in_batches(&mut self, batches: &[Range<usize>]) -> Result<(), Error> {
+        let mut compressing = self.compressing();
+        let mut collected: Vec<(Vec<Role>, Sums)> = Vec::new();
+        let mut next = self.folder.create(self.next + 1)?;
+        for windows in batches {
+            let mut streams = self.streams(windows.clone())?;
+            pass_layer(&mut self.model, &self.compute, &mut streams, &mut |_, roles, inputs| {
+                let place = collected.iter().position(|(other, _)| other == roles).unwrap_or_else(|| {
+                    collected.push((roles.to_vec(), compressing.sums(roles)));
+                    collected.len() - 1
+                });
+                collected[place].1.add(&inputs);
+                Ok::<_, Error>(Vec::new())
+            })?;
+            self.keep_dense(&streams, &mut next)?;
+        }
+        let mut replaced: Vec<Tensor> = Vec::new();
+        for (roles, sums) in collected {
+            let stored = compressing.quantize(&roles, sums)?;
+            replaced.extend(stored.into_iter().filter_map(|tensor| self.model.replace(tensor)));
+        }
+        self.done = compressing.done;
+        for windows in batches {
+            let mut streams = Streams { dense: None, ..self.streams(windows.clone())? };
+            let run_on =
+                &mut |_: &mut Model, _: &[Role], _: bitmill_calib::Inputs<'_>| Ok::<_, Error>(Vec::new());
+            pass_layer(&mut self.model, &self.compute, &mut streams, run_on)?;
+            self.keep_compressed(&streams, &mut next)?;
+        }
+        for tensor in replaced {
+            self.model.replace(tensor);
+        }
+        self.states = next.finish()?;
+        Ok(())
+    }
+
+    fn compressing(&self) -> Compressing<'a> {
+        let (_, tensors) = &self.layers[self.next];
+        Compressing::new(self.checkpoint, self.plan, self.compute, tensors.clone())
+    }
+
+    /// The texts of `windows`, before the next layer.
+    fn streams(&self, windows: Range<usize>) -> Result<Streams, Error> {
+        let (source_layer, _) = self.layers[self.next];
+        let all = &self.material.calibration.windows;
+        let columns = self.model.config().hidden_size;
+        let stand = |windows: Range<usize>, hidden: Vec<f32>| {
+            let texts: Vec<&[u32]> = windows.map(|at| all.get(at)).collect();
+            let mut stage = self.model.enter(&self.compute, &texts)?;
+            stage.stand_before(source_layer, Matrix::from_vec(hidden.len() / columns, columns, hidden));
+            Ok::<_, Error>(stage)
+        };
+        let (rows, held_out) = self.material.rows(&windows);
+        let read = |section, rows: &Range<usize>| self.states.read(section, rows.clone()).into_vec();
+        let mut hidden = read(Section::Calibration, &rows);
+        hidden.append(&mut read(Section::HeldOut, &held_out));
+        let (mut dense_hidden, dense_windows) = match self.folder.shape().dense_calibration {
+            true => (read(Section::DenseCalibration, &rows), windows.clone()),
+            false => (Vec::new(), self.material.held_out_of(&windows)),
+        };
+        dense_hidden.append(&mut read(Section::DenseHeldOut, &held_out));
+        let dense = (!dense_windows.is_empty()).then(|| stand(dense_windows, dense_hidden)).transpose()?;
+        Ok(Streams { compressed: stand(windows, hidden)?, dense, calibration_rows: rows.len() })
+    }
+
+    fn keep_compressed(&self, streams: &Streams, next: &mut StatesWriter<'_>) -> Result<(), Error> {
+        let hidden = streams.compressed.hidden();
+        let (calibration, held_out) = hidden.as_slice().split_at(streams.calibration_rows * hidden.cols());
+        next.add(Section::Calibration, calibration)?;
+        next.add(Section::HeldOut, held_out)
+    }
+
+    fn keep_dense(&self, streams: &Streams, next: &mut StatesWriter<'_>) -> Result<(), Error> {
+        let Some(dense) = &streams.dense else { return Ok(()) };
+        let hidden = dense.hidden();
+        let rows = if self.folder.shape().dense_calibration { streams.calibration_rows } else { 0 };
+        let (calibration, held_out) = hidden.as_slice().split_at(rows * hidden.cols());
+        next.add(Section::DenseCalibration, calibration)?;
+        next.add(Section::DenseHeldOut, held_out)
+    }
+}
+
+/// Of each layer of the output, its number in the source, and its tensors' places in the plan by their roles there.
+fn layers(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<(usize, HashMap<Role, usize>)>, Error> {
+    let mut layers: Vec<(usize, HashMap<Role, usize>)> = Vec::new();
+    for (index, planned) in plan.tensors.iter().enumerate() {
+        let source = checkpoint.tensor(&planned.source)?.info.role;
+        if let (Some(layer), Some(source_layer)) = (planned.role.layer, source.layer) {
+            if layers.len() <= layer {
+                layers.resize_with(layer + 1, || (source_layer, HashMap::new()));
+            }
+            layers[layer].0 = source_layer;
+            layers[layer].1.insert(source, index);
+        }
+    }
+    Ok(layers)
+}
+
+/// The states that enter the first layer: embeddings, of the model that it becomes as they will be stored.
+fn enter(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    model: &mut Model,
+    compute: &Compute,
+    material: &Material,
+    folder: &StatesFolder,
+) -> Result<States, Error> {
+    let mut states = folder.create(0)?;
+    let windows = &material.calibration.windows;
+    let texts: Vec<&[u32]> = windows.iter().collect();
+    let rows_of_calibration = material.windows() * material.length() * model.config().hidden_size;
+    let stage = model.enter(compute, &texts)?;
+    let (calibration, held_out) = stage.hidden().as_slice().split_at(rows_of_calibration);
+    if folder.shape().dense_calibration {
+        states.add(Section::DenseCalibration, calibration)?;
+    }
+    states.add(Section::DenseHeldOut, held_out)?;
+    let embedding = plan.tensors.iter().find(|planned| planned.role.kind == RoleKind::TokenEmbedding);
+    let stored = match embedding {
+        Some(planned) if planned.to != planned.from => {
+            let tensor = checkpoint.tensor(&planned.source)?;
+            let run = TensorRun::new(checkpoint, plan, planned, &tensor, compute.isa())?;
+            let rows = tensor::encode_alone(&run, planned)?;
+            Some(tensor::as_stored(compute.isa(), &tensor, planned, &run, &rows))
+        }
+        _ => None,
+    };
+    let dense = stored.and_then(|tensor| model.replace(tensor));
+    let stage = model.enter(compute, &texts)?;
+    if let Some(dense) = dense {
+        model.replace(dense);
+    }
+    let (calibration, held_out) = stage.hidden().as_slice().split_at(rows_of_calibration);
+    states.add(Section::Calibration, calibration)?;
+    states.add(Section::HeldOut, held_out)?;
+    states.finish()
+}
+
+/// Peak memory of a run through the layers, about: activations, the statistics of the widest inputs, and the rows of a layer
+/// before they are written, beside what the program takes by now.
+pub(crate) fn peak_bytes(material: &Material, config: &ModelConfig, tensors: &[PlannedTensor]) -> u64 {
+    let statistics = |planned: &PlannedTensor| {
+        let cols = planned.in_features() as u64;
+        let squares = match planned.method {
+            Method::Alone | Method::Weighed => 0,
+            Method::Gptq(Gptq { asymmetry: None, .. }) => 1,
+            Method::Gptq(_) | Method::Compensated(_) => 2,
+        };
+        let (rows, _) = rows_and_columns(&planned.shape);
+        let chunk = (rows as u64 * cols).min(tensor::CHUNK_WEIGHTS as u64);
+        // Weights as they are, as they are pushed, and transposed.
+        4 * (squares * cols * cols + 3 * chunk)
+    };
+    let mut layers: HashMap<usize, u64> = HashMap::new();
+    for planned in tensors {
+        if let Some(layer) = planned.role.layer {
+            *layers.entry(layer).or_default() += planned.bytes_after;
+        }
+    }
+    let several = material.batches(config).len() > 1;
+    let alone: u64 = tensors.iter().map(statistics).max().unwrap_or(0);
+    // Batches sum all statistics of a layer side by side.
+    let beside: u64 = match several {
+        true => {
+            let of_layer = tensors.iter().filter(|planned| planned.role.layer == Some(0));
+            let inputs = [RoleKind::AttnQ, RoleKind::AttnOutput, RoleKind::FfnUp, RoleKind::FfnDown];
+            of_layer.filter(|planned| inputs.contains(&planned.role.kind)).map(statistics).sum()
+        }
+        false => 0,
+    };
+    // The rows that wait, and what the layer runs on with.
+    let rows = 2 * layers.values().max().copied().unwrap_or(0);
+    let program = bitmill_bench::resident_bytes().unwrap_or(0);
+    program + material.activation_bytes(config) + alone.max(beside) + rows
+}

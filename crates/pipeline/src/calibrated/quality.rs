@@ -1,0 +1,106 @@
+//! What a calibrated model lost, on windows that nothing was calibrated on: the last layer's states of both models, which ran
+//! side by side, through both heads.
+
+use std::ops::Range;
+
+use bitmill_eval::{mean, standard_error};
+use bitmill_kernels::Compute;
+use bitmill_model::Model;
+use bitmill_tensor::Matrix;
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::calibrated::tensor::six_digits;
+
+/// Rows of logits that are worked on at once.
+const LOGIT_ROWS: usize = 256;
+
+/// Quality on held-out windows; figures to six digits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HeldOut {
+    /// Windows of the calibration source that nothing was calibrated on.
+    pub windows: usize,
+    /// Tokens predicted in them.
+    pub targets: usize,
+    /// Perplexity of the dense model.
+    pub dense_perplexity: f64,
+    /// Perplexity of what was written.
+    pub perplexity: f64,
+    /// Mean divergence of its predictions from the dense model's, nats a token.
+    pub kl_mean: f64,
+    /// Its standard error, of windows; none of a single one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_stderr: Option<f64>,
+    /// Fraction of positions with the same likeliest token.
+    pub top1_agreement: f64,
+}
+
+/// Compares what the heads of two models make of their states.
+///
+/// # Shapes
+/// `states`, `dense_states`: `[windows · length, hidden_size]`.
+pub(crate) fn held_out(
+    compute: &Compute,
+    (written, states): (&Model, &Matrix),
+    (dense, dense_states): (&Model, &Matrix),
+    windows: &[&[u32]],
+) -> Result<HeldOut, Error> {
+    let rows = |range: Range<usize>| -> Vec<usize> { range.collect() };
+    let mut sums = Sums::default();
+    let mut window_kls = Vec::new();
+    for (window, tokens) in windows.iter().enumerate() {
+        let (first, before) = (window * tokens.len(), sums.targets);
+        let kl_before = sums.kl;
+        for start in (0..tokens.len().saturating_sub(1)).step_by(LOGIT_ROWS) {
+            let end = (start + LOGIT_ROWS).min(tokens.len() - 1);
+            let logits = |model: &Model, states: &Matrix| {
+                let mut logits = Matrix::default();
+                model.predict(compute, states, &rows(first + start..first + end), &mut logits);
+                logits
+            };
+            sums.add(
+                compute,
+                &logits(dense, dense_states),
+                &logits(written, states),
+                &tokens[start + 1..end + 1],
+            );
+        }
+        window_kls.push((sums.kl - kl_before) / (sums.targets - before).max(1) as f64);
+    }
+    let n = sums.targets.max(1) as f64;
+    Ok(HeldOut {
+        windows: windows.len(),
+        targets: sums.targets,
+        dense_perplexity: six_digits((sums.dense_nll / n).exp()),
+        perplexity: six_digits((sums.nll / n).exp()),
+        kl_mean: six_digits(mean(&window_kls)),
+        kl_stderr: (window_kls.len() > 1).then(|| six_digits(standard_error(&window_kls))),
+        top1_agreement: six_digits(sums.agreed as f64 / n),
+    })
+}
+
+#[derive(Default)]
+struct Sums {
+    targets: usize,
+    nll: f64,
+    dense_nll: f64,
+    kl: f64,
+    agreed: usize,
+}
+
+impl Sums {
+    fn add(&mut self, compute: &Compute, dense: &Matrix, logits: &Matrix, targets: &[u32]) {
+        let (mut nlls, mut kls) = (Vec::new(), Vec::new());
+        let (mut likeliest, mut dense_likeliest) = (Vec::new(), Vec::new());
+        compute.cross_entropy(logits, targets, &mut nlls);
+        self.nll += nlls.iter().sum::<f64>();
+        compute.cross_entropy(dense, targets, &mut nlls);
+        self.dense_nll += nlls.iter().sum::<f64>();
+        compute.divergence(dense, logits, &mut kls);
+        self.kl += kls.iter().sum::<f64>();
+        compute.largest(logits, &mut likeliest);
+        compute.largest(dense, &mut dense_likeliest);
+        self.agreed += likeliest.iter().zip(&dense_likeliest).filter(|(a, b)| a == b).count();
+        self.targets += targets.len();
+    }
+}

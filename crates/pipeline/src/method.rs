@@ -1,0 +1,72 @@
+//! How the codes of a tensor are chosen.
+
+use bitmill_quant::Compensation;
+use serde::{Deserialize, Serialize};
+
+/// How the codes of a tensor are chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Method {
+    /// By its weights alone.
+    Alone,
+    /// By its weights, each counted by the mean square of what it multiplies.
+    Weighed,
+    /// Column after column, what one loses pushed onto those to come.
+    Gptq(Gptq),
+    /// The same on the grids of GGUF blocks.
+    Compensated(Compensation),
+}
+
+/// What GPTQ is asked for beside a grid.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gptq {
+    /// Added to the Hessian's diagonal, as a fraction of its mean.
+    pub damping: f32,
+    /// The order of columns.
+    pub order: Order,
+    /// How much of what earlier layers changed in the inputs is made up for (GPTAQ); `None`: they are taken as they are.
+    pub asymmetry: Option<f32>,
+}
+
+/// The order in which GPTQ rounds columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// As they stand.
+    #[default]
+    None,
+    /// Those that matter most first; groups are runs of columns as they stand, and no reader need know.
+    Static,
+    /// Those that matter most first, and groups are runs of that order: GPTQ's `desc_act`, which readers must know.
+    Full,
+}
+
+impl Method {
+    /// As records call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Alone => "alone",
+            Self::Weighed => "weighed",
+            Self::Gptq(Gptq { asymmetry: None, .. }) => "gptq",
+            Self::Gptq(_) => "gptaq",
+            Self::Compensated(_) => "compensated",
+        }
+    }
+
+    /// What takes its place where statistics do not allow it.
+    pub(crate) fn fallback(self) -> &'static str {
+        match self {
+            Self::Gptq(_) => "rtn",
+            Self::Alone | Self::Weighed | Self::Compensated(_) => "ggml",
+        }
+    }
+
+    /// Whether it wants the inputs of the dense model beside its own.
+    pub(crate) fn wants_dense_inputs(self) -> bool {
+        matches!(self, Self::Gptq(Gptq { asymmetry: Some(_), .. }))
+    }
+
+    /// Whether it wants the Hessian of its inputs factored.
+    pub(crate) fn factors(self) -> bool {
+        matches!(self, Self::Gptq(_) | Self::Compensated(_))
+    }
+}
