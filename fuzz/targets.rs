@@ -10,7 +10,7 @@ use bitmill_checkpoint::{Checkpoint, GgufTokenizer, Imatrix, Region, Role};
 use bitmill_eval::Baseline;
 use bitmill_hub::{hugging_face_listing, model_scope_listing};
 use bitmill_pipeline::{Format, Plan, PlanOptions, Recipe, Sensitivity, conversion};
-use bitmill_text::{ChatTemplate, Message, Speaker, Task, TemplateTokens, Tokenizer};
+use bitmill_text::{ChatTemplate, Documents, Message, Speaker, Task, TemplateTokens, Tokenizer};
 
 /// Takes any bytes.
 pub type Target = fn(&[u8]);
@@ -33,6 +33,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("baseline", baseline),
     ("sensitivity", sensitivity),
     ("imatrix", imatrix),
+    ("documents_jsonl", documents_jsonl),
+    ("documents_parquet", documents_parquet),
 ];
 
 /// What tokenizers are asked to encode: letters, digits, spaces, a combining mark, another script, special tokens' texts.
@@ -203,6 +205,28 @@ fn imatrix(data: &[u8]) {
         if let Ok(Some(importance)) = imatrix.importance(role, entry.sums.len() / matrices, matrices) {
             assert!(importance.iter().all(|value| value.is_finite() && *value >= 0.0), "{name}");
         }
+    }
+}
+
+/// Calibration texts and chats, a JSON object a line.
+fn documents_jsonl(data: &[u8]) {
+    documents(Documents::from_jsonl("fuzz.jsonl", data));
+}
+
+/// The same in a Parquet file.
+fn documents_parquet(data: &[u8]) {
+    documents(Documents::from_parquet("fuzz.parquet", data));
+}
+
+fn documents(read: Result<Documents, bitmill_text::Error>) {
+    let documents = match read {
+        Ok(documents) => documents,
+        Err(error) => return drop((error.to_string(), error.hint())),
+    };
+    let source = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}{% endfor %}";
+    let Ok(template) = ChatTemplate::new(source, TemplateTokens::default()) else { panic!("{source}") };
+    for document in documents.items.iter().take(64) {
+        drop(documents.render(document, Some(&template)).map_err(|error| error.to_string()));
     }
 }
 

@@ -79,8 +79,7 @@ pub fn pass_layer<E>(
         model.attend_layer(compute, dense);
     }
     model.begin_layer(compute, compressed);
-    let roles =
-        [RoleKind::AttnQ, RoleKind::AttnK, RoleKind::AttnV].map(|kind| Role::in_layer(layer, kind));
+    let roles = [RoleKind::AttnQ, RoleKind::AttnK, RoleKind::AttnV].map(|kind| Role::in_layer(layer, kind));
     let inputs = Inputs::new(compressed.normed(), rows, dense.as_ref().map(Stage::normed));
     let replaced = meet(model, &roles, inputs)?;
     model.attend_layer(compute, compressed);

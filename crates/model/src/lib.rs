@@ -6,6 +6,7 @@
 mod cache;
 mod error;
 mod experts;
+mod folding;
 mod model;
 mod sample;
 mod session;
@@ -15,6 +16,7 @@ mod weights;
 
 pub use cache::Cache;
 pub use error::Error;
+pub use folding::{Folding, MadeBy, Residual, foldings, residual};
 pub use model::{Model, Sequence, Want};
 pub use sample::{Sampler, Sampling, SplitMix64};
 pub use session::{Continuation, Limits, Session, Stop};

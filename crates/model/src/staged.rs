@@ -123,7 +123,9 @@ impl Stage {
     /// How many of the block's tokens are among the first `rows` of the stage; they come first.
     pub fn block_rows(&self, rows: usize) -> usize {
         match self.block {
-            Block::Expert(number) => self.scratch.experts.tokens(number).partition_point(|&token| token < rows),
+            Block::Expert(number) => {
+                self.scratch.experts.tokens(number).partition_point(|&token| token < rows)
+            }
             Block::Plain | Block::Shared => rows,
         }
     }

@@ -432,6 +432,38 @@ mod tests {
     }
 
     #[test]
+    fn windows_begin_with_bos_and_padding_is_cut_off() {
+        let model = tiny(Variant::Qwen2);
+        let write = |name: &str, text: &str| std::fs::write(model.path().join(name), text).unwrap();
+        write("tokenizer.json", &tokenizer_json(Split::Qwen2));
+        let special = r#"{"add_bos_token": true, "bos_token": "<|begin|>", "pad_token": "<|pad|>"}"#;
+        write("tokenizer_config.json", special);
+        let checkpoint = Checkpoint::open(model.path()).unwrap();
+        let tokenizer = Tokenizer::from_checkpoint(&checkpoint).unwrap();
+        let (bos, padding) = (tokenizer.bos_to_add().unwrap(), tokenizer.padding().unwrap());
+        let text = "{\"text\": \"<|pad|><|begin|>some words in a row<|pad|><|pad|>\"}\n".repeat(9);
+        let path = model.path().join("padded.jsonl");
+        std::fs::write(&path, text).unwrap();
+        for fit in [Fit::Pack, Fit::Truncate] {
+            let calibration =
+                read(&checkpoint, &tokenizer, &CalibrationOptions { fit, ..options(&path, 2, 6) });
+            let windows = calibration.unwrap().windows;
+            for window in windows.iter() {
+                assert_eq!(window[0], bos);
+                assert!(!window[1..].contains(&bos) && !window.contains(&padding), "{window:?}");
+            }
+        }
+        let only = "{\"text\": \"<|pad|><|pad|><|pad|>\"}\n".repeat(9);
+        std::fs::write(&path, only).unwrap();
+        let error = read(&checkpoint, &tokenizer, &options(&path, 2, 6)).unwrap_err();
+        assert!(matches!(error, Error::NoDocuments { documents: 9, .. }), "{error}");
+        let inside = format!("{{\"text\": \"a{}b\"}}\n", "<|pad|>".repeat(40));
+        std::fs::write(&path, inside).unwrap();
+        let error = read(&checkpoint, &tokenizer, &options(&path, 4, 6)).unwrap_err();
+        assert!(matches!(error, Error::PaddedWindow { .. }), "{error}");
+    }
+
+    #[test]
     fn chats_need_a_template() {
         let chat =
             "{\"messages\": [{\"role\": \"user\", \"content\": \"one two three four five\"}]}\n".repeat(9);

@@ -49,8 +49,8 @@ mod tensor_write;
 mod watch;
 
 pub use baseline::{read_baseline, record_baseline};
-pub use calibration::{Calibration, CalibrationOptions, Fit};
 pub use calibrated::{HeldOut, MethodRecord};
+pub use calibration::{Calibration, CalibrationOptions, Fit};
 pub use chat::Chat;
 pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};
 pub use compress::{CompressRecord, TensorRecord, active_weights, compress, n_weights, size_on_disk};

@@ -36,7 +36,13 @@ pub struct PlanOptions {
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self { allow_requantize: false, shard_bytes: 5_000_000_000, split_bytes: None, strict: false, max_memory: None }
+        Self {
+            allow_requantize: false,
+            shard_bytes: 5_000_000_000,
+            split_bytes: None,
+            strict: false,
+            max_memory: None,
+        }
     }
 }
 
@@ -258,9 +264,9 @@ impl Plan {
         let layout = layout::layout(checkpoint, recipe, &cut, &tensors, provenance, options)?;
         let output_bytes = layout.total_bytes();
         let measuring = depth.as_ref().map_or(0, |depth| depth.peak_bytes(checkpoint.config()));
-        let running = material.as_ref().map_or(0, |material| {
-            crate::calibrated::peak_bytes(material, checkpoint.config(), &tensors)
-        });
+        let running = material
+            .as_ref()
+            .map_or(0, |material| crate::calibrated::peak_bytes(material, checkpoint.config(), &tensors));
         let peak_bytes = crate::compress::peak_bytes(&tensors, recipe.format).max(measuring).max(running);
         if let Some(allowed) = options.max_memory.filter(|&allowed| peak_bytes > allowed) {
             return Err(Error::TooMuchMemory { needed: peak_bytes, allowed, calibrates: material.is_some() });

@@ -6,8 +6,8 @@ use bitmill_prune::{NOfM, RowRule, Sparsity};
 use bitmill_quant::Mix;
 use bitmill_tensor::Bits;
 
-use crate::pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 use crate::method::Order;
+use crate::pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 use crate::recipe::{
     BitsNumber, ClipName, Damping, Format, GranularityName, MixName, Recipe, SearchName, Step, ZeroPointName,
 };
@@ -100,7 +100,11 @@ pub fn preset(name: &str) -> Option<Recipe> {
         let steps = vec![Step::Mix { mix: MixName(mix) }];
         return Some(Recipe::new(mix.name(), Format::Gguf, steps));
     }
-    mixed(name).or_else(|| calibrated(name)).or_else(|| weight_only(name)).or_else(|| pruned(name)).or_else(|| shallower(name))
+    mixed(name)
+        .or_else(|| calibrated(name))
+        .or_else(|| weight_only(name))
+        .or_else(|| pruned(name))
+        .or_else(|| shallower(name))
 }
 
 /// `gptq_` or `gptaq_` before a mix of GGUF blocks (`gptq_q4_k_m`) or a weight-only grid.

@@ -290,7 +290,15 @@ impl Step {
 impl Recipe {
     /// These steps, and nothing else that could be asked for.
     pub fn new(name: &str, format: Format, steps: Vec<Step>) -> Self {
-        Self { name: name.into(), format, imatrix: None, search: SearchName::Ggml, pad: Pad::Auto, calibration: None, steps }
+        Self {
+            name: name.into(),
+            format,
+            imatrix: None,
+            search: SearchName::Ggml,
+            pad: Pad::Auto,
+            calibration: None,
+            steps,
+        }
     }
 
     /// The recipe written in another format.
@@ -446,7 +454,8 @@ impl Recipe {
         }
         if recipe.calibration.is_some() && !recipe.calibrates() {
             return Err(malformed(
-                "`[calibration]` is for steps of kind `gptq` and `search = \"compensated\"`: there is none".into(),
+                "`[calibration]` is for steps of kind `gptq` and `search = \"compensated\"`: there is none"
+                    .into(),
             ));
         }
         if recipe.calibrates() && recipe.steps.iter().any(|step| matches!(step, Step::Magnitude(_))) {

@@ -44,6 +44,16 @@ fn every_reader_survives_its_corpus_whole_and_cut() {
     }
 }
 
+/// A text and a chat.
+const DOCUMENTS: &str = r#"{"text": "Hello  wörld", "id": 7}
+
+{"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]}
+"#;
+
+/// Each codec, encoding and page version, of texts and of chats.
+const PARQUET: [&str; 5] =
+    ["text_snappy", "text_delta", "chat_gzip_v2", "chat_small_pages", "chat_delta_length"];
+
 #[test]
 fn seeds_are_what_readers_accept() {
     // A seed that is refused at its first byte would leave the reader behind it unfuzzed.
@@ -76,6 +86,12 @@ fn seeds_are_what_readers_accept() {
             Imatrix::from_bytes(Path::new(name), &Region::from_vec(seed("imatrix", name))).is_ok(),
             "{name}"
         );
+    }
+    let documents = bitmill_text::Documents::from_jsonl("both", &seed("documents_jsonl", "both")).unwrap();
+    assert_eq!((documents.items.len(), documents.has_chats()), (2, true));
+    for name in PARQUET {
+        let read = bitmill_text::Documents::from_parquet(name, &seed("documents_parquet", name));
+        assert!(read.is_ok(), "{name}: {}", read.unwrap_err());
     }
     let table = String::from_utf8(seed("sensitivity", "one")).unwrap();
     assert!(bitmill_pipeline::Sensitivity::parse(&table, Path::new("one.json")).is_ok());
@@ -267,6 +283,12 @@ fn write_the_seeds() {
     for (name, form) in [("imatrix.gguf", ImatrixForm::Gguf), ("imatrix.dat", ImatrixForm::Legacy)] {
         imatrix.write(&Target { path: at(name), overwrite: Overwrite::Refuse }, form).unwrap();
         put("imatrix", name, &std::fs::read(at(name)).unwrap());
+    }
+    put("documents_jsonl", "both", DOCUMENTS.as_bytes());
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../text/tests/golden/parquet");
+    for name in PARQUET {
+        let bytes = std::fs::read(golden.join(name).with_extension("parquet")).unwrap();
+        put("documents_parquet", name, &bytes);
     }
     run(&at("llama"), &preset("prune_50_sparse").unwrap(), &at("sparse"));
     put("folder", "sparse", &files(&at("sparse")));

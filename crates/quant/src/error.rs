@@ -55,6 +55,17 @@ pub enum Error {
         /// Columns whose importance is given.
         found: usize,
     },
+    /// What is known of a feature's activations is no number from 0.
+    #[error("column {col}: {value} is no mean or largest magnitude of activations")]
+    BadActivation {
+        /// The column.
+        col: usize,
+        /// What was given.
+        value: f32,
+    },
+    /// Errors cannot be counted through these inputs.
+    #[error("the layer's inputs, or their Hessian, hold numbers that are not finite or too large to square")]
+    BadInputs,
     /// Errors pushed from column to column grew beyond an f32.
     #[error("row {row}: errors pushed from column to column grow without bound")]
     Diverged {
@@ -109,6 +120,9 @@ impl Error {
                     .to_owned(),
             ),
             Self::ScaleOverflow { .. } => None,
+            Self::BadActivation { .. } | Self::BadInputs => Some(
+                "the layers before may overflow: run `bitmill eval`, or round this tensor to nearest".to_owned(),
+            ),
             Self::Diverged { .. } => {
                 Some("use more damping or more calibration tokens, or round this tensor to nearest".to_owned())
             }

@@ -1,19 +1,26 @@
 //! Quantization methods: one file per method. A method takes matrices and returns codes and what they stand for;
 //! it opens no file and runs no model.
 //!
-//! [`rtn`] rounds to the nearest code of a grid, [`gptq`] pushes each column's error onto the columns still to come, [`ggml`] makes the blocks of GGUF files, [`mix`] says which
-//! encoding each tensor of a GGUF mix gets.
+//! [`rtn`] rounds to the nearest code of a grid, [`hqq`] searches grids for heavy tails, [`gptq`] pushes each column's error onto
+//! the columns still to come; [`awq`] and [`smooth`] scale features beforehand, [`rotate`] mixes them, and [`fold`] carries that
+//! into the rest of the model. [`ggml`] makes the blocks of GGUF files, [`mix`] says which encoding each tensor of a GGUF mix gets.
 
+pub mod awq;
 mod clip;
 mod columns;
 mod error;
+pub mod fold;
 pub mod ggml;
 pub mod gptq;
+pub mod hqq;
 pub mod mix;
 mod mix_rules;
 mod pack;
+pub mod rotate;
 pub mod rtn;
+pub mod smooth;
 
+pub use awq::{AwqOptions, AwqScales, Inputs, ScaleRule};
 pub use clip::Clip;
 pub use columns::{awq_codes, awq_zero_points, gptq_zero_points, transpose};
 pub use error::{Error, first_non_finite};
@@ -22,6 +29,8 @@ pub use ggml::{
     BlockEncoder, BlockSearch, Compensation, CompensationRecord, Importance, can_compensate,
     needs_importance, quantize_blocks, quantize_blocks_compensated,
 };
+pub use hqq::HqqOptions;
 pub use mix::{Choice, Mix, MixTensor, choose};
 pub use pack::pack_zero_points;
+pub use rotate::Rotation;
 pub use rtn::{GroupedRows, RtnGrid, quantize_rows, quantize_rows_clipped};

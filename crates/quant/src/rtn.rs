@@ -131,6 +131,18 @@ pub fn quantize_rows_clipped(
     in_features: usize,
     decided: &mut [f32],
 ) -> Result<GroupedRows, Error> {
+    let choose = |range: &CodeRange, weights: &[f32]| group_scale(grid, clip, range, weights);
+    quantize_rows_by(grid, choose, weight, in_features, decided)
+}
+
+/// [`quantize_rows`] with scale, as it is stored, and signed zero point of each group as `choose` says from its weights.
+pub(crate) fn quantize_rows_by(
+    grid: &Grouped,
+    mut choose: impl FnMut(&CodeRange, &[f32]) -> Result<(f32, f32), f32>,
+    weight: &[f32],
+    in_features: usize,
+    decided: &mut [f32],
+) -> Result<GroupedRows, Error> {
     assert_eq!(weight.len(), decided.len(), "weights and their decided values");
     let group_size = grid.group_size.get();
     if in_features == 0 || !in_features.is_multiple_of(group_size) {
@@ -165,8 +177,11 @@ pub fn quantize_rows_clipped(
         for (group, ((weights, decided), codes)) in
             group_rows.zip(codes.chunks_exact_mut(group_size)).enumerate()
         {
-            let (scale, zero) = group_scale(grid, clip, &range, weights).map_err(|scale| {
-                Error::ScaleOverflow { row, col: group * group_size, scale, float: grid.scale }
+            let (scale, zero) = choose(&range, weights).map_err(|scale| Error::ScaleOverflow {
+                row,
+                col: group * group_size,
+                scale,
+                float: grid.scale,
             })?;
             grid.scale.push(scale, &mut out.scales);
             if grid.zero_point == ZeroPoint::Asymmetric {
@@ -253,7 +268,7 @@ fn round_group(
 }
 
 /// Smallest and largest, eight lanes at a time: a running minimum of floats does not vectorize by itself.
-fn min_max(weights: &[f32]) -> (f32, f32) {
+pub(crate) fn min_max(weights: &[f32]) -> (f32, f32) {
     let mut low = [f32::INFINITY; 8];
     let mut high = [f32::NEG_INFINITY; 8];
     let chunks = weights.chunks_exact(8);

@@ -10,7 +10,8 @@ use bitmill_stats::{Asymmetry, CrossAccumulator, Factor, HessianAccumulator};
 use bitmill_tensor::Matrix;
 
 use super::tensor::{
-    MethodRecord, Rows, Statistics, as_stored, encode_alone, encode_calibrated, output_error, six_digits, some_rows,
+    MethodRecord, Rows, Statistics, as_stored, encode_alone, encode_calibrated, output_error, six_digits,
+    some_rows,
 };
 use crate::Error;
 use crate::method::{Gptq, Method, Order};
@@ -169,7 +170,8 @@ impl<'a> Compressing<'a> {
             roles.iter().filter_map(|&role| self.planned(role)).collect();
         // Those that factor come first: matrices that share inputs factor in one way, see `refuse_unlike_methods`.
         let methods = || members.iter().map(|(_, planned)| planned.method);
-        let method = methods().find(|method| method.factors()).or_else(|| methods().find(|&m| m == Method::Weighed));
+        let method =
+            methods().find(|method| method.factors()).or_else(|| methods().find(|&m| m == Method::Weighed));
         let spent = match (method, sums.hessian) {
             (Some(method), Some(hessian)) => Some(Spent::new(method, hessian, sums.cross)),
             _ => None,
@@ -208,7 +210,10 @@ impl<'a> Compressing<'a> {
             true => Err(Error::Fallback { tensor: planned.name.clone(), why }),
             false => {
                 let (method, fallback) = (planned.method.fallback().to_owned(), Some(why));
-                Ok((encode_alone(run, planned)?, Some(MethodRecord { method, fallback, ..MethodRecord::default() })))
+                Ok((
+                    encode_alone(run, planned)?,
+                    Some(MethodRecord { method, fallback, ..MethodRecord::default() }),
+                ))
             }
         };
         if let Some(why) = &spent.failure {
@@ -217,7 +222,10 @@ impl<'a> Compressing<'a> {
         let method = planned.method.name().to_owned();
         let Some(factor) = spent.factor.as_ref().filter(|_| planned.method.factors()) else {
             let run = run.weighed_by(spent.diagonal.clone());
-            return Ok((encode_alone(&run, planned)?, Some(MethodRecord { method, ..MethodRecord::default() })));
+            return Ok((
+                encode_alone(&run, planned)?,
+                Some(MethodRecord { method, ..MethodRecord::default() }),
+            ));
         };
         let statistics =
             Statistics { factor, asymmetry: spent.asymmetry.as_ref(), hessian: spent.hessian.as_deref() };

@@ -90,7 +90,18 @@ impl<'a> Calibrated<'a> {
             None => return Err(Error::StatesGone { folder, layer: next }),
         };
         let done = HashMap::new();
-        Ok(Some(Self { checkpoint, plan, material, compute, model, folder: states_folder, states, layers, next, done }))
+        Ok(Some(Self {
+            checkpoint,
+            plan,
+            material,
+            compute,
+            model,
+            folder: states_folder,
+            states,
+            layers,
+            next,
+            done,
+        }))
     }
 
     /// What planned tensor `index` became, if its layer's run decides about it; runs layers up to that one. The first `noted`
@@ -135,7 +146,8 @@ impl<'a> Calibrated<'a> {
         let states = self.states.read(Section::HeldOut, 0..rows);
         let dense = self.states.read(Section::DenseHeldOut, 0..rows);
         let windows = &self.material.calibration.windows;
-        let windows: Vec<&[u32]> = (self.material.windows()..windows.len()).map(|at| windows.get(at)).collect();
+        let windows: Vec<&[u32]> =
+            (self.material.windows()..windows.len()).map(|at| windows.get(at)).collect();
         quality::held_out(&self.compute, (&written, &states), (&self.model, &dense), &windows).map(Some)
     }
 
@@ -194,7 +206,8 @@ impl<'a> Calibrated<'a> {
         self.done = compressing.done;
         for windows in batches {
             let mut streams = Streams { dense: None, ..self.streams(windows.clone())? };
-            let run_on = &mut |_: &mut Model, _: &[Role], _: bitmill_calib::Inputs<'_>| Ok::<_, Error>(Vec::new());
+            let run_on =
+                &mut |_: &mut Model, _: &[Role], _: bitmill_calib::Inputs<'_>| Ok::<_, Error>(Vec::new());
             pass_layer(&mut self.model, &self.compute, &mut streams, run_on)?;
             self.keep_compressed(&streams, &mut next)?;
         }

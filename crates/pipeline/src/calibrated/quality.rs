@@ -58,7 +58,12 @@ pub(crate) fn held_out(
                 model.predict(compute, states, &rows(first + start..first + end), &mut logits);
                 logits
             };
-            sums.add(compute, &logits(dense, dense_states), &logits(written, states), &tokens[start + 1..end + 1]);
+            sums.add(
+                compute,
+                &logits(dense, dense_states),
+                &logits(written, states),
+                &tokens[start + 1..end + 1],
+            );
         }
         window_kls.push((sums.kl - kl_before) / (sums.targets - before).max(1) as f64);
     }

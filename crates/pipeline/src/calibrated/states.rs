@@ -129,7 +129,8 @@ impl StatesFolder {
             return Ok(None);
         }
         let bytes = Region::map(&path)?;
-        let is_whole = bytes.len() == self.shape.total_bytes() && bytes[..HEADER] == self.header(layer, hash(&bytes));
+        let is_whole =
+            bytes.len() == self.shape.total_bytes() && bytes[..HEADER] == self.header(layer, hash(&bytes));
         Ok(is_whole.then_some(States { shape: self.shape, bytes }))
     }
 

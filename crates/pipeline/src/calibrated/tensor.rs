@@ -145,7 +145,13 @@ fn compensate(
 }
 
 /// `tensor` with the values of `rows`, as the layer runs on with them: in the source's shape and order.
-pub(crate) fn as_stored(isa: Isa, tensor: &Tensor, planned: &PlannedTensor, run: &TensorRun<'_>, rows: &Rows) -> Tensor {
+pub(crate) fn as_stored(
+    isa: Isa,
+    tensor: &Tensor,
+    planned: &PlannedTensor,
+    run: &TensorRun<'_>,
+    rows: &Rows,
+) -> Tensor {
     let (out_features, in_features) = (planned.out_features(), planned.in_features());
     let mut parts = Parts::default();
     for encoded in &rows.encoded {
@@ -207,9 +213,12 @@ fn widened(isa: Isa, planned: &PlannedTensor, parts: &Parts) -> Vec<f32> {
     let data = match planned.to {
         Encoding::Float(float) => WeightData::Float { float, bytes: &parts.codes },
         Encoding::Block(block) => WeightData::Block { block, bytes: &parts.codes },
-        Encoding::Grouped(layout) => {
-            WeightData::Grouped { layout, packed: &parts.codes, scales: &parts.scales, zero_points: &zero_points }
-        }
+        Encoding::Grouped(layout) => WeightData::Grouped {
+            layout,
+            packed: &parts.codes,
+            scales: &parts.scales,
+            zero_points: &zero_points,
+        },
         Encoding::Sparse { .. } => unreachable!("a sparse matrix is refused beside calibrated ones"),
     };
     let view = WeightView::new(rows, cols, data).expect("rows of the shape that was planned");
