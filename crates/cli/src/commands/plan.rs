@@ -21,7 +21,7 @@ pub fn plan(args: &Args, global: &Global) -> Result<Outcome, Failure> {
 
 /// The plan that `plan` prints and `compress` runs.
 pub fn planned(checkpoint: &Checkpoint, how: &How) -> Result<Plan, Failure> {
-    let mut recipe = Recipe::read(&how.recipe)?;
+    let mut recipe = Recipe::read(&how.recipe)?.with_tensor_types(&how.tensor_types)?;
     if let Some(imatrix) = &how.imatrix {
         recipe = recipe.with_imatrix(imatrix)?;
     }
