@@ -15,8 +15,8 @@ use crate::layout::RECORD;
 use crate::depth::Depth;
 use crate::measure::{Dense, Material, Request, Subject, measure_quality};
 use crate::{
-    Error, Format, Plan, PlanOptions, PlannedTensor, Progress, Recipe, Resolved, compress, n_weights, preset,
-    resolve, size_on_disk,
+    Error, Format, Plan, PlanOptions, PlannedTensor, Progress, Recipe, Resolved, compress, own_weights,
+    preset, resolve, size_on_disk,
 };
 
 /// Windows over which the fast path is compared with the exact one: it costs two forward passes, and its divergence
@@ -71,7 +71,7 @@ pub fn compare(
     let isa = Isa::best();
     let subject = Subject::load(checkpoint)?;
     let material = Material::gather(&subject, &options.request)?;
-    let weights = n_weights(checkpoint);
+    let weights = own_weights(checkpoint);
     let dense_bytes = size_on_disk(checkpoint);
     progress.begin(&format!("{}: latency", subject.name));
     let speed = (options.stopwatch)(None)?;

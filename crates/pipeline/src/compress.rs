@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::identity::identity;
 use crate::journal;
 use crate::layout::{Output, RECORD, carried_files};
+use crate::padding;
 use crate::plan::{Plan, PlannedTensor, rows_and_columns};
 use crate::progress::Progress;
 use crate::read_back::read_back;
@@ -251,6 +252,11 @@ pub fn active_weights(checkpoint: &Checkpoint) -> u64 {
 
 fn weights_of(info: &TensorInfo) -> u64 {
     info.shape.iter().map(|&n| n as u64).product()
+}
+
+/// Weights of a model that figures a weight are counted against: none that pad it.
+pub fn own_weights(checkpoint: &Checkpoint) -> u64 {
+    n_weights(checkpoint).saturating_sub(padding::padded_weights(checkpoint))
 }
 
 /// Weights of a model: every element of every tensor, a tied head counted once.

@@ -80,6 +80,10 @@ fn gguf(
     metadata.extend(provenance);
     metadata.push(("bitmill.version".into(), GgufValue::String(env!("CARGO_PKG_VERSION").into())));
     metadata.push(("bitmill.recipe".into(), GgufValue::String(recipe.to_toml())));
+    let padded = padding::weights_that_pad(checkpoint, config.n_layers, tensors);
+    if padded > 0 {
+        metadata.push((padding::GGUF_KEY.into(), GgufValue::U64(padded)));
+    }
     let (mut specs, places) = merged::merge(tensors)?;
     let rope_factors = bitmill_checkpoint::rope_freqs(config);
     if let Some(factors) = &rope_factors {
@@ -199,8 +203,9 @@ fn folder(
     }
     let mut config = checkpoint.to_config_json()?;
     cut.rewrite(&mut config);
-    if tensors.iter().any(PlannedTensor::is_padded) {
-        padding::rewrite(&mut config, &cut.config);
+    let padded = padding::weights_that_pad(checkpoint, cut.config.n_layers, tensors);
+    if padded > 0 {
+        padding::rewrite(&mut config, &cut.config, padded);
     }
     match packing {
         Some(packing) => config["quantization_config"] = column_config(packing, &groups, ignore, tensors),

@@ -45,6 +45,7 @@ mod recipe;
 mod search;
 mod stream;
 mod tensor_run;
+mod tensor_type;
 mod tensor_write;
 mod watch;
 
@@ -53,7 +54,9 @@ pub use calibrated::{HeldOut, MethodRecord};
 pub use calibration::{Calibration, CalibrationOptions, Fit};
 pub use chat::Chat;
 pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};
-pub use compress::{CompressRecord, TensorRecord, active_weights, compress, n_weights, size_on_disk};
+pub use compress::{
+    CompressRecord, TensorRecord, active_weights, compress, n_weights, own_weights, size_on_disk,
+};
 pub use conversion::conversion;
 pub use depth::{Depth, Influence};
 pub use deserving::deserving;
@@ -76,4 +79,5 @@ pub use search::{
     Assigned, Budget, Measure, OptionSensitivity, Resolved, Round, SearchOptions, SearchReport, SearchResult,
     Sensitivity, UnitSensitivity, adjust, most_sensitive, parse_size, resolve, search,
 };
+pub use tensor_type::TensorType;
 pub use watch::{WatchOptions, append_history, read_history, watch};

@@ -193,7 +193,7 @@ impl Plan {
         let mut sources: Vec<&TensorInfo> =
             checkpoint.tensors().iter().filter(|info| is_written(checkpoint, info)).collect();
         sources.sort_by_key(|info| reading_order(&info.role));
-        let weights = sources.iter().map(|info| info.shape.iter().map(|&n| n as u64).product::<u64>()).sum();
+        let weights = crate::own_weights(checkpoint);
         let depth = recipe.steps.iter().find_map(|step| match step {
             Step::Depth(step) => Some(Depth::resolve(checkpoint, &recipe.name, step)),
             _ => None,

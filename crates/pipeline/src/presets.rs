@@ -4,8 +4,9 @@ use std::num::NonZeroUsize;
 
 use bitmill_prune::{NOfM, RowRule, Sparsity};
 use bitmill_quant::Mix;
-use bitmill_tensor::Bits;
+use bitmill_tensor::{Bits, FloatType};
 
+use crate::conversion::conversion;
 use crate::method::Order;
 use crate::pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 use crate::recipe::{
@@ -25,6 +26,7 @@ pub struct Preset {
 /// The presets that are listed. Weight-only groups exist at every width from 2 to 8 and every size: `w4a16_g64`,
 /// `w3a16_g32_asym`.
 pub const PRESETS: &[Preset] = &[
+    Preset { name: "bf16", about: "GGUF, plain floats (also `f16`, `f32`); vectors in f32" },
     Preset { name: "q8_0", about: "GGUF, 8-bit blocks of 32: near lossless" },
     Preset { name: "q4_0", about: "GGUF, 4-bit blocks of 32: the plainest and fastest" },
     Preset { name: "q4_k_m", about: "GGUF, llama.cpp's mix of q4_k and q6_k: the usual choice" },
@@ -99,6 +101,9 @@ pub fn preset(name: &str) -> Option<Recipe> {
     if let Ok(mix) = name.parse::<Mix>() {
         let steps = vec![Step::Mix { mix: MixName(mix) }];
         return Some(Recipe::new(mix.name(), Format::Gguf, steps));
+    }
+    if let Some(float) = FloatType::parse(name).filter(|float| float.name() == name) {
+        return Some(conversion(Format::Gguf, Some(float)));
     }
     mixed(name)
         .or_else(|| calibrated(name))
@@ -232,6 +237,13 @@ mod tests {
     }
 
     #[test]
+    fn floats_are_conversions_to_gguf() {
+        for float in [FloatType::F32, FloatType::F16, FloatType::BF16] {
+            assert_eq!(preset(float.name()), Some(conversion(Format::Gguf, Some(float))));
+        }
+    }
+
+    #[test]
     fn near_misses_are_no_presets() {
         for name in [
             "",
@@ -251,6 +263,8 @@ mod tests {
             "w4a16_sym",
             "w4a16_clip_asym",
             "q4",
+            "bfloat16",
+            "F16",
             "prune_",
             "prune_0",
             "prune_100",

@@ -73,7 +73,7 @@ impl Format {
     }
 
     /// Whether a step can be written in it.
-    fn takes(self, step: &Step) -> bool {
+    pub(crate) fn takes(self, step: &Step) -> bool {
         match step {
             Step::Magnitude(step) => step.storage == Storage::Dense || self == Self::CompressedTensors,
             Step::Depth(_) | Step::Pad { .. } | Step::Float { .. } => true,

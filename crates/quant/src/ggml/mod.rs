@@ -31,6 +31,7 @@ mod iq3;
 mod iq4;
 mod lanes;
 mod mxfp4;
+mod neighbours;
 mod points;
 mod q2_k;
 mod q3_k;
