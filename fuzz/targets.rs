@@ -232,6 +232,8 @@ fn documents(read: Result<Documents, bitmill_text::Error>) {
     for document in documents.items.iter().take(64) {
         drop(documents.render(document, Some(&template)).map_err(|error| error.to_string()));
     }
+}
+
 /// The journal of an interrupted run, line by line without their hashes, which are put before them; the last line may be torn.
 fn journal(data: &[u8]) {
     let Ok(folder) = tempfile::tempdir() else { return };

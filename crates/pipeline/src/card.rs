@@ -2,8 +2,6 @@
 
 use std::fmt::Write as _;
 
-use serde_json::Value;
-
 use crate::calibrated::HeldOut;
 use crate::compress::TensorRecord;
 use crate::plan::Plan;
@@ -74,7 +72,8 @@ pub(crate) fn card(plan: &Plan, records: &[TensorRecord], held_out: Option<&Held
             record.name, record.to, record.relative_error
         );
     }
-    let fallbacks = records.iter().filter_map(|record| Some((record, record.method.as_ref()?.fallback.as_ref()?)));
+    let fallbacks =
+        records.iter().filter_map(|record| Some((record, record.method.as_ref()?.fallback.as_ref()?)));
     for (record, why) in fallbacks {
         let _ = writeln!(text, "\n`{}` was rounded by its weights alone: {why}.", record.name);
     }

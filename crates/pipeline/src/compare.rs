@@ -11,8 +11,8 @@ use bitmill_text::Windows;
 
 use crate::card::CARD;
 use crate::compress::beside;
-use crate::layout::RECORD;
 use crate::depth::Depth;
+use crate::layout::RECORD;
 use crate::measure::{Dense, Material, Request, Subject, measure_quality};
 use crate::{
     Error, Format, Plan, PlanOptions, PlannedTensor, Progress, Recipe, Resolved, compress, own_weights,

@@ -243,7 +243,8 @@ fn column_config(
     let others = groups.iter().filter(|(other, _)| other != scheme);
     let others = others.flat_map(|(own, modules)| modules.iter().map(|module| (module.clone(), Some(*own))));
     let others: Vec<_> = others.chain(ignore.into_iter().map(|module| (module, None))).collect();
-    let in_full_order = |tensor: &PlannedTensor| matches!(tensor.method, Method::Gptq(Gptq { order: Order::Full, .. }));
+    let in_full_order =
+        |tensor: &PlannedTensor| matches!(tensor.method, Method::Gptq(Gptq { order: Order::Full, .. }));
     bitmill_checkpoint::gptq_config(scheme, packing, tensors.iter().any(in_full_order), &others)
 }
 
@@ -352,7 +353,10 @@ impl Layout {
 /// The files beside weights and config that make up a checkpoint; an earlier run's record is none of them, nor what declares
 /// how its weights are packed.
 pub(crate) fn carried_files(checkpoint: &Checkpoint) -> impl Iterator<Item = (String, Region)> {
-    checkpoint.other_files().into_iter().filter(|(name, _)| ![RECORD, CARD, QUANTIZE_CONFIG].contains(&name.as_str()))
+    checkpoint
+        .other_files()
+        .into_iter()
+        .filter(|(name, _)| ![RECORD, CARD, QUANTIZE_CONFIG].contains(&name.as_str()))
 }
 
 /// An output under way.

@@ -11,8 +11,8 @@
 
 mod baseline;
 mod calibrated;
-mod card;
 pub mod calibration;
+mod card;
 mod chat;
 mod compare;
 mod compress;
@@ -65,7 +65,7 @@ pub use files::write_file;
 pub use generate::{Writer, model_sampling, sampled};
 pub use imatrix::{ImatrixOptions, imatrix};
 pub use measure::{Dense, Material, Request, Subject, TaskChoice, measure_quality};
-pub use method::{Gptq, Method, Order};
+pub use method::{Compensated, Gptq, Method, Order};
 pub use padding::{Pad, PadWidth};
 pub use plan::{Plan, PlanOptions, PlannedTensor, Treatment};
 pub use presets::{PRESETS, Preset, preset};

@@ -6,6 +6,7 @@ use bitmill_prune::{NOfM, RowRule, Sparsity};
 use bitmill_quant::Mix;
 use bitmill_tensor::{Bits, FloatType};
 
+use crate::calibration::CalibrationOptions;
 use crate::conversion::conversion;
 use crate::method::Order;
 use crate::pruning::{DepthStep, MagnitudeStep, Removal, Storage};
@@ -118,13 +119,23 @@ fn calibrated(name: &str) -> Option<Recipe> {
         Some(what) => (what, None),
         None => (name.strip_prefix("gptaq_")?, Some(Damping(GPTAQ))),
     };
-    if let (Ok(mix), None) = (what.parse::<Mix>(), asymmetry) {
-        let steps = vec![Step::Mix { mix: MixName(mix) }];
-        let recipe = Recipe::new(name, Format::Gguf, steps);
-        return Some(Recipe { search: SearchName::Compensated, ..recipe });
-    }
-    let recipe = weight_only(what)?;
-    let gptq = |step: Step| match step {
+    let recipe = match what.parse::<Mix>() {
+        Ok(mix) => Recipe {
+            search: SearchName::Compensated,
+            ..Recipe::new(name, Format::Gguf, vec![Step::Mix { mix: MixName(mix) }])
+        },
+        Err(_) => {
+            let recipe = weight_only(what)?;
+            Recipe::new(name, recipe.format, recipe.steps.into_iter().map(gptq).collect())
+        }
+    };
+    let calibration = asymmetry.map(|_| CalibrationOptions { asymmetry, ..CalibrationOptions::default() });
+    Some(Recipe { calibration, ..recipe })
+}
+
+/// The step with codes chosen by GPTQ.
+fn gptq(step: Step) -> Step {
+    match step {
         Step::Rtn { targets, skip, bits, granularity, zero_point, scale, clip } => Step::Gptq {
             targets,
             skip,
@@ -135,17 +146,14 @@ fn calibrated(name: &str) -> Option<Recipe> {
             clip,
             damping: Damping(0.01),
             order: Order::Static,
-            asymmetry,
             refine: 0,
         },
         other => other,
-    };
-    let steps = recipe.steps.into_iter().map(gptq).collect();
-    Some(Recipe::new(name, recipe.format, steps))
+    }
 }
 
-/// How much GPTAQ makes up for, as its authors' code has it.
-const GPTAQ: f32 = 0.25;
+/// How much GPTAQ makes up for: see `bitmill_stats::Cross::aim_at_dense`.
+const GPTAQ: f32 = 0.5;
 
 /// `prune_N` (percent of every row) and `prune_NofM`, either with `_sparse`.
 fn pruned(name: &str) -> Option<Recipe> {

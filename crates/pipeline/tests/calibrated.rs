@@ -45,8 +45,7 @@ fn calibrated(format: &str, source: &Path, more: &str, steps: &str) -> Recipe {
     ))
 }
 
-const GPTQ: &str =
-    "[[step]]\nkind = \"gptq\"\nbits = 3\ngranularity = { group = { size = 32 } }\nzero_point = \"asymmetric\"\n";
+const GPTQ: &str = "[[step]]\nkind = \"gptq\"\nbits = 3\ngranularity = { group = { size = 32 } }\nzero_point = \"asymmetric\"\n";
 const MIX: &str = "[[step]]\nkind = \"mix\"\nmix = \"q3_k_m\"\n";
 
 fn run(checkpoint: &Checkpoint, recipe: &Recipe, target: &Path) -> Result<CompressRecord, Error> {
@@ -108,7 +107,7 @@ fn a_run_that_was_stopped_anywhere_goes_on_to_the_same_bytes() {
     let text = text(place.path());
     for (name, recipe) in [
         ("m", calibrated("compressed-tensors", &text, "", GPTQ)),
-        ("m", calibrated("compressed-tensors", &text, "states = \"f32\"", &format!("{GPTQ}asymmetry = 0.25\n"))),
+        ("m", calibrated("compressed-tensors", &text, "states = \"f32\"\nasymmetry = 0.5", GPTQ)),
         ("m.gguf", calibrated("gguf", &text, "", MIX)),
     ] {
         let whole = tempfile::tempdir().unwrap();
@@ -136,8 +135,8 @@ fn threads_change_no_byte() {
     let place = tempfile::tempdir().unwrap();
     let text = text(place.path());
     for (name, recipe) in [
-        ("m", calibrated("compressed-tensors", &text, "", &format!("{GPTQ}refine = 1\nasymmetry = 0.5\n"))),
-        ("m.gguf", calibrated("gguf", &text, "", MIX)),
+        ("m", calibrated("compressed-tensors", &text, "asymmetry = 0.5", &format!("{GPTQ}refine = 1\n"))),
+        ("m.gguf", calibrated("gguf", &text, "asymmetry = 0.5", MIX)),
     ] {
         let [one, three] = [1, 3].map(|threads| {
             let out = tempfile::tempdir().unwrap();
@@ -155,7 +154,9 @@ fn layers_that_have_no_room_for_all_tokens_run_batch_after_batch() {
     let steps = "[[step]]\nkind = \"gptq\"\nbits = 4\ngranularity = { group = { size = 128 } }\n";
     let out = tempfile::tempdir().unwrap();
     let kl = |name: &str, more: &str| {
-        let text = format!("format = \"compressed-tensors\"\n[calibration]\nsamples = 12\nlength = 128\n{more}\n{steps}");
+        let text = format!(
+            "format = \"compressed-tensors\"\n[calibration]\nsamples = 12\nlength = 128\n{more}\n{steps}"
+        );
         held_out(&run(&millet, &recipe(&text), &out.path().join(name)).unwrap()).kl_mean
     };
     let (together, batches) = (kl("together", ""), kl("batches", "memory = \"10MB\"\n"));
@@ -197,7 +198,8 @@ fn rows_that_gguf_permutes_are_calibrated_as_they_stand() {
     // And from there, whose rows are permuted, back.
     let gguf = Checkpoint::open(&out.path().join("m.gguf")).unwrap();
     let recipe = calibrated("compressed-tensors", &text, "", &GPTQ.replace("bits = 3", "bits = 8"));
-    let plan = Plan::new(&gguf, &recipe, &PlanOptions { allow_requantize: true, ..PlanOptions::default() }).unwrap();
+    let plan =
+        Plan::new(&gguf, &recipe, &PlanOptions { allow_requantize: true, ..PlanOptions::default() }).unwrap();
     let record = compress(&gguf, &plan, &out.path().join("back"), Overwrite::Refuse, &Silent).unwrap();
     assert!(held_out(&record).kl_mean < 1e-3, "{:?}", held_out(&record));
 }
@@ -218,10 +220,14 @@ fn an_expert_that_no_token_meets_is_rounded_by_its_weights_and_told_of() {
     let record = run(&checkpoint, &few, &place.path().join("m")).unwrap();
     let fallbacks: Vec<String> =
         methods(&record).into_iter().filter(|(_, method)| method == "rtn").map(|(name, _)| name).collect();
-    assert!(!fallbacks.is_empty() && fallbacks.iter().all(|name| name.contains(".experts.")), "{fallbacks:?}");
+    assert!(
+        !fallbacks.is_empty() && fallbacks.iter().all(|name| name.contains(".experts.")),
+        "{fallbacks:?}"
+    );
     assert!(record.document["held_out"].is_null());
     let plan = Plan::new(&checkpoint, &few, &PlanOptions { strict: true, ..PlanOptions::default() }).unwrap();
-    let error = compress(&checkpoint, &plan, &place.path().join("n"), Overwrite::Refuse, &Silent).unwrap_err();
+    let error =
+        compress(&checkpoint, &plan, &place.path().join("n"), Overwrite::Refuse, &Silent).unwrap_err();
     assert!(matches!(&error, Error::Fallback { tensor, .. } if tensor.contains(".experts.")), "{error}");
     assert!(!place.path().join("n").exists());
 }
@@ -243,10 +249,19 @@ fn padded_widths_are_calibrated_over_the_columns_that_are_there() {
     let place = tempfile::tempdir().unwrap();
     let text = text(place.path());
     for (name, format, steps) in [
-        ("m.gguf", "gguf", "[[step]]\nkind = \"pad\"\nffn = 256\n[[step]]\nkind = \"mix\"\nmix = \"q5_k_s\"\n".to_owned()),
-        ("m", "compressed-tensors", format!("[[step]]\nkind = \"pad\"\nffn = 512\n{}", GPTQ.replace("= 3", "= 8"))),
+        (
+            "m.gguf",
+            "gguf",
+            "[[step]]\nkind = \"pad\"\nffn = 256\n[[step]]\nkind = \"mix\"\nmix = \"q5_k_s\"\n".to_owned(),
+        ),
+        (
+            "m",
+            "compressed-tensors",
+            format!("[[step]]\nkind = \"pad\"\nffn = 512\n{}", GPTQ.replace("= 3", "= 8")),
+        ),
     ] {
-        let record = run(&checkpoint, &calibrated(format, &text, "", &steps), &place.path().join(name)).unwrap();
+        let record =
+            run(&checkpoint, &calibrated(format, &text, "", &steps), &place.path().join(name)).unwrap();
         let found = held_out(&record);
         assert!(found.kl_mean < 5e-3, "{format}: {found:?}");
         assert!(methods(&record).iter().all(|(_, method)| method == "gptq" || method == "compensated"));
@@ -259,7 +274,8 @@ fn full_order_is_written_where_readers_are_told_of_it() {
     let checkpoint = Checkpoint::open(source.path()).unwrap();
     let place = tempfile::tempdir().unwrap();
     let text = text(place.path());
-    let steps = "[[step]]\nkind = \"gptq\"\nbits = 8\ngranularity = { group = { size = 32 } }\norder = \"full\"\n";
+    let steps =
+        "[[step]]\nkind = \"gptq\"\nbits = 8\ngranularity = { group = { size = 32 } }\norder = \"full\"\n";
     let record = run(&checkpoint, &calibrated("gptq", &text, "", steps), &place.path().join("m")).unwrap();
     assert!(held_out(&record).kl_mean < 2e-3, "{:?}", held_out(&record));
     let config = std::fs::read_to_string(place.path().join("m/config.json")).unwrap();

@@ -6,7 +6,7 @@ use bitmill_kernels::{Compute, Isa, dequantize_rows};
 use bitmill_quant::{
     Compensation, GptqOptions, GptqRows, GroupScales, gptq, pack_zero_points, quantize_blocks_compensated,
 };
-use bitmill_stats::{Asymmetry, Factor};
+use bitmill_stats::{Cross, Factor};
 use bitmill_tensor::{BlockType, Encoding, FloatType, Matrix, WeightData, WeightView};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -53,7 +53,8 @@ pub(crate) fn six_digits(value: f64) -> f64 {
 /// What the inputs of a matrix say.
 pub(crate) struct Statistics<'a> {
     pub factor: &'a Factor,
-    pub asymmetry: Option<&'a Asymmetry>,
+    /// What dense inputs add, finite, and how much of it is made up for.
+    pub cross: Option<&'a (Cross, f32)>,
     /// The Hessian, mirrored, where blocks are compensated by it.
     pub hessian: Option<&'a [f32]>,
 }
@@ -98,13 +99,16 @@ pub(crate) fn encode_calibrated(
         let count = step.min(rows - first);
         run.widen(first, count, &mut weight)?;
         let mut decided = weight.clone();
+        if let Some((cross, strength)) = statistics.cross {
+            cross.aim_at_dense(statistics.factor, *strength, &mut decided).expect("finite sums");
+        }
         let parts = match (planned.method, planned.to) {
             (Method::Gptq(how), Encoding::Grouped(grouped)) => {
                 let scales = match how.order {
                     Order::Static => GroupScales::Original,
                     Order::None | Order::Full => GroupScales::Updated,
                 };
-                let options = GptqOptions { scales, asymmetry: statistics.asymmetry, refine: how.refine };
+                let options = GptqOptions { scales, refine: how.refine };
                 let done = gptq::quantize(&grouped, planned.clip, &options, &mut decided, statistics.factor);
                 let GptqRows { rows, group_of_column, .. } = done.map_err(failed(first))?;
                 Parts {
@@ -115,8 +119,9 @@ pub(crate) fn encode_calibrated(
                     group_of: group_of_column,
                 }
             }
-            (Method::Compensated(options), Encoding::Block(block)) => {
-                compensate(isa, block, &options, &weight, statistics, &mut decided).map_err(failed(first))?
+            (Method::Compensated(how), Encoding::Block(block)) => {
+                let aim = decided.clone();
+                compensate(isa, block, &how.options, &aim, statistics, &mut decided).map_err(failed(first))?
             }
             (method, to) => unreachable!("{method:?} is never planned for {to}"),
         };
