@@ -26,6 +26,7 @@ fn bytes<'a>(view: &WeightView<'a>) -> &'a [u8] {
     match view.data() {
         WeightData::Float { bytes, .. } | WeightData::Block { bytes, .. } => bytes,
         WeightData::Grouped { packed, .. } => packed,
+        WeightData::Columns { packed, .. } => packed,
         WeightData::Sparse { values, .. } => values,
     }
 }

@@ -244,6 +244,9 @@ pub(crate) fn some_rows(x: &Matrix, rows: usize) -> Matrix {
 
 /// `‖x·(w − ŵ)ᵀ‖² / ‖x·wᵀ‖²`; none for no `x`, or one that is not finite.
 pub(crate) fn output_error(compute: &Compute, tensor: &Tensor, stored: &Tensor, x: &Matrix) -> Option<f64> {
+    if x.rows() == 0 {
+        return None;
+    }
     let (mut dense, mut other) = Default::default();
     compute.matmul(&tensor.view(), x, &mut dense);
     compute.matmul(&stored.view(), x, &mut other);
