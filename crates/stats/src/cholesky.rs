@@ -210,6 +210,26 @@ mod tests {
     }
 
     #[test]
+    fn blocks_of_every_edge_give_the_same_factor() {
+        let n = 300;
+        let matrix: Vec<f32> = positive_definite(n).iter().map(|value| *value as f32).collect();
+        let mut expected = matrix.clone();
+        inverse_factor(&mut expected, n, &vec![0.0; n]).unwrap();
+        for block in [33, 64, 100, 256, 299] {
+            let mut square = matrix.clone();
+            factor(&mut square, n, block, &vec![0.0; n]).unwrap();
+            invert(&mut square, n, block);
+            for row in 0..n {
+                for col in row..n {
+                    let (found, expected) = (square[row * n + col], expected[row * n + col]);
+                    // Of elements up to 10.
+                    assert!((found - expected).abs() < 1e-3, "{block}: {row}, {col}: {found} {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn names_the_column_without_a_positive_pivot() {
         for n in [5, 40, 300] {
             let mut square = vec![0.0; n * n];
