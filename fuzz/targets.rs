@@ -6,7 +6,10 @@
 
 use std::path::Path;
 
-use bitmill_checkpoint::{Checkpoint, GgufTokenizer, Imatrix, Region, Role};
+use bitmill_checkpoint::{
+    Checkpoint, FolderWriter, GgufTokenizer, Identity, Imatrix, Overwrite, Region, Role, Target as Output,
+    finish_interrupted,
+};
 use bitmill_eval::Baseline;
 use bitmill_hub::{hugging_face_listing, model_scope_listing};
 use bitmill_pipeline::{Format, Plan, PlanOptions, Recipe, Sensitivity, conversion};
@@ -35,6 +38,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("imatrix", imatrix),
     ("documents_jsonl", documents_jsonl),
     ("documents_parquet", documents_parquet),
+    ("journal", journal),
 ];
 
 /// What tokenizers are asked to encode: letters, digits, spaces, a combining mark, another script, special tokens' texts.
@@ -228,6 +232,34 @@ fn documents(read: Result<Documents, bitmill_text::Error>) {
     for document in documents.items.iter().take(64) {
         drop(documents.render(document, Some(&template)).map_err(|error| error.to_string()));
     }
+}
+
+/// The journal of an interrupted run, line by line without their hashes, which are put before them; the last line may be torn.
+fn journal(data: &[u8]) {
+    let Ok(folder) = tempfile::tempdir() else { return };
+    let inside = folder.path().join("inside");
+    let partial = inside.join(".out.bitmill-partial");
+    let mut lines = Vec::new();
+    for line in data.split_inclusive(|&byte| byte == b'\n') {
+        let entry = line.strip_suffix(b"\n").unwrap_or(line);
+        lines.extend_from_slice(format!("{:016x} ", xxhash_rust::xxh3::xxh3_64(entry)).as_bytes());
+        lines.extend_from_slice(line);
+    }
+    let left = std::fs::create_dir_all(partial.join("output"));
+    if left.and_then(|()| std::fs::write(partial.join("journal"), lines)).is_err() {
+        return;
+    }
+    let output = Output { path: inside.join("out"), overwrite: Overwrite::Refuse };
+    let mut identity = Identity::default();
+    identity.add("version", "1");
+    if let Err(error) = finish_interrupted(&output, &identity) {
+        drop((error.to_string(), error.hint()));
+    }
+    match FolderWriter::resume(&output, &[], 1, identity) {
+        Ok(writer) => drop(writer.finished().to_vec()),
+        Err(error) => drop((error.to_string(), error.hint())),
+    }
+    assert!(std::fs::read_dir(folder.path()).is_ok_and(|all| all.count() == 1), "nothing is put elsewhere");
 }
 
 /// A folder's tokenizer from `file` alone.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Synthetic checkpoint with exact Qwen2.5-72B layer shapes, streamed to disk in shards.
 
-  make_72b_shaped.py OUT [--layers N=1] [--no-embed] [--vocab 152064] [--shard-gb 4] [--seed 0] [--stats]
+  make_72b_shaped.py OUT [--layers N=1] [--no-embed] [--vocab 152064] [--shard-gb 4] [--seed 0] [--headers]
 
 hidden 8192, intermediate 29568, 64 heads, 8 kv heads (head_dim 128), vocab 152064, bf16, q/k/v bias,
 untied lm_head. One layer is 877.7 M weights (1.755 GB bf16); embed + lm_head are 1.246 G weights each
@@ -9,6 +9,7 @@ untied lm_head. One layer is 877.7 M weights (1.755 GB bf16); embed + lm_head ar
 Weights: Student-t (df 5) * 0.02 * per-input-channel scale (log-normal, sigma 0.25, and 0.5 % of the
 channels 4-12x larger) * per-output-row scale (log-normal, sigma 0.15). Norm weights log-normal around 1,
 with a few channels 5-20x: enough for realistic block maxima; the network computes nothing sensible.
+With --headers files have their size and no weights, which is enough to plan with and takes no disk: 80 layers of it.
 Peak memory: one block of rows (about 100 MB). A sample block of Student-t values (16 M, drawn once) is reused
 with random offsets and signs, so that writing runs at disk speed.
 """
@@ -19,6 +20,7 @@ ap = argparse.ArgumentParser()
 ap.add_argument("out"); ap.add_argument("--layers", type=int, default=1)
 ap.add_argument("--vocab", type=int, default=152064); ap.add_argument("--no-embed", action="store_true")
 ap.add_argument("--shard-gb", type=float, default=4.0); ap.add_argument("--seed", type=int, default=0)
+ap.add_argument("--headers", action="store_true")
 ap.add_argument("--tokenizer-from", default=None, help="folder whose tokenizer files are copied")
 a = ap.parse_args()
 H, I, NH, NKV, HD, V, L = 8192, 29568, 64, 8, 128, a.vocab, a.layers
@@ -89,6 +91,7 @@ for k, ts in enumerate(shards):
     h = json.dumps(hdr).encode(); h += b" " * (-len(h) % 8)
     with open(f"{a.out}/{fn}", "wb") as f:
         f.write(len(h).to_bytes(8, "little")); f.write(h)
+        if a.headers: f.truncate(8 + len(h) + off); continue
         for n, kind, s in ts: write(f, kind, s)
 total = sum(size(s) for _, _, s in T)
 json.dump({"metadata": {"total_size": total}, "weight_map": wm}, open(f"{a.out}/model.safetensors.index.json", "w"), indent=1)

@@ -9,7 +9,12 @@ set -e
 here=$(cd "$(dirname "$0")" && pwd); root=$here/../..
 source=${LLAMA_CPP:?a llama.cpp source tree}; build=${LLAMA_BUILD:?its build folder}
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
-cc -O2 -ffp-contract=off -I"$source/ggml/include" "$here/ggml_blocks.c" "$build/ggml/src/libggml-base.a" \
+# IQ3_S as it is read: ggml's own does not step over the place of a sub-block of zeros, so that what follows decodes as what came before.
+sed '/^static void quantize_row_iq3_s_impl/,/^}/ s/scales\[ib\] = 0;/scales[ib] = 0; qs += bs4; signs += bs8;/' \
+  "$source/ggml/src/ggml-quants.c" > "$work/ggml-quants.c"
+cmp -s "$work/ggml-quants.c" "$source/ggml/src/ggml-quants.c" && { echo "IQ3_S is mended already, or written differently"; exit 1; }
+cc -O3 -DNDEBUG -ffp-contract=off -w -I"$source/ggml/include" -I"$source/ggml/src" -c "$work/ggml-quants.c" -o "$work/ggml-quants.o"
+cc -O2 -ffp-contract=off -I"$source/ggml/include" "$here/ggml_blocks.c" "$work/ggml-quants.o" "$build/ggml/src/libggml-base.a" \
   -o "$work/ggml_blocks" -lstdc++ -lm -lpthread -fopenmp
 case ${1:-golden} in
 golden)

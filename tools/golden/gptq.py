@@ -1,9 +1,9 @@
-"""Golden GPTQ and GPTAQ, written plainly: one column after another, in f64, through the inverse.
+"""Golden GPTQ, also from weights that aim at dense outputs, written plainly: one column after another, in f64, through
+the inverse.
 
 Writes crates/quant/tests/golden/gptq.json: for small layers whose inputs and weights the test makes too, the codes,
 scales and errors. Scales come from compressed-tensors' `calculate_qparams`. What differs from the papers' code is what
-crates/quant/src/gptq.rs says: dead columns stay, scales see all errors before their group, and GPTAQ pushes the weight
-before rounding. Needs numpy, torch and compressed-tensors.
+crates/quant/src/gptq.rs says: dead columns stay, and scales see all errors before their group. Needs numpy, torch and compressed-tensors.
 
     python tools/golden/gptq.py
 """
@@ -84,12 +84,13 @@ def case(rows, n, tokens, bits, group, symmetric, dtype, act_order, scales_are, 
     damped = hessian + numpy.diag(numpy.where(diagonal == 0, 1, 0) + damping * diagonal[diagonal > 0].mean())
     damped = damped[order][:, order]
     upper = numpy.linalg.cholesky(numpy.linalg.inv(damped)).T
-    pushed_weight = numpy.zeros((n, n))
     if strength is not None:
         dense = activations(tokens, n, 3, dead)
         cross = 2 * (dense - x32).astype(numpy.float64).T @ x / tokens
-        cross = cross[order][:, order]
-        pushed_weight = strength * numpy.triu(cross @ upper.T, 1) @ upper
+        damped_in_place = numpy.empty_like(damped)
+        damped_in_place[numpy.ix_(order, order)] = damped
+        aim = original @ cross @ numpy.linalg.inv(damped_in_place)
+        original = (original + strength * aim).astype(F32)
 
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     weight = original.astype(numpy.float64)[:, order]
@@ -113,7 +114,6 @@ def case(rows, n, tokens, bits, group, symmetric, dtype, act_order, scales_are, 
         decided[:, order[at]] = value
         error = (column - value) / upper[at, at]
         weight[:, at + 1 :] -= numpy.outer(error, upper[at, at + 1 :])
-        weight[:, at + 1 :] += numpy.outer(column, pushed_weight[at, at + 1 :])
 
     delta = original - decided
     fitted = None

@@ -122,6 +122,7 @@ fn write_folder(checkpoint: &Checkpoint, path: &Path) -> Result<(), Box<dyn Erro
                     index += 1;
                 }
             }
+            WeightData::Columns { .. } => return Err("groups row by row alone".into()),
             WeightData::Sparse { .. } => unreachable!("refused above"),
         }
         tensor.release();

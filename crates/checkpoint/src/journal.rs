@@ -76,6 +76,15 @@ pub(crate) struct Placing {
     pub inode: u64,
 }
 
+impl Placing {
+    /// Whether it goes from the output to a name beside it.
+    fn stays_inside(&self) -> bool {
+        let is_name = |name: &str| !matches!(name, "" | "." | "..") && !name.contains('/');
+        is_name(&self.name)
+            && (self.from == "output" || self.from.strip_prefix("output/").is_some_and(is_name))
+    }
+}
+
 /// What a journal says.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
@@ -124,7 +133,8 @@ impl Contents {
             self.finished.push(finished);
             return true;
         }
-        self.placing = entry.remove("placing").and_then(|placing| serde_json::from_value(placing).ok());
+        let placing = entry.remove("placing").and_then(|placing| serde_json::from_value(placing).ok());
+        self.placing = placing.filter(|entries: &Vec<Placing>| entries.iter().all(Placing::stays_inside));
         self.placing.is_some()
     }
 }
@@ -230,6 +240,24 @@ mod tests {
         bytes[second + 20] ^= 1;
         let contents = parse(&bytes);
         assert!(contents.begun.is_some() && contents.finished.is_empty());
+    }
+
+    #[test]
+    fn what_would_be_put_elsewhere_does_not_count() {
+        let placing = |from: &str, name: &str| {
+            let entries = [
+                json!({"begun": {"version": "1"}}),
+                json!({"placing": [{"from": from, "name": name, "inode": 7}]}),
+            ];
+            let line = |entry: &Value| format!("{:016x} {entry}\n", xxh3_64(entry.to_string().as_bytes()));
+            parse(entries.iter().map(line).collect::<String>().as_bytes()).placing.is_some()
+        };
+        assert!(placing("output", "out") && placing("output/m.gguf", "m.gguf"));
+        for (from, name) in
+            [("output", "../out"), ("output", ".."), ("../x", "x"), ("output/../../x", "x"), ("output/", "x")]
+        {
+            assert!(!placing(from, name), "{from}, {name}");
+        }
     }
 
     #[test]

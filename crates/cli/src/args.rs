@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bitmill_pipeline::{Budget, parse_size};
+use bitmill_pipeline::{Budget, TensorType, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Make large language models small, and prove what that cost.
@@ -98,6 +98,11 @@ pub struct How {
     /// How scales and codes of GGUF blocks are chosen; the recipe's own way by default, which is ggml's where it names none.
     #[arg(long, value_name = "HOW")]
     pub search: Option<BlockSearch>,
+    /// Store the tensors that match PATTERN as TYPE, whatever the recipe gives them: `*.mlp.down_proj.weight=q8_0`. `*` stands for
+    /// any characters, `{0-3,7}` for one of these numbers; TYPE is a GGUF block type, f32, f16 or bf16. May be repeated:
+    /// the last one that matches a tensor decides.
+    #[arg(long = "tensor-type", value_name = "PATTERN=TYPE")]
+    pub tensor_types: Vec<TensorType>,
     /// Keep the feed-forward width where blocks of 256 do not divide it: types then fall back as llama-quantize's do.
     #[arg(long)]
     pub no_pad: bool,

@@ -40,6 +40,31 @@ fn refused(arguments: &[&str]) -> String {
 }
 
 #[test]
+fn single_tensors_have_the_types_that_flags_give_them() {
+    let planned = ["plan", "--recipe", "q4_k_m", "--tensor-type", "*.mlp.down_proj.weight=Q8_0"];
+    let plan =
+        json(&[&planned[..], &["--tensor-type", "model.layers.{0}.mlp.down_proj.weight=bf16"]].concat());
+    let of = |name: &str| {
+        let tensors = plan["tensors"].as_array().unwrap();
+        tensors.iter().find(|tensor| tensor["name"] == name).unwrap()["to"].clone()
+    };
+    assert_eq!(of("model.layers.0.mlp.down_proj.weight"), "bf16");
+    assert_eq!(of("model.layers.1.mlp.down_proj.weight"), "q8_0");
+    assert_eq!(of("model.layers.1.mlp.up_proj.weight"), "q4_k");
+    for (flag, said) in [
+        ("ffn_down=q8_0", "`ffn_down` matches no tensor"),
+        ("*.input_layernorm.weight=q8_0", "matches only tensors that"),
+        ("*.down_proj.weight=q9", "`q9` is no type"),
+        ("*.down_proj.weight", "PATTERN=TYPE"),
+    ] {
+        let stderr = refused(&["plan", "--recipe", "q4_k_m", "--tensor-type", flag]);
+        assert!(stderr.contains(said), "{flag}: {stderr}");
+    }
+    let stderr = refused(&["plan", "--recipe", "w4a16_g128", "--tensor-type", "*.down_proj.weight=q8_0"]);
+    assert!(stderr.contains("no use for"), "{stderr}");
+}
+
+#[test]
 fn recipes_are_listed_and_printed_as_files_that_plan_takes() {
     let listed = succeeds(&["recipes"]);
     for name in ["q8_0", "q4_0", "q4_k_m", "w8a16", "w4a16_g128"] {

@@ -18,6 +18,7 @@ mod panel;
 mod product;
 mod row;
 mod scalar;
+mod work;
 
 pub use compute::Compute;
 pub use dequant::{dequantize_rows, widen};
@@ -27,6 +28,7 @@ pub use ops::attention::{AttentionShape, KvCache};
 pub use ops::rope::{Pairing, RopeTable, Rotations, YarnStretch};
 pub use ops::route::Routes;
 pub use product::{Strided, add_product, set_product};
+pub use work::Work;
 
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ use bitmill_text::{ChatTemplate, Content, Documents, Tokenizer, Windows};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::recipe::FloatName;
+use crate::recipe::{Damping, FloatName};
 use crate::{Error, embedded};
 
 /// What to calibrate on: `[calibration]` of a recipe.
@@ -26,7 +26,7 @@ use crate::{Error, embedded};
 /// assert_eq!((options.samples, options.seed, options.fit), (8, 0, Fit::Truncate));
 /// # Ok::<(), toml::de::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CalibrationOptions {
     /// Plain text, JSON lines or Parquet; the built-in calibration text if absent.
@@ -44,6 +44,9 @@ pub struct CalibrationOptions {
     pub held_out: usize,
     /// What states between two layers are kept in: `"bf16"` or `"f32"`.
     pub states: FloatName,
+    /// GPTAQ: how much of what earlier layers changed in a layer's inputs is made up for, 0 to 1; absent: nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asymmetry: Option<Damping>,
     /// What activations of a layer may take: windows that have no room beside others run after them, and the layer is then
     /// quantized by what it does as it was. `"4GB"`.
     pub memory: Size,
@@ -60,6 +63,7 @@ impl Default for CalibrationOptions {
             fit: Fit::Pack,
             held_out: 4,
             states: FloatName(FloatType::BF16),
+            asymmetry: None,
             memory: Size(4_000_000_000),
         }
     }

@@ -9,12 +9,14 @@ use bitmill_report::{CompareReport, CompareSchema, Failure, Machine, Row, Settin
 use bitmill_tensor::Encoding;
 use bitmill_text::Windows;
 
-use crate::compress::record_path;
+use crate::card::CARD;
+use crate::compress::beside;
 use crate::depth::Depth;
+use crate::layout::RECORD;
 use crate::measure::{Dense, Material, Request, Subject, measure_quality};
 use crate::{
-    Error, Format, Plan, PlanOptions, PlannedTensor, Progress, Recipe, Resolved, compress, n_weights, preset,
-    resolve, size_on_disk,
+    Error, Format, Plan, PlanOptions, PlannedTensor, Progress, Recipe, Resolved, compress, own_weights,
+    preset, resolve, size_on_disk,
 };
 
 /// Windows over which the fast path is compared with the exact one: it costs two forward passes, and its divergence
@@ -69,7 +71,7 @@ pub fn compare(
     let isa = Isa::best();
     let subject = Subject::load(checkpoint)?;
     let material = Material::gather(&subject, &options.request)?;
-    let weights = n_weights(checkpoint);
+    let weights = own_weights(checkpoint);
     let dense_bytes = size_on_disk(checkpoint);
     progress.begin(&format!("{}: latency", subject.name));
     let speed = (options.stopwatch)(None)?;
@@ -193,7 +195,9 @@ fn remove(path: &Path) {
         let _ = std::fs::remove_dir_all(path);
     } else {
         let _ = std::fs::remove_file(path);
-        let _ = std::fs::remove_file(record_path(path));
+        for name in [RECORD, CARD] {
+            let _ = std::fs::remove_file(beside(path, name));
+        }
     }
 }
 

@@ -9,11 +9,13 @@ use bitmill_tensor::Encoding;
 use serde::{Deserialize, Serialize};
 
 use crate::calibrated::{Calibrated, HeldOut, MethodRecord};
+use crate::card::{CARD, card};
 use crate::encode::rows_per_task;
 use crate::error::Error;
 use crate::identity::identity;
 use crate::journal;
 use crate::layout::{Output, RECORD, carried_files};
+use crate::padding;
 use crate::plan::{Plan, PlannedTensor, rows_and_columns};
 use crate::progress::Progress;
 use crate::read_back::read_back;
@@ -96,18 +98,18 @@ pub fn compress(
         bitmill_checkpoint::finish_interrupted(&target, &identity)?
     {
         let records: Vec<TensorRecord> = journal::records(plan, &records).collect();
-        written.files.retain(|(file, _)| *file != record_path(path));
+        written.files.retain(|(file, _)| ![RECORD, CARD].map(|name| beside(path, name)).contains(file));
         written.bytes = written.files.iter().map(|(_, bytes)| bytes).sum();
-        let document =
-            placed_document(path, &record_path(path)).unwrap_or_else(|| document(plan, &records, None));
+        let document = placed_document(path).unwrap_or_else(|| document(plan, &records, None));
         let resumed = records.len();
         return Ok(CompressRecord { written, document, seconds: began.elapsed().as_secs_f64(), resumed });
     }
-    let record_name = record_path(path).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let output = plan.layout.resume(&target, &record_name, identity)?;
+    let names = [Some(RECORD), plan.material.as_ref().map(|_| CARD)].into_iter().flatten();
+    let names = names.map(|name| file_name(&beside(path, name))).collect();
+    let output = plan.layout.resume(&target, names, identity)?;
     let finished: Vec<TensorRecord> = journal::records(plan, output.finished()).collect();
     let resumed = finished.len();
-    let outcome = write(checkpoint, plan, path, &record_name, &output, finished, progress);
+    let outcome = write(checkpoint, plan, path, &output, finished, progress);
     // What would fail again the same way is not worth keeping.
     output.keep(outcome.as_ref().err().is_none_or(Error::may_go_on));
     let document = outcome?;
@@ -121,7 +123,6 @@ fn write(
     checkpoint: &Checkpoint,
     plan: &Plan,
     path: &Path,
-    record_name: &str,
     output: &Output<'_>,
     finished: Vec<TensorRecord>,
     progress: &dyn Progress,
@@ -139,23 +140,31 @@ fn write(
         None => None,
     };
     let document = document(plan, &records, held_out.as_ref());
-    output.add_record(record_name, format!("{document:#}\n").as_bytes())?;
+    output.add_beside(&file_name(&beside(path, RECORD)), RECORD, format!("{document:#}\n").as_bytes())?;
+    if plan.material.is_some() {
+        let card = card(plan, &records, held_out.as_ref());
+        output.add_beside(&file_name(&beside(path, CARD)), CARD, card.as_bytes())?;
+    }
     Ok(document)
 }
 
-/// Where the record of a GGUF file lies: `model.gguf` → `model.gguf.bitmill.json`.
-pub(crate) fn record_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".");
-    name.push(RECORD);
-    PathBuf::from(name)
+/// Where what goes with a GGUF file lies, its record say: `model.gguf` → `model.gguf.bitmill.json`.
+pub(crate) fn beside(path: &Path, name: &str) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".");
+    beside.push(name);
+    PathBuf::from(beside)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Refuses a run whose output would replace what it is made from: a file of the source, or the folder that one lies in.
 fn refuse_sources(checkpoint: &Checkpoint, plan: &Plan, path: &Path) -> Result<(), Error> {
     let real = |path: &Path| path.canonicalize().ok();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let mut outputs = vec![path.to_owned(), record_path(path)];
+    let mut outputs = vec![path.to_owned(), beside(path, RECORD), beside(path, CARD)];
     outputs.extend(plan.layout.gguf_files(&name).iter().map(|(name, _)| path.with_file_name(name)));
     let outputs: Vec<PathBuf> = outputs.iter().filter_map(|output| real(output)).collect();
     let mut sources = checkpoint.weight_files();
@@ -170,8 +179,8 @@ fn refuse_sources(checkpoint: &Checkpoint, plan: &Plan, path: &Path) -> Result<(
 }
 
 /// The document that an interrupted run had put beside or into its output.
-fn placed_document(path: &Path, beside: &Path) -> Option<serde_json::Value> {
-    let file = if path.is_dir() { path.join(RECORD) } else { beside.to_owned() };
+fn placed_document(path: &Path) -> Option<serde_json::Value> {
+    let file = if path.is_dir() { path.join(RECORD) } else { beside(path, RECORD) };
     serde_json::from_slice(&std::fs::read(file).ok()?).ok()
 }
 
@@ -243,6 +252,11 @@ pub fn active_weights(checkpoint: &Checkpoint) -> u64 {
 
 fn weights_of(info: &TensorInfo) -> u64 {
     info.shape.iter().map(|&n| n as u64).product()
+}
+
+/// Weights of a model that figures a weight are counted against: none that pad it.
+pub fn own_weights(checkpoint: &Checkpoint) -> u64 {
+    n_weights(checkpoint).saturating_sub(padding::padded_weights(checkpoint))
 }
 
 /// Weights of a model: every element of every tensor, a tied head counted once.

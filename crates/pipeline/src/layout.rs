@@ -8,9 +8,11 @@ use bitmill_tensor::{BlockType, ColumnPacking, Encoding, FloatType, Granularity,
 use bitmill_text::Tokenizer;
 use serde_json::Value;
 
+use crate::card::CARD;
 use crate::depth::Cut;
 use crate::error::Error;
 use crate::merged::{self, Place};
+use crate::method::{Gptq, Method, Order};
 use crate::plan::{PlanOptions, PlannedTensor, rows_and_columns};
 use crate::recipe::{Format, Recipe};
 use crate::{packings, padding};
@@ -78,6 +80,10 @@ fn gguf(
     metadata.extend(provenance);
     metadata.push(("bitmill.version".into(), GgufValue::String(env!("CARGO_PKG_VERSION").into())));
     metadata.push(("bitmill.recipe".into(), GgufValue::String(recipe.to_toml())));
+    let padded = padding::weights_that_pad(checkpoint, config.n_layers, tensors);
+    if padded > 0 {
+        metadata.push((padding::GGUF_KEY.into(), GgufValue::U64(padded)));
+    }
     let (mut specs, places) = merged::merge(tensors)?;
     let rope_factors = bitmill_checkpoint::rope_freqs(config);
     if let Some(factors) = &rope_factors {
@@ -197,11 +203,12 @@ fn folder(
     }
     let mut config = checkpoint.to_config_json()?;
     cut.rewrite(&mut config);
-    if tensors.iter().any(PlannedTensor::is_padded) {
-        padding::rewrite(&mut config, &cut.config);
+    let padded = padding::weights_that_pad(checkpoint, cut.config.n_layers, tensors);
+    if padded > 0 {
+        padding::rewrite(&mut config, &cut.config, padded);
     }
     match packing {
-        Some(packing) => config["quantization_config"] = column_config(packing, &groups, ignore),
+        Some(packing) => config["quantization_config"] = column_config(packing, &groups, ignore, tensors),
         None if recipe.format == Format::CompressedTensors => {
             config["quantization_config"] = match sparsity(tensors) {
                 Some(sparsity) => bitmill_checkpoint::sparse_config(sparsity, &ignore),
@@ -224,6 +231,7 @@ fn column_config(
     packing: ColumnPacking,
     groups: &[(PackedScheme, Vec<String>)],
     ignore: Vec<String>,
+    tensors: &[PlannedTensor],
 ) -> Value {
     // The first of several that have as many; a plan without any is refused.
     let Some((scheme, _)) = groups.iter().rev().max_by_key(|(_, modules)| modules.len()) else {
@@ -235,7 +243,9 @@ fn column_config(
     let others = groups.iter().filter(|(other, _)| other != scheme);
     let others = others.flat_map(|(own, modules)| modules.iter().map(|module| (module.clone(), Some(*own))));
     let others: Vec<_> = others.chain(ignore.into_iter().map(|module| (module, None))).collect();
-    bitmill_checkpoint::gptq_config(scheme, packing, false, &others)
+    let in_full_order =
+        |tensor: &PlannedTensor| matches!(tensor.method, Method::Gptq(Gptq { order: Order::Full, .. }));
+    bitmill_checkpoint::gptq_config(scheme, packing, tensors.iter().any(in_full_order), &others)
 }
 
 /// The files that a folder has and a GGUF file keeps in its metadata.
@@ -312,16 +322,16 @@ impl Layout {
         }
     }
 
-    /// Begins the output, or goes on with that of an interrupted run; `record` is the name of what lies beside a file.
+    /// Begins the output, or goes on with that of an interrupted run; `beside` are the names of what lies beside a file.
     pub(crate) fn resume(
         &self,
         target: &Target,
-        record: &str,
+        beside: Vec<String>,
         identity: Identity,
     ) -> Result<Output<'_>, Error> {
         Ok(match self {
             Self::Gguf { metadata, specs, places, rope_factors, split_bytes } => {
-                let options = GgufOptions { split_bytes: *split_bytes, beside: vec![record.to_owned()] };
+                let options = GgufOptions { split_bytes: *split_bytes, beside };
                 let writer = GgufWriter::resume(target, metadata, specs, options, identity)?;
                 if let Some(factors) = rope_factors {
                     let bytes: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
@@ -343,7 +353,10 @@ impl Layout {
 /// The files beside weights and config that make up a checkpoint; an earlier run's record is none of them, nor what declares
 /// how its weights are packed.
 pub(crate) fn carried_files(checkpoint: &Checkpoint) -> impl Iterator<Item = (String, Region)> {
-    checkpoint.other_files().into_iter().filter(|(name, _)| name != RECORD && name != QUANTIZE_CONFIG)
+    checkpoint
+        .other_files()
+        .into_iter()
+        .filter(|(name, _)| ![RECORD, CARD, QUANTIZE_CONFIG].contains(&name.as_str()))
 }
 
 /// An output under way.
@@ -423,11 +436,11 @@ impl Output<'_> {
         }
     }
 
-    /// Adds the record under the name that it has beside a file; in a folder it is called [`RECORD`].
-    pub(crate) fn add_record(&self, name: &str, record: &[u8]) -> Result<(), Error> {
+    /// Adds what goes with the output: `beside` is its name beside a file, `within` in a folder.
+    pub(crate) fn add_beside(&self, beside: &str, within: &str, bytes: &[u8]) -> Result<(), Error> {
         match self {
-            Self::Gguf(writer, _) => writer.add_file(name, record)?,
-            Self::Folder(writer, ..) => writer.add_file(RECORD, record)?,
+            Self::Gguf(writer, _) => writer.add_file(beside, bytes)?,
+            Self::Folder(writer, ..) => writer.add_file(within, bytes)?,
         }
         Ok(())
     }
@@ -444,7 +457,7 @@ impl Output<'_> {
     pub(crate) fn partial(&self) -> std::path::PathBuf {
         match self {
             Self::Gguf(writer, _) => writer.partial(),
-            Self::Folder(writer, _) => writer.partial(),
+            Self::Folder(writer, ..) => writer.partial(),
         }
     }
 

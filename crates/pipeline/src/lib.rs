@@ -12,6 +12,7 @@
 mod baseline;
 mod calibrated;
 pub mod calibration;
+mod card;
 mod chat;
 mod compare;
 mod compress;
@@ -44,6 +45,7 @@ mod recipe;
 mod search;
 mod stream;
 mod tensor_run;
+mod tensor_type;
 mod tensor_write;
 mod watch;
 
@@ -52,7 +54,9 @@ pub use calibrated::{HeldOut, MethodRecord};
 pub use calibration::{Calibration, CalibrationOptions, Fit};
 pub use chat::Chat;
 pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};
-pub use compress::{CompressRecord, TensorRecord, active_weights, compress, n_weights, size_on_disk};
+pub use compress::{
+    CompressRecord, TensorRecord, active_weights, compress, n_weights, own_weights, size_on_disk,
+};
 pub use conversion::conversion;
 pub use depth::{Depth, Influence};
 pub use deserving::deserving;
@@ -61,7 +65,7 @@ pub use files::write_file;
 pub use generate::{Writer, model_sampling, sampled};
 pub use imatrix::{ImatrixOptions, imatrix};
 pub use measure::{Dense, Material, Request, Subject, TaskChoice, measure_quality};
-pub use method::{Gptq, Method, Order};
+pub use method::{Compensated, Gptq, Method, Order};
 pub use padding::{Pad, PadWidth};
 pub use plan::{Plan, PlanOptions, PlannedTensor, Treatment};
 pub use presets::{PRESETS, Preset, preset};
@@ -75,4 +79,5 @@ pub use search::{
     Assigned, Budget, Measure, OptionSensitivity, Resolved, Round, SearchOptions, SearchReport, SearchResult,
     Sensitivity, UnitSensitivity, adjust, most_sensitive, parse_size, resolve, search,
 };
+pub use tensor_type::TensorType;
 pub use watch::{WatchOptions, append_history, read_history, watch};

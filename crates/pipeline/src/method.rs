@@ -13,7 +13,7 @@ pub enum Method {
     /// Column after column, what one loses pushed onto those to come.
     Gptq(Gptq),
     /// The same on the grids of GGUF blocks.
-    Compensated(Compensation),
+    Compensated(Compensated),
 }
 
 /// What GPTQ is asked for beside a grid.
@@ -24,6 +24,17 @@ pub struct Gptq {
     /// The order of columns.
     pub order: Order,
     /// How much of what earlier layers changed in the inputs is made up for (GPTAQ); `None`: they are taken as they are.
+    pub asymmetry: Option<f32>,
+    /// How often scales are fitted and codes moved afterwards, while the error of the outputs falls.
+    pub refine: usize,
+}
+
+/// How blocks are compensated.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Compensated {
+    /// Damping and sweeps.
+    pub options: Compensation,
+    /// As in [`Gptq`].
     pub asymmetry: Option<f32>,
 }
 
@@ -62,7 +73,17 @@ impl Method {
 
     /// Whether it wants the inputs of the dense model beside its own.
     pub(crate) fn wants_dense_inputs(self) -> bool {
-        matches!(self, Self::Gptq(Gptq { asymmetry: Some(_), .. }))
+        self.asymmetry().is_some()
+    }
+
+    /// How much of what earlier layers changed in the inputs it makes up for.
+    pub(crate) fn asymmetry(self) -> Option<f32> {
+        match self {
+            Self::Alone | Self::Weighed => None,
+            Self::Gptq(Gptq { asymmetry, .. }) | Self::Compensated(Compensated { asymmetry, .. }) => {
+                asymmetry
+            }
+        }
     }
 
     /// Whether it wants the Hessian of its inputs factored.

@@ -7,7 +7,7 @@
 //!
 //! Every output is what it was, to the bit where sums run over the same terms in the same order.
 
-use bitmill_checkpoint::{ModelConfig, Role, RoleKind};
+use bitmill_checkpoint::{Checkpoint, GgufValue, ModelConfig, Role, RoleKind};
 use bitmill_tensor::Encoding;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -114,8 +114,9 @@ pub(crate) fn widen(config: &mut ModelConfig, width: PadWidth) {
 }
 
 /// Makes a config.json that of the padded model, whose shape is `config`.
-pub(crate) fn rewrite(json: &mut Value, config: &ModelConfig) {
+pub(crate) fn rewrite(json: &mut Value, config: &ModelConfig, weights_that_pad: u64) {
     let Some(fields) = json.as_object_mut() else { return };
+    fields.insert(CONFIG_KEY.into(), weights_that_pad.into());
     fields.insert("intermediate_size".into(), config.intermediate_size.into());
     if let Some(experts) = &config.experts {
         fields.insert("moe_intermediate_size".into(), experts.width.into());
@@ -123,6 +124,27 @@ pub(crate) fn rewrite(json: &mut Value, config: &ModelConfig) {
             fields.insert("shared_expert_intermediate_size".into(), shared.into());
         }
     }
+}
+
+/// Where an output says how many of its weights pad: in config.json, in the keys of a GGUF file.
+pub(crate) const CONFIG_KEY: &str = "bitmill_padded_weights";
+pub(crate) const GGUF_KEY: &str = "bitmill.padded_weights";
+
+/// Weights of `checkpoint` that bitmill added to pad it; 0 where nothing says so.
+pub(crate) fn padded_weights(checkpoint: &Checkpoint) -> u64 {
+    let in_config = || checkpoint.config_json()?.get(CONFIG_KEY)?.as_u64();
+    let in_keys = checkpoint.metadata().iter().find_map(|(key, value)| match value {
+        GgufValue::U64(weights) if key == GGUF_KEY => Some(*weights),
+        _ => None,
+    });
+    in_keys.or_else(in_config).unwrap_or(0)
+}
+
+/// Weights that pad an output of `tensors` and `layers`: what the source was padded with, in the layers that stay, and what is new.
+pub(crate) fn weights_that_pad(checkpoint: &Checkpoint, layers: usize, tensors: &[PlannedTensor]) -> u64 {
+    let before = u128::from(padded_weights(checkpoint)) * layers as u128;
+    let new: u64 = tensors.iter().map(|tensor| tensor.weights() - tensor.source_weights()).sum();
+    (before / checkpoint.config().n_layers.max(1) as u128) as u64 + new
 }
 
 /// What padding did to `tensors`, in a sentence; `unpadded` are the same without it, where a recipe has a form for them.

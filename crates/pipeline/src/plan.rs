@@ -12,7 +12,7 @@ use crate::depth::{Cut, Depth};
 use crate::error::Error;
 use crate::importance::{Weighed, refuse_unweighed};
 use crate::layout::{self, Layout};
-use crate::method::{Gptq, Method};
+use crate::method::{Compensated, Gptq, Method};
 use crate::packings;
 use crate::padding::{self, PadWidth};
 use crate::pattern::Pattern;
@@ -193,7 +193,7 @@ impl Plan {
         let mut sources: Vec<&TensorInfo> =
             checkpoint.tensors().iter().filter(|info| is_written(checkpoint, info)).collect();
         sources.sort_by_key(|info| reading_order(&info.role));
-        let weights = sources.iter().map(|info| info.shape.iter().map(|&n| n as u64).product::<u64>()).sum();
+        let weights = crate::own_weights(checkpoint);
         let depth = recipe.steps.iter().find_map(|step| match step {
             Step::Depth(step) => Some(Depth::resolve(checkpoint, &recipe.name, step)),
             _ => None,
@@ -663,7 +663,10 @@ impl Decision {
             // Of embedding, head and routers nothing is known.
             Encoding::Block(block) if recipe.search == SearchName::Compensated && is_met(role) => {
                 match can_compensate(block) {
-                    true => Method::Compensated(Compensation::default()),
+                    true => Method::Compensated(Compensated {
+                        options: Compensation::default(),
+                        asymmetry: recipe.asymmetry(),
+                    }),
                     false => Method::Weighed,
                 }
             }
@@ -736,10 +739,11 @@ fn decide(
             };
             let layout = grid.layout(in_features).map_err(refused)?;
             let method = match step {
-                Step::Gptq { damping, order, asymmetry, .. } if is_met(role) => Method::Gptq(Gptq {
+                Step::Gptq { damping, order, refine, .. } if is_met(role) => Method::Gptq(Gptq {
                     damping: damping.0,
                     order: *order,
-                    asymmetry: asymmetry.map(|strength| strength.0),
+                    asymmetry: recipe.asymmetry(),
+                    refine: usize::from(*refine),
                 }),
                 _ => Method::Alone,
             };

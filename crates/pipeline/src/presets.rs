@@ -4,8 +4,10 @@ use std::num::NonZeroUsize;
 
 use bitmill_prune::{NOfM, RowRule, Sparsity};
 use bitmill_quant::Mix;
-use bitmill_tensor::Bits;
+use bitmill_tensor::{Bits, FloatType};
 
+use crate::calibration::CalibrationOptions;
+use crate::conversion::conversion;
 use crate::method::Order;
 use crate::pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 use crate::recipe::{
@@ -25,6 +27,7 @@ pub struct Preset {
 /// The presets that are listed. Weight-only groups exist at every width from 2 to 8 and every size: `w4a16_g64`,
 /// `w3a16_g32_asym`.
 pub const PRESETS: &[Preset] = &[
+    Preset { name: "bf16", about: "GGUF, plain floats (also `f16`, `f32`); vectors in f32" },
     Preset { name: "q8_0", about: "GGUF, 8-bit blocks of 32: near lossless" },
     Preset { name: "q4_0", about: "GGUF, 4-bit blocks of 32: the plainest and fastest" },
     Preset { name: "q4_k_m", about: "GGUF, llama.cpp's mix of q4_k and q6_k: the usual choice" },
@@ -100,6 +103,9 @@ pub fn preset(name: &str) -> Option<Recipe> {
         let steps = vec![Step::Mix { mix: MixName(mix) }];
         return Some(Recipe::new(mix.name(), Format::Gguf, steps));
     }
+    if let Some(float) = FloatType::parse(name).filter(|float| float.name() == name) {
+        return Some(conversion(Format::Gguf, Some(float)));
+    }
     mixed(name)
         .or_else(|| calibrated(name))
         .or_else(|| weight_only(name))
@@ -113,13 +119,23 @@ fn calibrated(name: &str) -> Option<Recipe> {
         Some(what) => (what, None),
         None => (name.strip_prefix("gptaq_")?, Some(Damping(GPTAQ))),
     };
-    if let (Ok(mix), None) = (what.parse::<Mix>(), asymmetry) {
-        let steps = vec![Step::Mix { mix: MixName(mix) }];
-        let recipe = Recipe::new(name, Format::Gguf, steps);
-        return Some(Recipe { search: SearchName::Compensated, ..recipe });
-    }
-    let recipe = weight_only(what)?;
-    let gptq = |step: Step| match step {
+    let recipe = match what.parse::<Mix>() {
+        Ok(mix) => Recipe {
+            search: SearchName::Compensated,
+            ..Recipe::new(name, Format::Gguf, vec![Step::Mix { mix: MixName(mix) }])
+        },
+        Err(_) => {
+            let recipe = weight_only(what)?;
+            Recipe::new(name, recipe.format, recipe.steps.into_iter().map(gptq).collect())
+        }
+    };
+    let calibration = asymmetry.map(|_| CalibrationOptions { asymmetry, ..CalibrationOptions::default() });
+    Some(Recipe { calibration, ..recipe })
+}
+
+/// The step with codes chosen by GPTQ.
+fn gptq(step: Step) -> Step {
+    match step {
         Step::Rtn { targets, skip, bits, granularity, zero_point, scale, clip } => Step::Gptq {
             targets,
             skip,
@@ -130,16 +146,14 @@ fn calibrated(name: &str) -> Option<Recipe> {
             clip,
             damping: Damping(0.01),
             order: Order::Static,
-            asymmetry,
+            refine: 0,
         },
         other => other,
-    };
-    let steps = recipe.steps.into_iter().map(gptq).collect();
-    Some(Recipe::new(name, recipe.format, steps))
+    }
 }
 
-/// How much GPTAQ makes up for, as its authors' code has it.
-const GPTAQ: f32 = 0.25;
+/// How much GPTAQ makes up for: see `bitmill_stats::Cross::aim_at_dense`.
+const GPTAQ: f32 = 0.5;
 
 /// `prune_N` (percent of every row) and `prune_NofM`, either with `_sparse`.
 fn pruned(name: &str) -> Option<Recipe> {
@@ -231,6 +245,13 @@ mod tests {
     }
 
     #[test]
+    fn floats_are_conversions_to_gguf() {
+        for float in [FloatType::F32, FloatType::F16, FloatType::BF16] {
+            assert_eq!(preset(float.name()), Some(conversion(Format::Gguf, Some(float))));
+        }
+    }
+
+    #[test]
     fn near_misses_are_no_presets() {
         for name in [
             "",
@@ -250,6 +271,8 @@ mod tests {
             "w4a16_sym",
             "w4a16_clip_asym",
             "q4",
+            "bfloat16",
+            "F16",
             "prune_",
             "prune_0",
             "prune_100",

@@ -73,7 +73,7 @@ impl Format {
     }
 
     /// Whether a step can be written in it.
-    fn takes(self, step: &Step) -> bool {
+    pub(crate) fn takes(self, step: &Step) -> bool {
         match step {
             Step::Magnitude(step) => step.storage == Storage::Dense || self == Self::CompressedTensors,
             Step::Depth(_) | Step::Pad { .. } | Step::Float { .. } => true,
@@ -191,9 +191,9 @@ pub enum Step {
         /// `"none"`, `"static"` (the default) or `"full"`: columns that matter most first, and whether groups follow.
         #[serde(default = "usual_order")]
         order: Order,
-        /// GPTAQ: how much of what earlier layers changed in the inputs is made up for, 0 to 1; absent: nothing.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        asymmetry: Option<Damping>,
+        /// How often scales are fitted again and codes moved afterwards, while the error of the outputs falls: 0 by default.
+        #[serde(default)]
+        refine: u8,
     },
     /// Plain floats. GGUF stores vectors (norms, biases) in f32 whatever is asked.
     Float {
@@ -342,6 +342,11 @@ impl Recipe {
         Ok(Self { calibration: Some(options), ..self })
     }
 
+    /// How much of what earlier layers changed in a layer's inputs is made up for.
+    pub(crate) fn asymmetry(&self) -> Option<f32> {
+        self.calibration.as_ref().and_then(|options| options.asymmetry).map(|strength| strength.0)
+    }
+
     /// Whether a step looks at what weights multiply.
     pub fn calibrates(&self) -> bool {
         self.steps.iter().any(|step| matches!(step, Step::Gptq { .. }))
@@ -458,6 +463,12 @@ impl Recipe {
         if recipe.calibrates() && recipe.steps.iter().any(|step| matches!(step, Step::Magnitude(_))) {
             return Err(malformed(
                 "`magnitude` beside what is calibrated: prune first, and compress what that wrote".into(),
+            ));
+        }
+        let has_order = |step: &Step| matches!(step, Step::Gptq { order: Order::Full, .. });
+        if recipe.format != Format::Gptq && recipe.steps.iter().any(has_order) {
+            return Err(malformed(
+                "`order = \"full\"` is for the format gptq: no other tells readers of it".into(),
             ));
         }
         if recipe.search != SearchName::Ggml && !recipe.makes_blocks() {

@@ -107,7 +107,7 @@ fn encode(
         if let Some(calibrated) = &mut calibrated
             && let Some(done) = calibrated.take(index, noted.load(Ordering::Relaxed), progress, path)?
         {
-            let Done { encoded, method, .. } = done;
+            let Done { encoded, method } = done;
             let chunk = Chunk { tensor: index, encoded, weights: planned.weights(), method, last: true };
             if send.send(chunk).is_err() {
                 return Ok(());

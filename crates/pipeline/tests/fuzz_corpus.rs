@@ -290,6 +290,14 @@ fn write_the_seeds() {
         let bytes = std::fs::read(golden.join(name).with_extension("parquet")).unwrap();
         put("documents_parquet", name, &bytes);
     }
+    let journal = [
+        json!({"begun": {"version": "1"}}),
+        json!({"finished": {"tensor": {"name": "model.norm.weight", "relative_error": 0.0}, "error_bits": 0}}),
+        json!({"placing": [{"from": "output", "name": "out", "inode": 7}]}),
+    ];
+    let lines: Vec<String> = journal.iter().map(ToString::to_string).collect();
+    put("journal", "begun", format!("{}\n{}\n", lines[0], lines[1]).as_bytes());
+    put("journal", "placing", format!("{}\n", lines.join("\n")).as_bytes());
     run(&at("llama"), &preset("prune_50_sparse").unwrap(), &at("sparse"));
     put("folder", "sparse", &files(&at("sparse")));
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use bitmill_checkpoint::{Checkpoint, Imatrix, ImatrixEntry, ImatrixForm, Overwrite, RoleKind, Target};
-use bitmill_pipeline::{Plan, PlannedTensor, Recipe, preset};
+use bitmill_pipeline::{Format, Plan, PlannedTensor, Recipe, conversion, n_weights, own_weights, preset};
 use bitmill_tensor::{BlockType, Encoding};
 use bitmill_testkit::{Variant, max_abs, max_abs_diff, millet, tiny};
 
@@ -223,4 +223,24 @@ fn the_embedded_model_is_padded_and_its_bytes_are_foretold() {
     let target = out.path().join("m.gguf");
     run(&source, &plan.recipe, &target).unwrap();
     assert_eq!(std::fs::metadata(&target).unwrap().len(), plan.output_bytes);
+}
+
+#[test]
+fn zeros_that_pad_are_no_weights_of_the_model() {
+    let source = tiny(Variant::Qwen2Wide);
+    let out = tempfile::tempdir().unwrap();
+    let weights = n_weights(&Checkpoint::open(source.path()).unwrap());
+    let padded = out.path().join("padded.gguf");
+    run(source.path(), &preset("q6_k").unwrap(), &padded).unwrap();
+    let folder = out.path().join("folder");
+    run(&padded, &conversion(Format::HuggingFace, None), &folder).unwrap();
+    let shallower = out.path().join("shallower.gguf");
+    run(&folder, &recipe("format = \"gguf\"\n[[step]]\nkind = \"depth\"\nlayers = [1]"), &shallower).unwrap();
+    for (path, layers) in [(padded, 2), (folder, 2), (shallower, 1)] {
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        // Gate, up and down of 288 columns, padded to 512.
+        let hidden = checkpoint.config().hidden_size as u64;
+        assert_eq!(n_weights(&checkpoint) - own_weights(&checkpoint), layers * 3 * hidden * (512 - 288));
+        assert!(layers < 2 || own_weights(&checkpoint) == weights, "{}", path.display());
+    }
 }

@@ -2,8 +2,8 @@
 
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_quant::{
-    BlockEncoder, Clip, Importance, RtnGrid, needs_importance, pack_zero_points, quantize_blocks,
-    quantize_rows_clipped,
+    BlockEncoder, BlockSearch, Clip, Importance, RtnGrid, needs_importance, pack_zero_points,
+    quantize_blocks, quantize_rows_clipped,
 };
 use bitmill_tensor::{Bits, BlockType, FloatType, Granularity, WeightData, WeightView, ZeroPoint};
 
@@ -51,6 +51,44 @@ fn blocks_of_every_type_hold_zeros() {
             let mut decided = vec![f32::NAN; weight.len()];
             dequantize_rows(Isa::scalar(), &view, 0, &mut decided);
             check(&decided, &what, is_seen);
+        }
+    }
+}
+
+#[test]
+fn zeros_between_others_stay_where_they_are() {
+    // Of each 256 columns the second, the fifth and the sixth 32.
+    let is_zero = |col: usize| [1, 4, 5].contains(&(col / 32 % 8));
+    let value = |col: usize| ((col * 7919 % 1009) as f32 / 504.5 - 1.0) * 0.1;
+    let weight: Vec<f32> = (0..COLS).map(|col| if is_zero(col) { 0.0 } else { value(col) }).collect();
+    let importance: Vec<f32> = (0..COLS).map(|col| (1 + col % 5) as f32).collect();
+    for block in BlockType::ALL {
+        for importance in [None, Some(&importance)] {
+            if importance.is_none() && needs_importance(block) {
+                continue;
+            }
+            let what = format!("{block}, {}", importance.map_or("unweighed", |_| "weighed"));
+            let importance = importance.map(|columns| Importance::new(columns).unwrap());
+            for search in [BlockSearch::Ggml, BlockSearch::Best] {
+                let mut bytes = vec![0; COLS / block.weights() * block.bytes()];
+                let encoder = BlockEncoder { importance, search, ..BlockEncoder::new(block) };
+                quantize_blocks(&encoder, COLS, &weight, &mut bytes).unwrap();
+                let view = WeightView::new(1, COLS, WeightData::Block { block, bytes: &bytes }).unwrap();
+                let mut decided = vec![f32::NAN; COLS];
+                dequantize_rows(Isa::scalar(), &view, 0, &mut decided);
+                // Grids have no zero: what comes nearest is their least value by the least scale.
+                let is_grid = block.name().starts_with("iq1")
+                    || block.name().starts_with("iq2")
+                    || block.name().starts_with("iq3");
+                let allowed = if is_grid { 0.1 / 16.0 } else { 0.0 };
+                for (col, decided) in decided.iter().enumerate() {
+                    let off = (decided - weight[col]).abs();
+                    assert!(!is_zero(col) || off <= allowed, "{what}: {decided} for 0 in column {col}");
+                }
+                let error: f32 = decided.iter().zip(&weight).map(|(a, b)| (a - b) * (a - b)).sum();
+                let all: f32 = weight.iter().map(|weight| weight * weight).sum();
+                assert!(error < 0.6 * all, "{what}: {error} of {all}");
+            }
         }
     }
 }

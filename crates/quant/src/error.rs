@@ -78,6 +78,12 @@ pub enum Error {
         /// The blocks.
         block: BlockType,
     },
+    /// The codes of these blocks do not stand by themselves.
+    #[error("errors of {block} are not compensated: its codes are points of a grid")]
+    NotCompensated {
+        /// The blocks.
+        block: BlockType,
+    },
     /// No mix has this name.
     #[error("no GGUF mix is called `{name}`")]
     UnknownMix {
@@ -123,6 +129,7 @@ impl Error {
             Self::NeedsImportance { .. } => Some(
                 "give an importance matrix (--imatrix FILE), or take a type that does without, as q2_k or iq3_s".to_owned(),
             ),
+            Self::NotCompensated { .. } => Some("take q2_k to q6_k, q4_0 to q8_0, iq4_nl or iq4_xs".to_owned()),
             Self::BadImportance { .. } => {
                 Some("importance is a mean of squares, 0 or larger: make the importance matrix again".to_owned())
             }
@@ -149,6 +156,17 @@ impl Error {
             &mut self
         {
             *row += first_row;
+        }
+        self
+    }
+}
+
+impl Error {
+    /// The same error with its position counted from the row's first column, when the method was given the columns from
+    /// `first_col` on.
+    pub(crate) fn beside(mut self, first_col: usize) -> Self {
+        if let Self::NonFinite { col, .. } | Self::ScaleOverflow { col, .. } = &mut self {
+            *col += first_col;
         }
         self
     }

@@ -14,7 +14,7 @@
 mod refine;
 mod solve;
 
-use bitmill_stats::{Asymmetry, Factor};
+use bitmill_stats::Factor;
 use bitmill_tensor::{Grouped, ZeroPoint};
 use rayon::prelude::*;
 
@@ -36,13 +36,10 @@ pub enum GroupScales {
 }
 
 /// What GPTQ can be asked for beside a grid.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct GptqOptions<'a> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct GptqOptions {
     /// When scales are found.
     pub scales: GroupScales,
-    /// Makes up for what quantized layers before this one changed in its inputs: GPTAQ, arXiv:2504.02692. Departs from
-    /// its authors' code in pushing the weight before rounding always; that pushes the rounded one beyond its block.
-    pub asymmetry: Option<&'a Asymmetry>,
     /// How often to go over the result afterwards, fitting scales and moving codes while the error of the outputs falls.
     pub refine: usize,
 }
@@ -61,9 +58,8 @@ pub struct GptqRows {
 /// How far rounded weights are from those they stand for.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GptqRecord {
-    /// The squared error of the layer's outputs: summed over rows, mean over the calibration's tokens. `None` with
-    /// asymmetry, where the outputs to reach are others.
-    pub output_error: Option<f64>,
+    /// The squared error of the layer's outputs: summed over rows, mean over the calibration's tokens.
+    pub output_error: f64,
     /// The squared error of the weights, summed.
     pub weight_error: f64,
 }
@@ -100,11 +96,11 @@ pub struct GptqRecord {
 /// [`Diverged`](Error::Diverged) if pushed errors overflow.
 ///
 /// # Panics
-/// If `weight` is not whole rows, or the asymmetry is that of another layer.
+/// If `weight` is not whole rows.
 pub fn quantize(
     grid: &Grouped,
     clip: Clip,
-    options: &GptqOptions<'_>,
+    options: &GptqOptions,
     weight: &mut [f32],
     factor: &Factor,
 ) -> Result<GptqRows, Error> {
@@ -118,9 +114,6 @@ pub fn quantize(
         "{} weights are not rows of {in_features}",
         weight.len()
     );
-    if let Some(asymmetry) = options.asymmetry {
-        assert_eq!(asymmetry.in_features(), in_features, "the asymmetry of another layer");
-    }
     if let Some(index) = first_non_finite(weight) {
         let (row, col) = (index / in_features, index % in_features);
         return Err(Error::NonFinite { row, col, value: weight[index] });
@@ -136,7 +129,6 @@ pub fn quantize(
         range: CodeRange::new(grid.bits),
         scales: options.scales,
         refine: options.refine,
-        asymmetry: options.asymmetry.map(Asymmetry::as_slice),
         factor,
         group_of,
     };
@@ -195,10 +187,7 @@ fn assemble(problem: &Problem<'_>, weight: &mut [f32], solved: &[Solved]) -> Gpt
             }
             _ => None,
         },
-        record: GptqRecord {
-            output_error: problem.asymmetry.is_none().then_some(output_error),
-            weight_error: live + dead,
-        },
+        record: GptqRecord { output_error, weight_error: live + dead },
     }
 }
 

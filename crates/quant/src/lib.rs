@@ -24,7 +24,10 @@ pub use awq::{AwqOptions, AwqScales, Inputs, ScaleRule};
 pub use clip::Clip;
 pub use columns::{awq_codes, awq_zero_points, gptq_zero_points, transpose};
 pub use error::{Error, first_non_finite};
-pub use ggml::{BlockEncoder, BlockSearch, Importance, needs_importance, quantize_blocks};
+pub use ggml::{
+    BlockEncoder, BlockSearch, Compensation, CompensationRecord, Importance, can_compensate,
+    needs_importance, quantize_blocks, quantize_blocks_compensated,
+};
 pub use gptq::{GptqOptions, GptqRecord, GptqRows, GroupScales};
 pub use hqq::HqqOptions;
 pub use mix::{Choice, Mix, MixTensor, choose};

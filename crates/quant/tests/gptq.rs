@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use bitmill_quant::{
     Clip, Error, GptqOptions, GptqRows, GroupScales, RtnGrid, gptq, pack_zero_points, quantize_rows_clipped,
 };
-use bitmill_stats::{Cross, CrossAccumulator, Hessian, HessianAccumulator};
+use bitmill_stats::{CrossAccumulator, Hessian, HessianAccumulator};
 use bitmill_tensor::{Bits, FloatType, Granularity, Grouped, Matrix, ZeroPoint};
 use layers::{activations, hessian, output_error, weights, with_dead};
 use serde_json::Value;
@@ -90,11 +90,6 @@ fn codes_and_scales_are_those_of_the_plain_implementation() {
         let order = (case["act_order"] == true).then(|| hessian.falling_order());
         let factor = hessian.factor(case["damping"].as_f64().unwrap() as f32, order.as_deref()).unwrap();
         assert_eq!(factor.attempts(), 1);
-        let asymmetry = case["strength"].as_f64().map(|strength| {
-            let mut sums = CrossAccumulator::new(n);
-            sums.add(&inputs(3), &x);
-            sums.finish().asymmetry(&factor, strength as f32)
-        });
         let scales = match case["scales_are"].as_str() {
             Some("original") => GroupScales::Original,
             _ => GroupScales::Updated,
@@ -102,8 +97,13 @@ fn codes_and_scales_are_those_of_the_plain_implementation() {
         let zero_point = if case["symmetric"] == true { ZeroPoint::Symmetric } else { ZeroPoint::Asymmetric };
         let scale = FloatType::parse(case["scale_dtype"].as_str().unwrap()).unwrap();
         let grid = grid(number("bits") as u8, number("group_size"), zero_point, scale);
-        let options = GptqOptions { scales, asymmetry: asymmetry.as_ref(), refine: 0 };
+        let options = GptqOptions { scales, refine: 0 };
         let mut weight = weights(rows, n, 2);
+        if let Some(strength) = case["strength"].as_f64() {
+            let mut sums = CrossAccumulator::new(n);
+            sums.add(&inputs(3), &x);
+            sums.finish().aim_at_dense(&factor, strength as f32, &mut weight).unwrap();
+        }
         let found = gptq::quantize(&grid, Clip::None, &options, &mut weight, &factor).unwrap();
 
         // f32 beside f64: a weight within 10⁻⁶ of a tie may fall to the other side, and those behind it in its row.
@@ -133,10 +133,7 @@ fn codes_and_scales_are_those_of_the_plain_implementation() {
             assert!((found / expected - 1.0).abs() < 2e-3, "case {index}: {key} {found} {expected}");
         };
         close(found.record.weight_error, "weight_error");
-        match found.record.output_error {
-            Some(error) => close(error, "output_error"),
-            None => assert!(asymmetry.is_some()),
-        }
+        close(found.record.output_error, "output_error");
     }
 }
 
@@ -198,26 +195,7 @@ fn endless_damping_gives_the_codes_of_round_to_nearest() {
 }
 
 #[test]
-fn inputs_that_do_not_differ_from_the_dense_ones_change_no_bit() {
-    let n = 144;
-    let original = weights(10, n, 1);
-    let x = activations(200, n, 1);
-    let factor = hessian(&x).factor(0.01, None).unwrap();
-    let mut sums = CrossAccumulator::new(n);
-    sums.add(&x, &x);
-    let asymmetry = sums.finish().asymmetry(&factor, 1.0);
-    for grid in grids(n) {
-        let (mut plain, mut weight) = (original.clone(), original.clone());
-        let options = GptqOptions::default();
-        let expected = gptq::quantize(&grid, Clip::None, &options, &mut plain, &factor).unwrap();
-        let options = GptqOptions { asymmetry: Some(&asymmetry), ..options };
-        let found = gptq::quantize(&grid, Clip::None, &options, &mut weight, &factor).unwrap();
-        assert_eq!((found.rows, weight), (expected.rows, plain), "{grid:?}");
-    }
-}
-
-#[test]
-fn asymmetry_brings_outputs_closer_to_those_of_dense_inputs() {
+fn an_aim_at_dense_outputs_brings_the_rounded_ones_closer() {
     let (n, tokens) = (128, 500);
     let dense = activations(tokens, n, 1);
     let mut x = dense.clone();
@@ -227,12 +205,12 @@ fn asymmetry_brings_outputs_closer_to_those_of_dense_inputs() {
     let factor = hessian(&x).factor(0.01, None).unwrap();
     let mut sums = CrossAccumulator::new(n);
     sums.add(&dense, &x);
-    let asymmetry = sums.finish().asymmetry(&factor, 1.0);
+    let cross = sums.finish();
     let grid = grid(4, 32, ZeroPoint::Symmetric, FloatType::BF16);
-    let error = |asymmetry| {
+    let error = |strength| {
         let mut weight = original.clone();
-        let options = GptqOptions { asymmetry, ..GptqOptions::default() };
-        gptq::quantize(&grid, Clip::None, &options, &mut weight, &factor).unwrap();
+        cross.aim_at_dense(&factor, strength, &mut weight).unwrap();
+        gptq::quantize(&grid, Clip::None, &GptqOptions::default(), &mut weight, &factor).unwrap();
         let mut sum = 0.0;
         for token in 0..tokens {
             for (original, weight) in original.chunks_exact(n).zip(weight.chunks_exact(n)) {
@@ -243,7 +221,7 @@ fn asymmetry_brings_outputs_closer_to_those_of_dense_inputs() {
         }
         sum
     };
-    let (without, with) = (error(None), error(Some(&asymmetry)));
+    let (without, with) = (error(0.0), error(1.0));
     assert!(with < 0.8 * without, "{with} {without}");
 }
 
@@ -267,7 +245,7 @@ fn outputs_are_closer_than_those_of_round_to_nearest() {
                 let error = output_error(&hessian, &original, &weight);
                 let what = format!("{grid:?} {clip:?} {scales:?} {}", order.is_some());
                 assert!(error < 0.9 * nearest, "{what}: {error} {nearest}");
-                let told = found.record.output_error.unwrap();
+                let told = found.record.output_error;
                 // Told from errors pushed in f32, less what damping adds.
                 assert!((told / error - 1.0).abs() < 1e-2, "{what}: {told} {error}");
                 assert_eq!(decoded(&grid, &found, n), weight, "{what}");
@@ -290,7 +268,7 @@ fn every_pass_of_refinement_lowers_the_error_of_the_outputs() {
                 let mut before = f64::INFINITY;
                 for refine in [0, 1, 4] {
                     let mut weight = original.clone();
-                    let options = GptqOptions { scales, refine, ..GptqOptions::default() };
+                    let options = GptqOptions { scales, refine };
                     let found = gptq::quantize(&grid, clip, &options, &mut weight, &factor).unwrap();
                     assert_eq!(decoded(&grid, &found, n), weight, "{what}");
                     // The error that falls is that of the damped Hessian.
@@ -298,9 +276,9 @@ fn every_pass_of_refinement_lowers_the_error_of_the_outputs() {
                     let moved: f64 = moved.map(|(_, (a, b))| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
                     let outputs = output_error(&hessian, &original, &weight);
                     let error = outputs + f64::from(factor.added()) / 2.0 * moved;
-                    let bound = if refine == 1 && grid.bits.get() <= 4 { 0.97 } else { 1.0 };
+                    let bound = if refine == 1 && grid.bits.get() <= 4 { 0.98 } else { 1.0 };
                     assert!(error < bound * before, "{what}: {error} after {before}");
-                    let told = found.record.output_error.unwrap();
+                    let told = found.record.output_error;
                     assert!((told / outputs - 1.0).abs() < 1e-2, "{what}: {told} {outputs}");
                     before = error;
                 }
@@ -353,10 +331,10 @@ fn hostile_statistics_give_finite_weights() {
                 for grid in grids(n).iter().filter(|grid| n.is_multiple_of(grid.group_size.get())) {
                     every_choice(|clip, scales| {
                         let mut weight = original.clone();
-                        let options = GptqOptions { scales, refine: 2, ..GptqOptions::default() };
+                        let options = GptqOptions { scales, refine: 2 };
                         let found = gptq::quantize(grid, clip, &options, &mut weight, &factor).unwrap();
                         assert!(weight.iter().all(|value| value.is_finite()), "{case} {damping} {grid:?}");
-                        assert!(found.record.output_error.unwrap() >= 0.0);
+                        assert!(found.record.output_error >= 0.0);
                         assert_eq!(decoded(grid, &found, n), weight);
                     });
                 }
@@ -391,18 +369,22 @@ fn what_cannot_be_rounded_is_named_and_left_as_it_was() {
 
 #[test]
 fn errors_that_grow_without_bound_are_named() {
-    let n = 32;
+    // H = VVᵀ of a V with 1 on its diagonal and −100 right of it: an error is pushed on a hundredfold by every column.
+    let n = 18;
     let mut square = vec![0.0; n * n];
-    square.iter_mut().step_by(n + 1).for_each(|value| *value = 1.0);
-    // Every weight is pushed on 10³⁰ fold.
-    let cross = Cross::from_square(n, vec![1e30; n * n]);
+    for at in 0..n {
+        square[at * n + at] = if at == n - 1 { 1.0 } else { 10001.0 };
+        if at > 0 {
+            square[at * n + at - 1] = -100.0;
+        }
+    }
     let factor = Hessian::from_lower(n, 1, square).factor(0.0, None).unwrap();
-    let asymmetry = cross.asymmetry(&factor, 1.0);
-    let options = GptqOptions { asymmetry: Some(&asymmetry), scales: GroupScales::Original, refine: 0 };
-    let original = weights(3, n, 1);
+    assert_eq!(factor.attempts(), 1);
+    let original: Vec<f32> = weights(3, n, 1).iter().map(|weight| weight * 1e6).collect();
     let mut weight = original.clone();
-    let grid = grid(4, 16, ZeroPoint::Symmetric, FloatType::BF16);
-    let error = gptq::quantize(&grid, Clip::None, &options, &mut weight, &factor).unwrap_err();
+    let grid = grid(4, n, ZeroPoint::Symmetric, FloatType::F32);
+    let found = gptq::quantize(&grid, Clip::None, &GptqOptions::default(), &mut weight, &factor);
+    let error = found.unwrap_err();
     assert_eq!(error, Error::Diverged { row: 0 });
     assert!(error.hint().is_some());
     assert_eq!(weight, original);

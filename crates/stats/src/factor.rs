@@ -87,7 +87,8 @@ impl Hessian {
                 // What is left of a diagonal by rounding alone is no pivot.
                 *floor = f32::EPSILON * damped;
             }
-            match cholesky::inverse_factor(&mut square, n, &floor) {
+            let factored = cholesky::inverse_factor(&mut square, n, &floor);
+            match factored.and_then(|()| first_not_finite_above(&square, n).map_or(Ok(()), Err)) {
                 Ok(()) => {
                     let (tokens, order) = (self.tokens(), order.map(<[usize]>::to_vec));
                     return Ok(Factor {
@@ -195,6 +196,12 @@ impl Factor {
 fn is_permutation(order: &[usize], n: usize) -> bool {
     let mut seen = vec![false; n];
     order.len() == n && order.iter().all(|&at| at < n && !std::mem::replace(&mut seen[at], true))
+}
+
+/// The first row with an infinity or NaN on the diagonal or after it: pivots so small that their inverses overflow.
+fn first_not_finite_above(square: &[f32], n: usize) -> Option<usize> {
+    let mut rows = square.chunks_exact(n.max(1)).enumerate();
+    rows.find(|(row, values)| values[*row..].iter().any(|value| !value.is_finite())).map(|(row, _)| row)
 }
 
 /// The first column whose lower triangle has a NaN or an infinity; of a column with both, its diagonal tells.

@@ -12,7 +12,7 @@ mod hessian;
 mod square;
 
 pub use channels::{ChannelAccumulator, ChannelStats};
-pub use cross::{Asymmetry, Cross, CrossAccumulator};
+pub use cross::{Cross, CrossAccumulator};
 pub use error::Error;
 pub use factor::Factor;
 pub use hessian::{Hessian, HessianAccumulator};

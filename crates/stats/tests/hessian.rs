@@ -54,7 +54,7 @@ fn a_hessian_is_the_mean_of_twice_the_outer_products() {
 }
 
 #[test]
-fn threads_change_no_bit_of_a_hessian_its_factor_or_an_asymmetry() {
+fn threads_change_no_bit_of_a_hessian_its_factor_or_an_aim() {
     let n = 600;
     let make = |threads| {
         in_pool(threads, || {
@@ -65,15 +65,11 @@ fn threads_change_no_bit_of_a_hessian_its_factor_or_an_asymmetry() {
             cross.add(&dense, &x);
             let sums = hessian.clone();
             let factor = hessian.factor(0.01, Some(&order)).unwrap();
-            let asymmetry = cross.finish().asymmetry(&factor, 0.25);
+            let mut aim = activations(200, n, 3).into_vec();
+            cross.finish().aim_at_dense(&factor, 0.5, &mut aim).unwrap();
             let mut channels = ChannelAccumulator::new(n);
             channels.add(&x);
-            (
-                sums.as_slice().to_vec(),
-                factor.as_slice().to_vec(),
-                asymmetry.as_slice().to_vec(),
-                channels.finish(),
-            )
+            (sums.as_slice().to_vec(), factor.as_slice().to_vec(), aim, channels.finish())
         })
     };
     let one = make(1);
@@ -81,7 +77,7 @@ fn threads_change_no_bit_of_a_hessian_its_factor_or_an_asymmetry() {
         let several = make(threads);
         assert!(one.0 == several.0, "Hessian, {threads} threads");
         assert!(one.1 == several.1, "factor, {threads} threads");
-        assert!(one.2 == several.2, "asymmetry, {threads} threads");
+        assert!(one.2 == several.2, "aim, {threads} threads");
         assert!(one.3 == several.3, "channels, {threads} threads");
     }
 }
@@ -213,37 +209,66 @@ fn hostile_statistics_give_named_errors_or_finite_factors() {
 }
 
 #[test]
-fn an_asymmetry_is_the_papers_product() {
-    for n in [9, 150, 300] {
+fn weights_aim_at_what_solves_the_least_squares_of_dense_outputs() {
+    for n in [9, 128, 300] {
         let (x, dense) = (activations(400, n, 9), activations(400, n, 10));
         let hessian = hessian(std::slice::from_ref(&x));
-        let order: Vec<usize> = (0..n).rev().collect();
-        let factor = hessian.factor(0.05, Some(&order)).unwrap();
-        let mut moved = dense.clone();
-        for (moved, x) in moved.as_mut_slice().iter_mut().zip(x.as_slice()) {
-            *moved -= x;
-        }
-        let cross = plain(&moved, &x);
-        let u = |i: usize, j: usize| if j < i { 0.0 } else { f64::from(factor.as_slice()[i * n + j]) };
-        let mut expected = vec![0.0; n * n];
-        for i in 0..n {
-            let cross = |j: usize| cross[order[i] * n + order[j]];
-            let left: Vec<f64> =
-                (0..n).map(|j| if j <= i { 0.0 } else { (j..n).map(|k| cross(k) * u(j, k)).sum() }).collect();
-            for k in i + 1..n {
-                expected[i * n + k] = 0.25 * (i + 1..=k).map(|j| left[j] * u(j, k)).sum::<f64>();
-            }
-        }
         let mut sums = CrossAccumulator::new(n);
         sums.add(&dense, &x);
         assert_eq!(sums.tokens(), 400);
-        let asymmetry = sums.finish().asymmetry(&factor, 0.25);
-        let largest = expected.iter().fold(0f64, |most, value| most.max(value.abs()));
-        for (at, (&found, expected)) in asymmetry.as_slice().iter().zip(&expected).enumerate() {
-            // f32 sums of `n` terms, twice.
-            assert!((f64::from(found) - expected).abs() < 1e-4 * largest, "{n}: {at}: {found} {expected}");
+        let cross = sums.finish();
+        let mut moved = dense.clone();
+        moved.as_mut_slice().iter_mut().zip(x.as_slice()).for_each(|(moved, x)| *moved -= x);
+        let expected_cross = plain(&moved, &x);
+        let rows = 3;
+        let original = activations(rows, n, 11).into_vec();
+        let falling = hessian.falling_order();
+        for order in [None, Some(&falling[..])] {
+            let factor = hessian.clone().factor(0.05, order).unwrap();
+            let mut weight = original.clone();
+            cross.aim_at_dense(&factor, 0.5, &mut weight).unwrap();
+            // (aim − W) · H, H damped, is half of W · C.
+            let mut whole = hessian.clone();
+            whole.mirror();
+            let (mut worst, mut largest) = (0f64, 0f64);
+            for (original, weight) in original.chunks_exact(n).zip(weight.chunks_exact(n)) {
+                for col in 0..n {
+                    let mut found = 0.0;
+                    let mut expected = 0.0;
+                    for p in 0..n {
+                        let damped = if p == col { f64::from(factor.added()) } else { 0.0 };
+                        let h = f64::from(whole.as_slice()[p * n + col]) + damped;
+                        found += (f64::from(weight[p]) - f64::from(original[p])) * h;
+                        expected += 0.5 * f64::from(original[p]) * expected_cross[p * n + col];
+                    }
+                    worst = worst.max((found - expected).abs());
+                    largest = largest.max(expected.abs());
+                }
+            }
+            // Two triangular products in f32, and weights kept in it.
+            assert!(worst < 1e-3 * largest, "{n}: {worst:e} of {largest:e}");
         }
     }
+}
+
+#[test]
+fn equal_inputs_move_no_weight_and_broken_ones_are_named() {
+    let n = 40;
+    let x = activations(60, n, 1);
+    let factor = hessian(std::slice::from_ref(&x)).factor(0.01, None).unwrap();
+    let original = activations(2, n, 2).into_vec();
+    let mut weight = original.clone();
+    let mut sums = CrossAccumulator::new(n);
+    sums.add(&x, &x);
+    sums.finish().aim_at_dense(&factor, 1.0, &mut weight).unwrap();
+    assert_eq!(weight, original);
+    let mut dense = x.clone();
+    dense.row_mut(5)[7] = f32::NAN;
+    let mut sums = CrossAccumulator::new(n);
+    sums.add(&dense, &x);
+    let found = sums.finish().aim_at_dense(&factor, 1.0, &mut weight);
+    assert_eq!(found, Err(Error::NotFinite { column: 7 }));
+    assert_eq!(weight, original);
 }
 
 #[test]

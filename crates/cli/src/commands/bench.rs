@@ -3,7 +3,7 @@
 use bitmill_bench::BenchSettings;
 use bitmill_kernels::Isa;
 use bitmill_model::Model;
-use bitmill_pipeline::{n_weights, size_on_disk};
+use bitmill_pipeline::{own_weights, size_on_disk};
 use bitmill_report::{BenchReport, BenchSchema, Machine, bench_text, timestamp, to_json};
 
 use crate::args::{Bench, Global};
@@ -28,7 +28,7 @@ pub fn bench(args: &Bench, global: &Global) -> Result<Outcome, Failure> {
         created: timestamp(),
         model: checkpoint.name(),
         bytes,
-        bits_per_weight: bytes as f64 * 8.0 / n_weights(&checkpoint) as f64,
+        bits_per_weight: bytes as f64 * 8.0 / own_weights(&checkpoint) as f64,
         speed,
         seed: global.seed,
         machine: Machine::read(isa.name(), rayon::current_num_threads()),

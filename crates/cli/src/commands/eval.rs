@@ -2,7 +2,7 @@
 
 use bitmill_kernels::Isa;
 use bitmill_pipeline::{
-    Dense, Material, Progress as _, Request, Subject, TaskChoice, measure_quality, n_weights,
+    Dense, Material, Progress as _, Request, Subject, TaskChoice, measure_quality, own_weights,
     record_baseline, size_on_disk,
 };
 use bitmill_report::{EvalReport, EvalSchema, Machine, eval_text, timestamp, to_json};
@@ -57,7 +57,7 @@ pub fn eval(args: &Eval, global: &Global) -> Result<Outcome, Failure> {
         text: material.text.clone(),
         bytes,
         ratio: dense.as_ref().map(|dense| size_on_disk(dense) as f64 / bytes.max(1) as f64),
-        bits_per_weight: bytes as f64 * 8.0 / n_weights(&checkpoint).max(1) as f64,
+        bits_per_weight: bytes as f64 * 8.0 / own_weights(&checkpoint).max(1) as f64,
         recovery: dense_quality.and_then(|dense| quality.recovery(&dense)),
         quality,
         kl_fast_path,

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use bitmill_checkpoint::{Checkpoint, Format, ModelConfig, TensorInfo};
-use bitmill_pipeline::{Plan, PlanOptions, active_weights, n_weights, preset, size_on_disk};
+use bitmill_pipeline::{Plan, PlanOptions, active_weights, n_weights, own_weights, preset, size_on_disk};
 use bitmill_report::{size, weights};
 
 use crate::args::{Global, Inspect};
@@ -110,7 +110,7 @@ fn text(checkpoint: &Checkpoint, tensors: bool) -> String {
         format_name(checkpoint.format()),
         weights(total),
         size(bytes),
-        bytes as f64 * 8.0 / total.max(1) as f64,
+        bytes as f64 * 8.0 / own_weights(checkpoint).max(1) as f64,
     );
     let _ = writeln!(
         text,
@@ -231,7 +231,7 @@ fn document(checkpoint: &Checkpoint) -> serde_json::Value {
         "weights": total,
         "active_weights": active_weights(checkpoint),
         "bytes": bytes,
-        "bits_per_weight": bytes as f64 * 8.0 / total.max(1) as f64,
+        "bits_per_weight": bytes as f64 * 8.0 / own_weights(checkpoint).max(1) as f64,
         "cache_bytes_per_token": cache_bytes_per_token(checkpoint),
         "strategies": strategies,
         "tensors": tensors,

@@ -21,7 +21,7 @@ pub fn plan(args: &Args, global: &Global) -> Result<Outcome, Failure> {
 
 /// The plan that `plan` prints and `compress` runs.
 pub fn planned(checkpoint: &Checkpoint, how: &How, global: &Global) -> Result<Plan, Failure> {
-    let mut recipe = Recipe::read(&how.recipe)?;
+    let mut recipe = Recipe::read(&how.recipe)?.with_tensor_types(&how.tensor_types)?;
     if let Some(to) = how.to {
         recipe = recipe.with_format(match to {
             To::Gguf => Format::Gguf,

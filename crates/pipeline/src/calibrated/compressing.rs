@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use bitmill_calib::Inputs;
 use bitmill_checkpoint::{Checkpoint, Role, Tensor};
 use bitmill_kernels::Compute;
-use bitmill_stats::{Asymmetry, CrossAccumulator, Factor, HessianAccumulator};
+use bitmill_stats::{Cross, CrossAccumulator, Factor, HessianAccumulator};
 use bitmill_tensor::Matrix;
 
 use super::tensor::{
@@ -14,15 +14,13 @@ use super::tensor::{
     some_rows,
 };
 use crate::Error;
-use crate::method::{Gptq, Method, Order};
+use crate::method::{Method, Order};
 use crate::plan::{Plan, PlannedTensor};
 use crate::tensor_run::{Encoded, TensorRun};
 
 /// A matrix that is encoded.
 pub(crate) struct Done {
     pub encoded: Vec<Encoded>,
-    /// Where groups are not runs of columns.
-    pub group_of_column: Option<Vec<u32>>,
     /// How its codes were chosen, where not by its weights alone.
     pub method: Option<MethodRecord>,
 }
@@ -72,7 +70,8 @@ fn part(x: &Matrix, rows: usize, cols: usize) -> Cow<'_, Matrix> {
 struct Spent {
     diagonal: Vec<f32>,
     factor: Option<Factor>,
-    asymmetry: Option<Asymmetry>,
+    /// What dense inputs add, and how much of it is made up for.
+    cross: Option<(Cross, f32)>,
     hessian: Option<Vec<f32>>,
     /// Why there is no factor though one is wanted.
     failure: Option<String>,
@@ -85,7 +84,7 @@ impl Spent {
         let mut spent = Self {
             diagonal: hessian.diagonal(),
             factor: None,
-            asymmetry: None,
+            cross: None,
             hessian: None,
             failure: (hessian.tokens() == 0).then(|| "no calibration token meets it".to_owned()),
         };
@@ -106,17 +105,19 @@ impl Spent {
                     square[at * n + at] = 1.0;
                 }
                 spent.hessian = Some(square);
-                hessian.factor(how.damping, None)
+                hessian.factor(how.options.damping, None)
             }
         };
         match factored {
-            Ok(factor) => {
-                if let (Some(cross), Method::Gptq(Gptq { asymmetry: Some(strength), .. })) = (cross, method) {
-                    spent.asymmetry = Some(cross.finish().asymmetry(&factor, strength));
-                }
-                spent.factor = Some(factor);
-            }
+            Ok(factor) => spent.factor = Some(factor),
             Err(error) => spent.failure = Some(error.to_string()),
+        }
+        if let (Some(cross), Some(strength)) = (cross, method.asymmetry()) {
+            let cross = cross.finish();
+            match cross.as_slice().iter().all(|value| value.is_finite()) {
+                true => spent.cross = Some((cross, strength)),
+                false => spent.failure = Some("the dense model's activations are infinite or NaN".to_owned()),
+            }
         }
         spent
     }
@@ -195,8 +196,7 @@ impl<'a> Compressing<'a> {
             });
             tensor.release();
             stored.push(replacement);
-            let Rows { encoded, group_of_column, .. } = rows;
-            self.done.insert(index, Done { encoded, group_of_column, method });
+            self.done.insert(index, Done { encoded: rows.encoded, method });
         }
         Ok(stored)
     }
@@ -231,7 +231,7 @@ impl<'a> Compressing<'a> {
             ));
         };
         let statistics =
-            Statistics { factor, asymmetry: spent.asymmetry.as_ref(), hessian: spent.hessian.as_deref() };
+            Statistics { factor, cross: spent.cross.as_ref(), hessian: spent.hessian.as_deref() };
         match encode_calibrated(self.compute.isa(), &run, planned, &statistics) {
             Ok(rows) => {
                 let damping = Some(six_digits(f64::from(factor.damping())));

@@ -24,7 +24,7 @@ use bitmill_model::Model;
 use bitmill_tensor::Matrix;
 
 use crate::Error;
-use crate::method::{Gptq, Method};
+use crate::method::Method;
 use crate::plan::{Plan, PlannedTensor, rows_and_columns};
 use crate::progress::Progress;
 use crate::tensor_run::TensorRun;
@@ -327,9 +327,9 @@ pub(crate) fn peak_bytes(material: &Material, config: &ModelConfig, tensors: &[P
         let cols = planned.in_features() as u64;
         let squares = match planned.method {
             Method::Alone | Method::Weighed => 0,
-            Method::Gptq(Gptq { asymmetry: None, .. }) => 1,
-            Method::Gptq(_) | Method::Compensated(_) => 2,
-        };
+            Method::Gptq(_) => 1,
+            Method::Compensated(_) => 2,
+        } + u64::from(planned.method.wants_dense_inputs());
         let (rows, _) = rows_and_columns(&planned.shape);
         let chunk = (rows as u64 * cols).min(tensor::CHUNK_WEIGHTS as u64);
         // Weights as they are, as they are pushed, and transposed.

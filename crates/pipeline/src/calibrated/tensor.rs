@@ -6,7 +6,7 @@ use bitmill_kernels::{Compute, Isa, dequantize_rows};
 use bitmill_quant::{
     Compensation, GptqOptions, GptqRows, GroupScales, gptq, pack_zero_points, quantize_blocks_compensated,
 };
-use bitmill_stats::{Asymmetry, Factor};
+use bitmill_stats::{Cross, Factor};
 use bitmill_tensor::{BlockType, Encoding, FloatType, Matrix, WeightData, WeightView};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -53,7 +53,8 @@ pub(crate) fn six_digits(value: f64) -> f64 {
 /// What the inputs of a matrix say.
 pub(crate) struct Statistics<'a> {
     pub factor: &'a Factor,
-    pub asymmetry: Option<&'a Asymmetry>,
+    /// What dense inputs add, finite, and how much of it is made up for.
+    pub cross: Option<&'a (Cross, f32)>,
     /// The Hessian, mirrored, where blocks are compensated by it.
     pub hessian: Option<&'a [f32]>,
 }
@@ -62,8 +63,6 @@ pub(crate) struct Statistics<'a> {
 #[derive(Default)]
 pub(crate) struct Rows {
     pub encoded: Vec<Encoded>,
-    /// Where groups are not runs of columns.
-    pub group_of_column: Option<Vec<u32>>,
     /// The values that they stand for, where they are not what the layer can run with.
     decided: Vec<f32>,
 }
@@ -100,30 +99,35 @@ pub(crate) fn encode_calibrated(
         let count = step.min(rows - first);
         run.widen(first, count, &mut weight)?;
         let mut decided = weight.clone();
+        if let Some((cross, strength)) = statistics.cross {
+            cross.aim_at_dense(statistics.factor, *strength, &mut decided).expect("finite sums");
+        }
         let parts = match (planned.method, planned.to) {
             (Method::Gptq(how), Encoding::Grouped(grouped)) => {
                 let scales = match how.order {
                     Order::Static => GroupScales::Original,
                     Order::None | Order::Full => GroupScales::Updated,
                 };
-                let options = GptqOptions { scales, asymmetry: statistics.asymmetry };
+                let options = GptqOptions { scales, refine: how.refine };
                 let done = gptq::quantize(&grouped, planned.clip, &options, &mut decided, statistics.factor);
                 let GptqRows { rows, group_of_column, .. } = done.map_err(failed(first))?;
-                all.group_of_column = group_of_column;
                 Parts {
                     codes: rows.packed,
                     scales: rows.scales,
                     zero_codes: rows.zero_codes,
                     kept: Vec::new(),
+                    group_of: group_of_column,
                 }
             }
-            (Method::Compensated(options), Encoding::Block(block)) => {
-                compensate(isa, block, &options, &weight, statistics, &mut decided).map_err(failed(first))?
+            (Method::Compensated(how), Encoding::Block(block)) => {
+                let aim = decided.clone();
+                compensate(isa, block, &how.options, &aim, statistics, &mut decided).map_err(failed(first))?
             }
             (method, to) => unreachable!("{method:?} is never planned for {to}"),
         };
+        let has_view = !planned.is_padded() && parts.group_of.is_none();
         all.encoded.push(Encoded { parts, rows: run.figures(&weight, &decided) });
-        if planned.is_padded() || all.group_of_column.is_some() {
+        if !has_view {
             all.decided.append(&mut decided);
         }
     }
@@ -170,9 +174,9 @@ pub(crate) fn as_stored(
         }
         out
     };
-    let same_shape = !planned.is_padded() && rows.group_of_column.is_none();
+    let has_view = !planned.is_padded() && rows.decided.is_empty();
     let stored = match planned.to {
-        Encoding::Grouped(grouped) if same_shape => {
+        Encoding::Grouped(grouped) if has_view => {
             let zeros = match parts.zero_codes.is_empty() {
                 true => Vec::new(),
                 false => {
@@ -182,7 +186,7 @@ pub(crate) fn as_stored(
             };
             tensor.stored_in_groups(grouped, in_place(&parts.codes), in_place(&parts.scales), zeros)
         }
-        Encoding::Float(_) | Encoding::Block(_) if same_shape => {
+        Encoding::Float(_) | Encoding::Block(_) if has_view => {
             tensor.stored_as(planned.to, in_place(&parts.codes))
         }
         _ => {

@@ -6,7 +6,8 @@
 use super::importance::sum_of_squares;
 use super::lanes::F8;
 use super::nearest_int;
-use super::points::{Levels, Points};
+use super::neighbours::{Group, Room};
+use super::points::{Levels, Points, values_of};
 
 /// What the sub-blocks of a type are searched with.
 pub(super) struct Search {
@@ -54,31 +55,42 @@ pub(super) fn search<const N: usize, const GROUPS: usize, const GROUP: usize, co
     let vectors = count.div_ceil(8);
     let top = top_value(BITS);
     let mut inverses = [F8::ZERO; VECTORS];
-    for (v, inverse) in inverses.iter_mut().enumerate().take(vectors) {
+    let mut scales = [F8::ZERO; VECTORS];
+    for v in 0..vectors {
         // Lanes behind the last candidate repeat it.
         let steps =
             F8(std::array::from_fn(|lane| (8 * v + lane).min(count - 1) as f32 - search.tries as f32));
-        *inverse = (F8::splat(top) + steps * F8::splat(search.step)) / F8::splat(largest);
+        inverses[v] = (F8::splat(top) + steps * F8::splat(search.step)) / F8::splat(largest);
+        scales[v] = F8::splat(1.0) / inverses[v];
     }
+    let scales: [[f32; 8]; VECTORS] = scales.map(|scales| scales.0);
+    let scales = &scales.as_flattened()[..count];
     let roots: [f32; N] = importance.map(f32::sqrt);
     let (groups, _) = weights.as_chunks::<GROUP>();
     let (group_roots, _) = roots.as_chunks::<GROUP>();
 
-    // [vector][group][lane]
-    let mut tried = [[[0 as Levels; 8]; GROUPS]; VECTORS];
+    // [group][vector][lane]
+    let mut tried = [[[0 as Levels; 8]; VECTORS]; GROUPS];
     let mut on_grid = [[0u32; 8]; VECTORS];
-    for v in 0..vectors {
-        for (k, group) in groups.iter().enumerate() {
-            tried[v][k] = levels_of_lanes::<GROUP, BITS>(inverses[v], group);
+    let mut room = Room::new();
+    for (k, group) in groups.iter().enumerate() {
+        for v in 0..vectors {
+            tried[k][v] = levels_of_lanes::<GROUP, BITS>(inverses[v], group);
         }
-        for lane in 0..8.min(count - 8 * v) {
-            let values = values_of::<BITS>(1.0 / inverses[v].0[lane]);
-            for k in 0..GROUPS {
-                let (levels, is_point) =
-                    points.nearest(tried[v][k][lane], values, &groups[k], &group_roots[k]);
-                tried[v][k][lane] = levels;
-                on_grid[v][lane] |= u32::from(is_point) << k;
+        let tried = &mut tried[k].as_flattened_mut()[..count];
+        let on_grid = &mut on_grid.as_flattened_mut()[..count];
+        let weighed = Group::new::<BITS>(group, &group_roots[k]);
+        // Levels grow with the candidates, so equal ones stand side by side.
+        let mut from = 0;
+        while from < count {
+            let levels = tried[from];
+            let to = tried[from..].iter().position(|other| *other != levels).map_or(count, |run| from + run);
+            if points.index(levels).is_some() {
+                on_grid[from..to].iter_mut().for_each(|on_grid| *on_grid |= 1 << k);
+            } else {
+                points.nearest_at(levels, &weighed, &scales[from..to], &mut room, &mut tried[from..to]);
             }
+            from = to;
         }
     }
 
@@ -88,13 +100,13 @@ pub(super) fn search<const N: usize, const GROUPS: usize, const GROUP: usize, co
     let mut found = Found { scale, levels: [0; GROUPS] };
     let mut best = 0.0;
     for v in 0..vectors {
-        let (qx, q2) = fits_of_lanes::<N, GROUPS, GROUP, BITS>(&tried[v], weights, importance);
+        let (qx, q2) = fits_of_lanes::<N, GROUPS, GROUP, BITS>(&tried, v, weights, importance);
         for lane in 0..8.min(count - 8 * v) {
             let (qx, q2) = (qx.0[lane], q2.0[lane]);
             if q2 > 0.0 && qx * qx > best * q2 {
                 found.scale = qx / q2;
                 best = found.scale * qx;
-                found.levels = std::array::from_fn(|k| tried[v][k][lane]);
+                found.levels = std::array::from_fn(|k| tried[k][v][lane]);
                 found_on_grid = on_grid[v][lane];
             }
         }
@@ -150,27 +162,17 @@ fn levels_of_lanes<const GROUP: usize, const BITS: u32>(inverse: F8, group: &[f3
     packed.map(|levels| levels as Levels)
 }
 
-/// What the levels stand for at `scale`; where there are four of two bits, twice.
-#[inline(always)]
-fn values_of<const BITS: u32>(scale: f32) -> F8 {
-    let values = if BITS == 2 {
-        F8([1.0, 3.0, 5.0, 7.0, 1.0, 3.0, 5.0, 7.0])
-    } else {
-        F8([1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0])
-    };
-    F8::splat(scale) * values
-}
-
-/// `Σ importance · weight · value` and `Σ importance · value²` for eight candidates.
+/// `Σ importance · weight · value` and `Σ importance · value²` for the candidates of vector `v`.
 #[inline(always)]
 fn fits_of_lanes<const N: usize, const GROUPS: usize, const GROUP: usize, const BITS: u32>(
-    levels: &[[Levels; 8]; GROUPS],
+    levels: &[[[Levels; 8]; VECTORS]; GROUPS],
+    v: usize,
     weights: &[f32; N],
     importance: &[f32; N],
 ) -> (F8, F8) {
     let (mut qx, mut q2) = (F8::ZERO, F8::ZERO);
     for k in 0..GROUPS {
-        let mut left: [i32; 8] = levels[k].map(i32::from);
+        let mut left: [i32; 8] = levels[k][v].map(i32::from);
         for i in GROUP * k..GROUP * (k + 1) {
             let q = F8(left.map(|levels| (2 * (levels & ((1 << BITS) - 1)) + 1) as f32));
             left = left.map(|levels| levels >> BITS);

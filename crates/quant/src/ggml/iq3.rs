@@ -68,25 +68,22 @@ impl Encode<256, 110> for IQ3_S {
         let (low, rest) = rest.split_at_mut(64);
         let (high, rest) = rest.split_at_mut(8);
         let (all_signs, scale_codes) = rest.split_at_mut(32);
-        // ggml does not step over the place of a sub-block of zeros, so that those behind it take it: it decodes them
-        // as the one before. Its bytes are these, so ours are.
-        let mut place = 0;
         for (sub, x) in weights.as_chunks::<32>().0.iter().enumerate() {
             let importance = counts(x, weighing, sub, variance);
             let (x, mut signs) = magnitudes::<32, 4>(x, &importance, false);
             let largest = largest_of(&x);
             if largest == 0.0 {
+                // Its place stays zeros. ggml does not step over it: those behind it take it, and decode as what came before.
                 continue;
             }
             let found = search::<32, 8, 4, 3>(points, &SEARCH, largest, largest / 15.0, &x, &importance);
             scales[sub] = stored_scale(found.scale, &mut signs)?;
             for k in 0..8 {
                 let index = points.index(found.levels[k]).unwrap_or(0);
-                low[8 * place + k] = index as u8;
+                low[8 * sub + k] = index as u8;
                 high[sub] |= ((index >> 8) << k) as u8;
             }
-            all_signs[4 * place..][..4].copy_from_slice(&signs);
-            place += 1;
+            all_signs[4 * sub..][..4].copy_from_slice(&signs);
         }
         let Some((d, inverse)) = block_scale(&scales) else { return Ok(()) };
         header.copy_from_slice(&f16_scale(d * 1.033)?.to_le_bytes());

@@ -12,7 +12,8 @@ use super::{
 };
 
 /// What the codes stand for.
-const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(super) const VALUES: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct IQ4_NL;

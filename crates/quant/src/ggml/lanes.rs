@@ -100,6 +100,11 @@ impl M8 {
     }
 
     #[inline(always)]
+    pub(super) fn all(self) -> bool {
+        self.0.into_iter().fold(u32::MAX, |all, lane| all & lane) != 0
+    }
+
+    #[inline(always)]
     pub(super) fn and(self, other: Self) -> Self {
         Self(std::array::from_fn(|lane| self.0[lane] & other.0[lane]))
     }

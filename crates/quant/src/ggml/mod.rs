@@ -21,6 +21,7 @@
 //!
 //! The layouts of the IQ1, IQ2, IQ3 and TQ types stand in bitmill-kernels' `grids.rs`, which reads them.
 
+mod compensated;
 mod encoder;
 mod grid_search;
 mod importance;
@@ -30,6 +31,7 @@ mod iq3;
 mod iq4;
 mod lanes;
 mod mxfp4;
+mod neighbours;
 mod points;
 mod q2_k;
 mod q3_k;
@@ -47,6 +49,7 @@ mod scale_and_shift;
 mod ternary;
 mod unsigned_scale;
 
+pub use compensated::{Compensation, CompensationRecord, can_compensate, quantize_blocks_compensated};
 pub use encoder::{BlockEncoder, BlockSearch, needs_importance, quantize_blocks};
 pub use importance::Importance;
 

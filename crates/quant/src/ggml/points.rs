@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use bitmill_tensor::grid;
 
 use super::lanes::F8;
+use super::neighbours::{self, Group, Room};
 
 /// Levels of a group of `GROUP` weights, `BITS` bits each, the first weight's lowest.
 pub(super) type Levels = u16;
@@ -28,8 +29,8 @@ pub(super) struct Points<const GROUP: usize, const BITS: u32> {
 struct Place {
     /// The index of the point, or where the neighbours begin.
     at: u32,
-    /// Eights of neighbours; 0 for points.
-    eights: u32,
+    /// Neighbours; 0 for points.
+    count: u32,
 }
 
 /// IQ2_XXS.
@@ -72,7 +73,7 @@ impl<const GROUP: usize, const BITS: u32> Points<GROUP, BITS> {
             std::array::from_fn(|i| i32::from(levels >> (BITS as usize * i)) & ((1 << BITS) - 1))
         };
         let own: Vec<[i32; GROUP]> = points.iter().map(|levels| split(*levels)).collect();
-        let mut places = vec![Place { at: u32::MAX, eights: 0 }; 1 << (GROUP as u32 * BITS)];
+        let mut places = vec![Place { at: u32::MAX, count: 0 }; 1 << (GROUP as u32 * BITS)];
         for (index, levels) in points.iter().enumerate() {
             places[usize::from(*levels)].at = index as u32;
         }
@@ -99,7 +100,7 @@ impl<const GROUP: usize, const BITS: u32> Points<GROUP, BITS> {
                 list.extend(at_next.map(|(index, _)| (index as u32) << 16 | u32::from(points[index])));
                 last = next;
             }
-            *place = Place { at: neighbours.len() as u32, eights: list.len().div_ceil(8) as u32 };
+            *place = Place { at: neighbours.len() as u32, count: list.len() as u32 };
             neighbours.extend(list.chunks(8).map(|eight| -> [u32; 8] {
                 std::array::from_fn(|lane| eight.get(lane).copied().unwrap_or(list[0]))
             }));
@@ -116,7 +117,12 @@ impl<const GROUP: usize, const BITS: u32> Points<GROUP, BITS> {
     #[inline(always)]
     pub(super) fn index(&self, levels: Levels) -> Option<u32> {
         let place = self.places[usize::from(levels) & ((1 << (GROUP as u32 * BITS)) - 1)];
-        (place.eights == 0).then_some(place.at)
+        (place.count == 0).then_some(place.at)
+    }
+
+    #[inline(always)]
+    fn list(&self, place: Place) -> &[[u32; 8]] {
+        &self.neighbours[place.at as usize..][..place.count.div_ceil(8) as usize]
     }
 
     /// The levels of the point that these levels are rounded to, and whether they are a point themselves.
@@ -132,10 +138,10 @@ impl<const GROUP: usize, const BITS: u32> Points<GROUP, BITS> {
         importance: &[f32; GROUP],
     ) -> (Levels, bool) {
         let place = self.places[usize::from(levels) & ((1 << (GROUP as u32 * BITS)) - 1)];
-        if place.eights == 0 {
+        if place.count == 0 {
             return (levels, true);
         }
-        let list = &self.neighbours[place.at as usize..][..place.eights as usize];
+        let list = self.list(place);
         let mut errors = [F8::ZERO; GROUP];
         for i in 0..GROUP {
             let error = values - F8::splat(weights[i]);
@@ -148,6 +154,59 @@ impl<const GROUP: usize, const BITS: u32> Points<GROUP, BITS> {
         }
         (least_error::<GROUP, BITS>(list, &errors) as Levels, false)
     }
+}
+
+impl<const GROUP: usize, const BITS: u32> Points<GROUP, BITS> {
+    /// [`nearest`](Self::nearest) of levels beside the grid, at each of `scales`, which go one way and in which levels stand for 1, 3,
+    /// 5, …; into `found`.
+    #[inline(always)]
+    pub(super) fn nearest_at(
+        &self,
+        levels: Levels,
+        group: &Group<GROUP>,
+        scales: &[f32],
+        room: &mut Room,
+        found: &mut [Levels],
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        let doubtful = if self.avx2 {
+            let place = self.places[usize::from(levels) & ((1 << (GROUP as u32 * BITS)) - 1)];
+            // SAFETY: the CPU was asked for AVX2 as the grid was made; the function needs nothing else.
+            unsafe {
+                neighbours::nearest_at::<GROUP, BITS>(
+                    self.list(place),
+                    place.count as usize,
+                    group,
+                    scales,
+                    room,
+                    found,
+                )
+            }
+        } else {
+            u32::MAX
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let doubtful = u32::MAX;
+        if doubtful != 0 {
+            for (at, (scale, found)) in scales.iter().zip(found).enumerate() {
+                if doubtful >> at & 1 == 1 {
+                    *found =
+                        self.nearest(levels, values_of::<BITS>(*scale), group.weights, group.importance).0;
+                }
+            }
+        }
+    }
+}
+
+/// What the levels stand for at `scale`; where there are four of two bits, twice.
+#[inline(always)]
+pub(super) fn values_of<const BITS: u32>(scale: f32) -> F8 {
+    let values = if BITS == 2 {
+        F8([1.0, 3.0, 5.0, 7.0, 1.0, 3.0, 5.0, 7.0])
+    } else {
+        F8([1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0])
+    };
+    F8::splat(scale) * values
 }
 
 /// The first neighbour whose errors, summed in the order of the weights, are least; the first of all if none is finite.
@@ -232,8 +291,8 @@ mod tests {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 (state >> 24) as f32
             };
-            for place in points.places.iter().filter(|place| place.eights > 0) {
-                let list = &points.neighbours[place.at as usize..][..place.eights as usize];
+            for place in points.places.iter().filter(|place| place.count > 0) {
+                let list = points.list(*place);
                 // Small integers: equal sums are frequent. Levels of two bits have their errors twice.
                 let errors: [F8; GROUP] = std::array::from_fn(|_| {
                     let own: [f32; 8] = std::array::from_fn(|_| random() % 4.0);
@@ -250,6 +309,50 @@ mod tests {
         compare(&IQ1);
         compare(&IQ3_XXS);
         compare(&IQ3_S);
+    }
+
+    #[test]
+    fn nearest_at_many_scales_are_those_at_each() {
+        fn compare<const GROUP: usize, const BITS: u32>(points: &Points<GROUP, BITS>, top: u32) {
+            let mut state = 11u32;
+            let mut random = move || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                state >> 8
+            };
+            let is_hard = |place: &Place| place.count > 0;
+            let mut room = Room::new();
+            for (levels, _) in points.places.iter().enumerate().filter(|(_, place)| is_hard(place)) {
+                // Weights as coarse as levels, of which many are equally near, and fine ones; of all sizes.
+                let size = 2f32.powi(random() as i32 % 100 - 50);
+                let coarse = random() % 2 == 0;
+                let weights: [f32; GROUP] = std::array::from_fn(|i| {
+                    let level = (levels >> (BITS as usize * i)) as u32 & ((1 << BITS) - 1);
+                    let off = if coarse {
+                        (random() % 3) as f32 - 1.0
+                    } else {
+                        (random() % 2001) as f32 / 1000.0 - 1.0
+                    };
+                    size * ((2 * level.min(top) + 1) as f32 + off)
+                });
+                let importance: [f32; GROUP] = std::array::from_fn(|_| {
+                    [0.0, 1.0, 1.0, (random() % 1000) as f32][(random() % 4) as usize]
+                });
+                let scales: [f32; 19] = std::array::from_fn(|i| size * (0.9 + 0.01 * i as f32));
+                let mut found = [0; 19];
+                let group = Group::new::<BITS>(&weights, &importance);
+                points.nearest_at(levels as Levels, &group, &scales, &mut room, &mut found);
+                for (scale, found) in scales.iter().zip(found) {
+                    let (one, _) =
+                        points.nearest(levels as Levels, values_of::<BITS>(*scale), &weights, &importance);
+                    assert_eq!(found, one, "{levels:x} at {scale:e}");
+                }
+            }
+        }
+        compare(&IQ2_XXS, 2);
+        compare(&IQ2_XS, 2);
+        compare(&IQ2_S, 2);
+        compare(&IQ3_XXS, 7);
+        compare(&IQ3_S, 7);
     }
 
     #[test]

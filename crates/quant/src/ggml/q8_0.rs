@@ -1,6 +1,13 @@
 //! Q8_0: 32 weights, eight bits each, one scale.
 
-use super::{Encode, Weighing, f16_scale, inverse, lanes::F8, largest_magnitude};
+use half::f16;
+
+use super::{
+    Encode, Weighing, f16_at, f16_scale, inverse,
+    lanes::F8,
+    largest_magnitude,
+    refine::{Codes, Levels, Refine, Space},
+};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct Q8_0;
@@ -22,6 +29,25 @@ impl Encode<32, 34> for Q8_0 {
             }
         }
         Ok(())
+    }
+}
+
+impl Refine<1, 32, 32, 34> for Q8_0 {
+    const SPACE: Space =
+        Space { codes: Codes::Integers { low: -127, top: 127 }, scales: (1, 1), shifts: (0, 0) };
+
+    #[inline(always)]
+    fn levels(block: &[u8; 34]) -> Levels<1> {
+        Levels { d: f16_at(block, 0), d_min: f16::ZERO, scales: [1], shifts: [0] }
+    }
+
+    #[inline(always)]
+    fn write(levels: &Levels<1>, codes: &[u8; 32], out: &mut [u8; 34]) {
+        let (scale, rest) = out.split_at_mut(2);
+        scale.copy_from_slice(&levels.d.to_le_bytes());
+        for (byte, code) in rest.iter_mut().zip(codes) {
+            *byte = code.wrapping_sub(127);
+        }
     }
 }
 

@@ -26,8 +26,6 @@ pub(super) struct Problem<'a> {
     pub range: CodeRange,
     pub scales: GroupScales,
     pub refine: usize,
-    /// `P`, `[in_features, in_features]`, strictly upper triangular.
-    pub asymmetry: Option<&'a [f32]>,
     pub factor: &'a Factor,
     /// The group of the column that comes `i`th.
     pub group_of: Vec<u32>,
@@ -53,8 +51,6 @@ struct Lanes<'a> {
     lanes: usize,
     /// Weights as pushed so far, of columns to come; `e` of those that are done. `[in_features, lanes]`.
     work: Vec<f32>,
-    /// With asymmetry, the weights of done columns as they were rounded. `[in_features, lanes]`.
-    rounded_from: Vec<f32>,
     pushed: Vec<f64>,
     out: Solved,
 }
@@ -86,7 +82,6 @@ impl<'a> Problem<'a> {
             problem: self,
             lanes,
             work,
-            rounded_from: vec![0.0; if self.asymmetry.is_some() { n * lanes } else { 0 }],
             pushed: vec![0.0; lanes],
             out: Solved {
                 lanes,
@@ -172,24 +167,16 @@ impl Lanes<'_> {
         let errors = Strided::new(&before[from * lanes..], done, lanes, lanes);
         let upper = Strided::new(&self.problem.factor.as_slice()[corner..], done, ahead, n).transposed();
         add_product(after, lanes, -1.0, upper, errors);
-        if let Some(asymmetry) = self.problem.asymmetry {
-            let asymmetry = Strided::new(&asymmetry[corner..], done, ahead, n).transposed();
-            let weights = Strided::new(&self.rounded_from[from * lanes..], done, lanes, lanes);
-            add_product(after, lanes, 1.0, asymmetry, weights);
-        }
     }
 
     /// Solves a few columns one by one.
     fn leaf(&mut self, from: usize, to: usize) {
-        let Problem { range, factor, group_of, asymmetry, .. } = self.problem;
-        let (n, lanes) = (factor.in_features(), self.lanes);
+        let Problem { range, factor, group_of, .. } = self.problem;
+        let lanes = self.lanes;
         for at in from..to {
             let upper = &factor.row(at)[..to - at];
             let (before, ahead) = self.work[..to * lanes].split_at_mut((at + 1) * lanes);
             let column = &mut before[at * lanes..];
-            if asymmetry.is_some() {
-                self.rounded_from[at * lanes..(at + 1) * lanes].copy_from_slice(column);
-            }
             let group = group_of[at] as usize * lanes;
             let scales = &self.out.scales[group..group + lanes];
             let zeros = &self.out.zeros[group..group + lanes];
@@ -209,15 +196,6 @@ impl Lanes<'_> {
             for (ahead, &upper) in ahead.chunks_exact_mut(lanes).zip(&upper[1..]) {
                 for (weight, error) in ahead.iter_mut().zip(&*column) {
                     *weight -= upper * error;
-                }
-            }
-            if let Some(asymmetry) = asymmetry {
-                let weights = &self.rounded_from[at * lanes..(at + 1) * lanes];
-                let row = &asymmetry[at * n + at + 1..][..to - at - 1];
-                for (ahead, &factor) in ahead.chunks_exact_mut(lanes).zip(row) {
-                    for (weight, rounded_from) in ahead.iter_mut().zip(weights) {
-                        *weight += factor * rounded_from;
-                    }
                 }
             }
         }

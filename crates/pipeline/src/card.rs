@@ -1,0 +1,82 @@
+//! A model card: what was done to a model and what that cost, for whoever finds the output.
+
+use std::fmt::Write as _;
+
+use crate::calibrated::HeldOut;
+use crate::compress::TensorRecord;
+use crate::plan::Plan;
+
+/// The name of the card in a folder, and the end of its name beside a GGUF file.
+pub(crate) const CARD: &str = "bitmill.md";
+
+/// So many tensors at most are listed of those that lost most.
+const WORST: usize = 10;
+
+/// The card that goes with an output of these tensors, as Markdown.
+pub(crate) fn card(plan: &Plan, records: &[TensorRecord], held_out: Option<&HeldOut>) -> String {
+    let size = bitmill_report::size;
+    let mut text = format!(
+        "# {model}, compressed\n\n{model} by the recipe `{recipe}` of bitmill {version}: {before} became {after}, {bits:.2} bits a weight.\n",
+        model = plan.model,
+        recipe = plan.recipe.name,
+        version = env!("CARGO_PKG_VERSION"),
+        before = size(plan.source_bytes),
+        after = size(plan.output_bytes),
+        bits = plan.bits_per_weight,
+    );
+    // A String takes every write.
+    if let Some(quality) = held_out {
+        let _ = write!(
+            text,
+            "\n## Quality\n\nOn {} tokens that nothing was calibrated on:\n\n| | dense | compressed |\n|---|---|---|\n\
+             | perplexity | {} | {} |\n| KL to dense, nats a token | | {} |\n| same likeliest token | | {} % |\n",
+            quality.targets,
+            quality.dense_perplexity,
+            quality.perplexity,
+            quality.kl_mean,
+            100.0 * quality.top1_agreement,
+        );
+    }
+    if let Some(material) = &plan.material {
+        let _ = write!(
+            text,
+            "\n## Calibration\n\n{} windows of {} tokens of {}; {} more were held out. Hash of all tokens: `{}`.\n",
+            material.windows(),
+            material.length(),
+            material.calibration.source,
+            material.held_out,
+            material.calibration.hash,
+        );
+    }
+    let error = |record: &TensorRecord| record.method.as_ref().and_then(|method| method.output_error);
+    let mut lossy: Vec<&TensorRecord> = records.iter().filter(|record| record.relative_error > 0.0).collect();
+    lossy.sort_by(|a, b| {
+        let key = |record: &TensorRecord| error(record).map_or(record.relative_error, f64::sqrt);
+        key(b).total_cmp(&key(a)).then_with(|| a.name.cmp(&b.name))
+    });
+    if !lossy.is_empty() {
+        let _ = write!(
+            text,
+            "\n## Tensors\n\nErrors are relative: of a tensor's weights, and where it was calibrated of what it puts out. Those of \
+             all tensors are in bitmill.json; these {} of {} lost most.\n\n| tensor | as | by | weights | outputs |\n|---|---|---|---|---|\n",
+            lossy.len().min(WORST),
+            records.len(),
+        );
+    }
+    for record in lossy.iter().take(WORST) {
+        let by = record.method.as_ref().map_or("", |method| method.method.as_str());
+        let outputs = error(record).map_or_else(String::new, |error| format!("{:.4}", error.sqrt()));
+        let _ = writeln!(
+            text,
+            "| `{}` | {} | {by} | {:.4} | {outputs} |",
+            record.name, record.to, record.relative_error
+        );
+    }
+    let fallbacks =
+        records.iter().filter_map(|record| Some((record, record.method.as_ref()?.fallback.as_ref()?)));
+    for (record, why) in fallbacks {
+        let _ = writeln!(text, "\n`{}` was rounded by its weights alone: {why}.", record.name);
+    }
+    let _ = write!(text, "\n## Recipe\n\n```toml\n{}```\n", plan.recipe.to_toml());
+    text
+}
