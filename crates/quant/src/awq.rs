@@ -473,6 +473,21 @@ mod tests {
     }
 
     #[test]
+    fn threads_change_nothing() {
+        let (_, mean, hessian) = inputs();
+        let weight = values(5 * TASK_ROWS * COLS, 3);
+        let with = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let found = search(&weight, &mean, Inputs::Hessian(&hessian), &AwqOptions::default()).unwrap();
+                let clips = search_clips(&grid(), &weight, COLS, Inputs::Hessian(&hessian)).unwrap();
+                (found, clips)
+            })
+        };
+        assert_eq!(with(1), with(3));
+    }
+
+    #[test]
     fn some_rows_stand_for_all() {
         let weight = values(ROWS * COLS, 3);
         assert_eq!(spread_rows(&weight, COLS, Some(4)).len(), 4);
