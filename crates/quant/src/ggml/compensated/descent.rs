@@ -191,10 +191,10 @@ impl Visit<'_> {
             self.values[at] = better.select(rounded.values[i], self.values[at]);
             changes[i] = self.values[at] - before[i];
         }
-        for k in 0..LEN {
+        for (k, &change) in changes.iter().enumerate() {
             let row: &[f32; LEN] = self.slab[(from + k) * width + from..].first_chunk().expect("a whole row");
             for i in 0..LEN {
-                gradient[i] = gradient[i].plus(changes[k], Rows::splat(row[i]));
+                gradient[i] = gradient[i].plus(change, Rows::splat(row[i]));
             }
         }
         // One code after another, the others as they are.
@@ -320,8 +320,8 @@ fn distance<const LEN: usize>(local: &Local<'_, LEN>, x: &[Rows; LEN], values: &
     for i in 0..LEN {
         let rest = x[i] - values[i];
         sum = sum.plus(rest * rest, Rows::splat(local.costs[i]));
-        for k in i + 1..LEN {
-            x[k] = x[k].minus(rest, Rows::splat(local.ratios[i][k]));
+        for (x, &ratio) in x[i + 1..].iter_mut().zip(&local.ratios[i][i + 1..]) {
+            *x = x.minus(rest, Rows::splat(ratio));
         }
     }
     sum

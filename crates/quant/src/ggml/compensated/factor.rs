@@ -29,7 +29,7 @@ fn decompose(block: &[f64], m: usize, raised: f64, out: &mut [f64]) -> bool {
             diagonal -= out[column * m + k] * out[column * m + k];
         }
         // What cancels to the last bits is no number to divide by.
-        if !(diagonal > 1e-10 * block[column * m + column].abs()) {
+        if diagonal.is_nan() || diagonal <= 1e-10 * block[column * m + column].abs() {
             return false;
         }
         let diagonal = diagonal.sqrt();

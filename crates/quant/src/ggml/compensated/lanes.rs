@@ -75,8 +75,8 @@ impl Rows {
     #[inline(always)]
     pub(super) fn below(self, other: Self) -> Which {
         let mut out = [0; LANES];
-        for lane in 0..LANES {
-            out[lane] = if self.0[lane] < other.0[lane] { u32::MAX } else { 0 };
+        for (lane, out) in out.iter_mut().enumerate() {
+            *out = if self.0[lane] < other.0[lane] { u32::MAX } else { 0 };
         }
         Which(out)
     }
@@ -94,8 +94,8 @@ impl Which {
     #[inline(always)]
     pub(super) fn any(self) -> bool {
         let mut any = 0;
-        for lane in 0..LANES {
-            any |= self.0[lane];
+        for lane in self.0 {
+            any |= lane;
         }
         any != 0
     }

@@ -105,8 +105,8 @@ pub(super) fn cost<const LEN: usize, const TABLE: bool>(
         let code = shape.nearest::<TABLE>(shifted * inverse);
         let rest = shifted.minus(step, code);
         sum = sum.plus(rest * rest, Rows::splat(local.costs[i]));
-        for k in i + 1..LEN {
-            x[k] = x[k].minus(rest, Rows::splat(local.ratios[i][k]));
+        for (x, &ratio) in x[i + 1..].iter_mut().zip(&local.ratios[i][i + 1..]) {
+            *x = x.minus(rest, Rows::splat(ratio));
         }
     }
     sum
@@ -165,8 +165,8 @@ pub(super) fn round<const LEN: usize, const TABLE: bool>(
         let rest = x[i] - values[i];
         errors[i] = rest * Rows::splat(local.inverses[i]);
         cost = cost.plus(rest * rest, Rows::splat(local.costs[i]));
-        for k in i + 1..LEN {
-            x[k] = x[k].minus(rest, Rows::splat(local.ratios[i][k]));
+        for (x, &ratio) in x[i + 1..].iter_mut().zip(&local.ratios[i][i + 1..]) {
+            *x = x.minus(rest, Rows::splat(ratio));
         }
     }
     Rounded { codes, values, errors, cost }
