@@ -36,12 +36,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             out,
             "{n}: Hessian of {tokens} tokens {hessian_time}, factor {factor_time}, in order {ordered_time}"
         )?;
-        for (what, clip, scales, factor) in [
-            ("as columns stand", Clip::None, GroupScales::Updated, &factor?),
-            ("static groups", Clip::None, GroupScales::Original, &ordered?),
+        let (factor, ordered) = (factor?, ordered?);
+        for (what, clip, scales, refine, factor) in [
+            ("as columns stand", Clip::None, GroupScales::Updated, 0, &factor),
+            ("static groups", Clip::None, GroupScales::Original, 0, &ordered),
+            ("static groups, clipped", Clip::Mse, GroupScales::Original, 0, &ordered),
+            ("static groups, refined once", Clip::None, GroupScales::Original, 1, &ordered),
         ] {
             let mut rounded = weight.clone();
-            let options = GptqOptions { scales, ..GptqOptions::default() };
+            let options = GptqOptions { scales, refine };
             let (time, found) =
                 spent(|| gptq::quantize(&grid.layout(n)?, clip, &options, &mut rounded, factor))?;
             let error = found?.record.output_error;

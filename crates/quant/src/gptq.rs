@@ -10,6 +10,21 @@
 //!   code leaves out those of the current 128 columns, where its groups are smaller.
 //! - Columns are not taken in fixed blocks: halves are solved one after another, the push from one onto the other
 //!   is one matrix product, and halves of halves are treated alike. The products are as large as can be.
+//!
+//! What few tokens say of a Hessian is easily believed too much: damping decides how far. Squared errors of outputs in
+//! 10⁻⁵ of the outputs, on **other** tokens of the same text; three matrices of a small Llama (768, 1536 and 768 input
+//! features), 4096 tokens of calibration, 4 bits in groups of 128, act-order with static groups:
+//!
+//! | | `gate_proj` | `down_proj` | `q_proj` |
+//! |---|---|---|---|
+//! | round to nearest | 791 | 1572 | 1082 |
+//! | GPTQ, damping 0.01 (the usual) | 756 | 1530 | 277 |
+//! | damping 0.3 | 665 | 1165 | 261 |
+//! | damping 0.3, [`Clip::Mse`] | 571 | 996 | 235 |
+//! | and two passes of refinement | 561 | 943 | 224 |
+//!
+//! On the tokens of the calibration the order is the other way round: the error there is no guide to damping. Text of
+//! other kinds (Wikipedia, Chinese, code) likes 0.3 to 1 more than this.
 
 mod refine;
 mod solve;
