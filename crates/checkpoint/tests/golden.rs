@@ -27,6 +27,8 @@ fn bytes<'a>(view: &WeightView<'a>) -> &'a [u8] {
         WeightData::Float { bytes, .. } | WeightData::Block { bytes, .. } => bytes,
         WeightData::Grouped { packed, .. } => packed,
         WeightData::Sparse { values, .. } => values,
+        WeightData::Columns { packed, .. } => packed,
+        WeightData::Scaled { codes, .. } => codes,
     }
 }
 

@@ -49,7 +49,7 @@ fn bytes_of(checkpoint: &Checkpoint, name: &str) -> Vec<u8> {
     let tensor = checkpoint.tensor(name).unwrap();
     match tensor.view().data() {
         WeightData::Float { bytes, .. } | WeightData::Block { bytes, .. } => bytes.to_vec(),
-        WeightData::Grouped { .. } | WeightData::Sparse { .. } => panic!("not packed"),
+        _ => panic!("not packed"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bitmill_checkpoint::{Checkpoint, Role, RoleKind, TensorInfo};
+use bitmill_checkpoint::{Activations, Checkpoint, ModelConfig, Role, RoleKind, TensorInfo};
 use bitmill_quant::{BlockSearch, Clip, MixTensor, RtnGrid, choose};
 use bitmill_tensor::{Encoding, FloatType, WeightData};
 use serde::Serialize;
@@ -11,11 +11,11 @@ use crate::depth::{Cut, Depth};
 use crate::error::Error;
 use crate::importance::{Weighed, refuse_unweighed};
 use crate::layout::{self, Layout};
-use crate::packings;
 use crate::padding::{self, PadWidth};
 use crate::pattern::Pattern;
 use crate::pruning::{Removal, Storage};
 use crate::recipe::{Format, Recipe, Step};
+use crate::{packings, ranks};
 
 /// Choices of a run that are no part of the recipe.
 #[derive(Debug, Clone)]
@@ -63,6 +63,8 @@ pub struct PlannedTensor {
     pub clip: Clip,
     /// How scales and codes of blocks are chosen.
     pub search: BlockSearch,
+    /// What small numbers are multiplied with; of no matter to other encodings.
+    pub activations: Activations,
     /// Why this encoding, where the recipe alone does not say: a fallback, a `skip`.
     pub reason: String,
 }
@@ -190,9 +192,12 @@ impl Plan {
                 .map(|(info, role)| plan_tensor(checkpoint, recipe, &cut, &steps, padding, info, role))
                 .collect()
         };
-        let Padded { tensors, width, note } = Padded::new(recipe, planned)?;
+        let Padded { tensors, width, note } = Padded::new(recipe, &cut.config, planned)?;
         if let Some(width) = width {
             padding::widen(&mut cut.config, width);
+        }
+        if let Some(ranks) = recipe.tensor_parallel {
+            ranks::check(&tensors, &cut.config, recipe.format, usize::from(ranks.get()))?;
         }
         if let Some(twice) = tensors.iter().find(|tensor| tensor.is_quantized_again())
             && !options.allow_requantize
@@ -392,6 +397,7 @@ impl Padded {
     /// tensors with a padding or without.
     fn new(
         recipe: &Recipe,
+        config: &ModelConfig,
         planned: impl Fn(Option<PadWidth>) -> Result<Vec<PlannedTensor>, Error>,
     ) -> Result<Self, Error> {
         if let Some(width) = recipe.padding() {
@@ -400,6 +406,20 @@ impl Padded {
             return Ok(Self { tensors, width: Some(width), note });
         }
         let unpadded = planned(None);
+        if let Some(ranks) = recipe.tensor_parallel {
+            let ranks = usize::from(ranks.get());
+            let is_whole =
+                |tensors: &Vec<_>| !ranks::would_padding_help(tensors, config, recipe.format, ranks);
+            let Some(width) =
+                ranks::pad_width(recipe, ranks).filter(|_| !unpadded.as_ref().is_ok_and(is_whole))
+            else {
+                return Ok(Self { tensors: unpadded?, width: None, note: None });
+            };
+            let tensors = planned(Some(width))?;
+            let note = padding::note(&tensors, None)
+                .map(|note| format!("{note}; each of {ranks} ranks then has whole groups"));
+            return Ok(Self { tensors, width: Some(width), note });
+        }
         if !recipe.pad.is_auto() || !recipe.makes_blocks() {
             return Ok(Self { tensors: unpadded?, width: None, note: None });
         }
@@ -508,7 +528,11 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
         // Every tensor that stays is stored by another step, or kept.
         Step::Depth(_) | Step::Pad { .. } | Step::Search { .. } => false,
         Step::Magnitude(step) if step.storage == Storage::Dense => info.role.kind.is_matrix(),
-        Step::Magnitude(_) | Step::Mix { .. } | Step::Block { .. } | Step::Rtn { .. } => {
+        Step::Magnitude(_)
+        | Step::Mix { .. }
+        | Step::Block { .. }
+        | Step::Rtn { .. }
+        | Step::Scaled { .. } => {
             let is_module = match info.role.kind {
                 RoleKind::TokenEmbedding => !format.packs_modules(),
                 // AutoAWQ packs the matrices of layers alone.
@@ -553,7 +577,7 @@ fn plan_tensor(
     let refused = |source| Error::Prune { tensor: info.name.clone(), source };
     let kept = removal.map(|removal| removal.kept(source_rows, source_cols).map_err(refused)).transpose()?;
     let (claim, may_decide) = last_claim(false);
-    let Decision { to, treatment, clip, reason } = match claim {
+    let Decision { to, treatment, clip, activations, reason } = match claim {
         Some(claim) => decide(checkpoint, recipe, cut, claim.step, info, &shape, role)?,
         None => {
             let skipped = steps.iter().filter(may_decide).any(|step| step.skips(info));
@@ -591,6 +615,7 @@ fn plan_tensor(
         treatment,
         clip,
         search: recipe.search.into(),
+        activations,
         reason,
     })
 }
@@ -608,12 +633,19 @@ struct Decision {
     to: Encoding,
     treatment: Treatment,
     clip: Clip,
+    activations: Activations,
     reason: String,
 }
 
 impl Decision {
     fn rounded(to: Encoding) -> Self {
-        Self { to, treatment: Treatment::Rounded, clip: Clip::None, reason: String::new() }
+        Self {
+            to,
+            treatment: Treatment::Rounded,
+            clip: Clip::None,
+            activations: Activations::Full,
+            reason: String::new(),
+        }
     }
 }
 
@@ -674,6 +706,11 @@ fn decide(
             };
             let layout = grid.layout(in_features).map_err(refused)?;
             Ok(Decision { clip: (*clip).into(), ..Decision::rounded(Encoding::Grouped(layout)) })
+        }
+        Step::Scaled { number, activations, .. } => {
+            let layout = number.layout(scale_dtype(info.encoding));
+            bitmill_quant::layout_of(&layout, in_features).map_err(refused)?;
+            Ok(Decision { activations: (*activations).into(), ..Decision::rounded(Encoding::Scaled(layout)) })
         }
         // A step that prunes or pads stores nothing: it decides as none would.
         Step::Depth(_) | Step::Magnitude(_) | Step::Pad { .. } => as_floats(checkpoint, recipe.format, info),

@@ -7,7 +7,10 @@ use bitmill_quant::Mix;
 use bitmill_tensor::Bits;
 
 use crate::pruning::{DepthStep, MagnitudeStep, Removal, Storage};
-use crate::recipe::{BitsNumber, ClipName, Format, GranularityName, MixName, Recipe, Step, ZeroPointName};
+use crate::recipe::{
+    ActivationsName, BitsNumber, ClipName, Format, GranularityName, MixName, NumberName, Recipe, Step,
+    ZeroPointName,
+};
 use crate::search::{Budget, Measure};
 
 /// A preset as `bitmill recipes` lists it.
@@ -55,6 +58,20 @@ pub const PRESETS: &[Preset] = &[
         about: "3-bit codes, ranges clipped by squared error (`_clip` on any of these)",
     },
     Preset {
+        name: "w8a8_int8",
+        about: "compressed-tensors, 8-bit integers, activations too as the model runs",
+    },
+    Preset {
+        name: "w8a8_fp8",
+        about: "compressed-tensors, 8-bit floats, activations too (`w8a16_fp8`: weights alone)",
+    },
+    Preset { name: "w8a8_fp8_block", about: "the same with one scale for 128 x 128 weights" },
+    Preset { name: "nvfp4", about: "compressed-tensors, 4-bit floats, a scale for 16 weights: 4.5 bits" },
+    Preset {
+        name: "mxfp4",
+        about: "compressed-tensors, 4-bit floats, a power of two for 32 weights: 4.25 bits",
+    },
+    Preset {
         name: "prune_50",
         about: "plain floats, the smaller half of every row zero: same bytes, same time",
     },
@@ -85,7 +102,11 @@ pub fn preset(name: &str) -> Option<Recipe> {
         let steps = vec![Step::Mix { mix: MixName(mix) }];
         return Some(Recipe::new(mix.name(), Format::Gguf, steps));
     }
-    mixed(name).or_else(|| weight_only(name)).or_else(|| pruned(name)).or_else(|| shallower(name))
+    mixed(name)
+        .or_else(|| weight_only(name))
+        .or_else(|| small_numbers(name))
+        .or_else(|| pruned(name))
+        .or_else(|| shallower(name))
 }
 
 /// `prune_N` (percent of every row) and `prune_NofM`, either with `_sparse`.
@@ -130,6 +151,22 @@ fn mixed(name: &str) -> Option<Recipe> {
     }
     let step = Step::Search { budget, sensitivity: Measure::Kl, tokens: None };
     Some(Recipe::new(name, Format::Gguf, vec![step]))
+}
+
+/// Numbers of few bits with scales.
+fn small_numbers(name: &str) -> Option<Recipe> {
+    let (number, activations) = match name {
+        "w8a8_int8" => (NumberName::Int8, ActivationsName::Dynamic),
+        "w8a8_fp8" => (NumberName::Fp8, ActivationsName::Dynamic),
+        "w8a8_fp8_block" => (NumberName::Fp8Block, ActivationsName::Dynamic),
+        "w8a16_fp8" => (NumberName::Fp8, ActivationsName::Full),
+        "w8a16_fp8_block" => (NumberName::Fp8Block, ActivationsName::Full),
+        "nvfp4" => (NumberName::Nvfp4, ActivationsName::Full),
+        "mxfp4" => (NumberName::Mxfp4, ActivationsName::Full),
+        _ => return None,
+    };
+    let step = Step::Scaled { targets: None, skip: Vec::new(), number, activations };
+    Some(Recipe::new(name, Format::CompressedTensors, vec![step]))
 }
 
 /// `w{2..8}a16[_gN][_asym][_clip]`.

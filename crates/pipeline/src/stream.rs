@@ -18,6 +18,7 @@ use bitmill_checkpoint::{Checkpoint, Tensor};
 use bitmill_kernels::Isa;
 
 use crate::compress::TensorRecord;
+use crate::encode::rows_together;
 use crate::error::Error;
 use crate::journal;
 use crate::layout::Output;
@@ -41,6 +42,8 @@ struct Chunk {
     weights: u64,
     /// Whether the tensor ends here.
     last: bool,
+    /// What scales of fp8 are divided by.
+    global: f32,
 }
 
 /// Encodes every tensor of `plan` after those that are `finished` and writes it to `output`, which goes to `path`; what was
@@ -99,7 +102,7 @@ fn encode(
         let tensor = checkpoint.tensor(&planned.source)?;
         let run = TensorRun::new(checkpoint, plan, planned, &tensor, isa)?;
         let (rows, cols) = (planned.out_features(), planned.in_features());
-        let chunk_rows = rows_per_chunk(cols);
+        let chunk_rows = rows_per_chunk(cols).next_multiple_of(rows_together(planned.to));
         for first in (0..rows).step_by(chunk_rows) {
             if progress.is_stopped() {
                 return Err(Error::Stopped { path: path.into() });
@@ -114,7 +117,7 @@ fn encode(
             let encoded = run.encode(first, chunk)?;
             tensor.release();
             let weights = (chunk * cols) as u64;
-            if send.send(Chunk { tensor: index, encoded, weights, last }).is_err() {
+            if send.send(Chunk { tensor: index, encoded, weights, last, global: run.global() }).is_err() {
                 return Ok(());
             }
         }
@@ -150,7 +153,7 @@ fn write(
             tensor.add(output, encoded)?;
         }
         if chunk.last {
-            let record = tensor.finish(output)?;
+            let record = tensor.finish(output, chunk.global)?;
             if send_record.send((journal::entry(&record), record.bytes)).is_err() {
                 // The noter knows why.
                 return Ok(records);

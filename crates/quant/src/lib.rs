@@ -12,6 +12,7 @@ pub mod mix;
 mod mix_rules;
 mod pack;
 pub mod rtn;
+mod scaled;
 
 pub use clip::Clip;
 pub use columns::{awq_codes, awq_zero_points, gptq_zero_points, transpose};
@@ -20,3 +21,4 @@ pub use ggml::{BlockEncoder, BlockSearch, Importance, needs_importance, quantize
 pub use mix::{Choice, Mix, MixTensor, choose};
 pub use pack::pack_zero_points;
 pub use rtn::{GroupedRows, RtnGrid, quantize_rows, quantize_rows_clipped};
+pub use scaled::{ScaledRows, global_scale, layout_of, quantize_scaled};
