@@ -95,7 +95,9 @@ fn write_folder(checkpoint: &Checkpoint, path: &Path) -> Result<(), Box<dyn Erro
             Encoding::Grouped(grouped) => {
                 specs.extend(grouped_specs(&info.name, info.shape[0], info.shape[1], &grouped))
             }
-            Encoding::Block(_) | Encoding::Sparse { .. } => return Err("floats and groups alone".into()),
+            Encoding::Block(_) | Encoding::Scaled(_) | Encoding::Sparse { .. } => {
+                return Err("floats and groups alone".into());
+            }
         }
     }
     let target = Target { path: path.to_owned(), overwrite: Overwrite::Force };
@@ -123,7 +125,7 @@ fn write_folder(checkpoint: &Checkpoint, path: &Path) -> Result<(), Box<dyn Erro
                 }
             }
             WeightData::Columns { .. } => return Err("groups row by row alone".into()),
-            WeightData::Sparse { .. } => unreachable!("refused above"),
+            WeightData::Scaled { .. } | WeightData::Sparse { .. } => unreachable!("refused above"),
         }
         tensor.release();
     }

@@ -5,7 +5,9 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use bitmill_tensor::{ColumnPacking, Encoding, FloatType, Grouped, ViewError, WeightData, WeightView};
+use bitmill_tensor::{
+    ColumnPacking, Encoding, FloatType, Grouped, Scaled, ViewError, WeightData, WeightView,
+};
 
 use crate::folder::{self, Files};
 use crate::{Error, GgufTokenizer, GgufValue, ModelConfig, Region, Role, config_out, foreign, gguf_in};
@@ -77,6 +79,12 @@ pub(crate) enum Parts {
         packed: Region,
         scales: Region,
         zero_points: Option<Region>,
+    },
+    Scaled {
+        layout: Scaled,
+        codes: Region,
+        scales: Region,
+        global: f32,
     },
     Columns {
         layout: Grouped,
@@ -329,6 +337,9 @@ impl Tensor {
             Encoding::Grouped(layout) => {
                 WeightData::Grouped { layout, packed: &bytes, scales: &[], zero_points: &[] }
             }
+            Encoding::Scaled(layout) => {
+                WeightData::Scaled { layout, codes: &bytes, scales: &[], global: 1.0 }
+            }
             Encoding::Sparse { float, .. } => {
                 WeightData::Sparse { float, bitmask: &[], values: &bytes, row_offsets: &[] }
             }
@@ -407,7 +418,9 @@ impl Parts {
             Self::Whole(bytes) | Self::Permuted { bytes, .. } => match encoding {
                 Encoding::Float(float) => WeightData::Float { float, bytes },
                 Encoding::Block(block) => WeightData::Block { block, bytes },
-                Encoding::Grouped(_) | Encoding::Sparse { .. } => unreachable!("they have parts"),
+                Encoding::Grouped(_) | Encoding::Scaled(_) | Encoding::Sparse { .. } => {
+                    unreachable!("they have parts")
+                }
             },
             Self::Grouped { layout, packed, scales, zero_points } => WeightData::Grouped {
                 layout: *layout,
@@ -415,6 +428,9 @@ impl Parts {
                 scales,
                 zero_points: zero_points.as_deref().unwrap_or_default(),
             },
+            Self::Scaled { layout, codes, scales, global } => {
+                WeightData::Scaled { layout: *layout, codes, scales, global: *global }
+            }
             Self::Columns { layout, packing, packed, scales, zero_points, group_of } => WeightData::Columns {
                 layout: *layout,
                 packing: *packing,
@@ -439,6 +455,7 @@ impl Parts {
                     act(zero_points);
                 }
             }
+            Self::Scaled { codes, scales, .. } => [codes, scales].into_iter().for_each(act),
             Self::Columns { packed, scales, zero_points, group_of, .. } => {
                 [packed, scales, zero_points].into_iter().chain(group_of).for_each(act);
             }

@@ -1,4 +1,4 @@
-//! compressed-tensors' `pack-quantized`: what a packed matrix is stored as, read and written.
+//! compressed-tensors: what its config declares, and `pack-quantized`: what a packed matrix is stored as, read and written.
 //!
 //! ```text
 //! NAME.weight_packed      I32 [out, ceil(in·bits/32)]   code i of a row at bit i·bits, least significant first,
@@ -10,23 +10,24 @@
 //!
 //! config.json's `quantization_config` says which widths and group sizes there are; which matrix has which
 //! follows from its tensors, so that patterns in `targets` need not be matched. Read are 2 to 8 bits,
-//! symmetric and asymmetric, by group or by channel; anything else is an error that names it.
+//! symmetric and asymmetric, by group or by channel, and the forms of `scaled`; anything else is an error that names it.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 
-use bitmill_tensor::{Bits, Dtype, Encoding, FloatType, Granularity, Grouped, WeightView, ZeroPoint};
+use bitmill_tensor::{Bits, Dtype, Encoding, FloatType, Granularity, Grouped, Scaled, WeightView, ZeroPoint};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::Parts;
 use crate::config_json::Fields;
 use crate::safetensors_in::StTensor;
+use crate::scaled::{self, Activations};
 use crate::{Error, StTensorSpec, sparse_bitmask};
 
-const PACKED: &str = "weight_packed";
-const SCALE: &str = "weight_scale";
+pub(crate) const PACKED: &str = "weight_packed";
+pub(crate) const SCALE: &str = "weight_scale";
 const SHAPE: &str = "weight_shape";
-const ZERO_POINT: &str = "weight_zero_point";
+pub(crate) const ZERO_POINT: &str = "weight_zero_point";
 
 /// The version of the library whose files these are: the first that today's transformers accepts.
 const VERSION: &str = "0.15.0";
@@ -36,21 +37,48 @@ const VERSION: &str = "0.15.0";
 pub(crate) struct Scheme {
     /// Modules by name, patterns (`re:…`) or classes (`Linear`).
     targets: Vec<String>,
-    bits: Bits,
-    /// `None`: one scale a row.
-    group_size: Option<NonZeroUsize>,
-    zero_point: ZeroPoint,
+    kind: Kind,
 }
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
+    /// Codes in words.
+    Packed {
+        bits: Bits,
+        /// `None`: one scale a row.
+        group_size: Option<NonZeroUsize>,
+        zero_point: ZeroPoint,
+    },
+    /// Numbers by themselves; the height and width of what shares a scale, where it is a block.
+    Scaled { block: Option<(NonZeroUsize, NonZeroUsize)> },
+}
+
+impl Scheme {
+    /// Height and width of the blocks that it declares.
+    pub fn block(&self) -> Option<(NonZeroUsize, NonZeroUsize)> {
+        match self.kind {
+            Kind::Scaled { block } => block,
+            Kind::Packed { .. } => None,
+        }
+    }
+}
+
+/// The forms that are read.
+const FORMATS: [&str; 7] = [
+    "pack-quantized",
+    "int-quantized",
+    "float-quantized",
+    "naive-quantized",
+    "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized",
+    "mixed-precision",
+];
 
 /// The schemes of a `quantization_config` of this method.
 pub(crate) fn schemes(fields: &Fields) -> Result<Vec<Scheme>, Error> {
     let file = fields.file;
     let unsupported = |what: String| Error::UnsupportedQuantization { file: file.to_owned(), what };
-    let is_pack = |fields: &Fields| match fields.text("format")? {
-        None | Some("pack-quantized") => Ok(()),
-        Some(other) => Err(unsupported(format!("the format `{other}`"))),
-    };
-    is_pack(fields)?;
+    let whole = format_of(fields)?;
     if let Some(status) = fields.text("quantization_status")?
         && status != "compressed"
     {
@@ -83,11 +111,9 @@ pub(crate) fn schemes(fields: &Fields) -> Result<Vec<Scheme>, Error> {
             return Err(fields.wrong("config_groups", format!("`{name}`: expected an object")));
         };
         let group = Fields { file, prefix: "quantization_config.config_groups", map };
-        is_pack(&group)?;
-        for key in ["input_activations", "output_activations"] {
-            if group.get(key).is_some() {
-                return Err(unsupported(format!("quantized activations (`{name}.{key}`)")));
-            }
+        let format = format_of(&group)?.or(whole).unwrap_or("pack-quantized");
+        if group.get("output_activations").is_some() {
+            return Err(unsupported(format!("quantized activations (`{name}.output_activations`)")));
         }
         let Some(Value::Object(map)) = group.get("weights") else {
             return Err(group.wrong("weights", format!("`{name}`: expected an object")));
@@ -97,21 +123,49 @@ pub(crate) fn schemes(fields: &Fields) -> Result<Vec<Scheme>, Error> {
             Some(value) => serde_json::from_value(value.clone())
                 .map_err(|_| group.wrong("targets", format!("`{name}`: expected a list of names")))?,
         };
-        schemes.push(scheme(
-            &Fields { file, prefix: "quantization_config.config_groups.weights", map },
-            targets,
-        )?);
+        let weights = Fields { file, prefix: "quantization_config.config_groups.weights", map };
+        let kind = match (format, weights.text("type")?) {
+            ("pack-quantized" | "mixed-precision", None | Some("int")) => packed_kind(&weights)?,
+            ("pack-quantized", Some(other)) => return Err(unsupported(format!("weights of type `{other}`"))),
+            _ => Kind::Scaled { block: block(&weights, "block_structure")? },
+        };
+        schemes.push(Scheme { targets, kind });
     }
     Ok(schemes)
 }
 
-fn scheme(weights: &Fields, targets: Vec<String>) -> Result<Scheme, Error> {
-    let unsupported = |what: String| Error::UnsupportedQuantization { file: weights.file.to_owned(), what };
-    if let Some(kind) = weights.text("type")?
-        && kind != "int"
-    {
-        return Err(unsupported(format!("weights of type `{kind}`")));
+/// The form that a config or one of its groups names.
+fn format_of<'a>(fields: &Fields<'a>) -> Result<Option<&'a str>, Error> {
+    match fields.text("format")? {
+        Some(other) if !FORMATS.contains(&other) => Err(Error::UnsupportedQuantization {
+            file: fields.file.to_owned(),
+            what: format!("the format `{other}`"),
+        }),
+        format => Ok(format),
     }
+}
+
+/// The height and width that a key holds, if it is there.
+fn block(fields: &Fields, key: &str) -> Result<Option<(NonZeroUsize, NonZeroUsize)>, Error> {
+    let Some(value) = fields.get(key) else { return Ok(None) };
+    // Older files write "128x128".
+    let sizes: Option<Vec<NonZeroUsize>> = match value {
+        Value::String(text) => text.split('x').map(|size| size.parse().ok()).collect(),
+        other => serde_json::from_value(other.clone()).ok(),
+    };
+    match sizes.as_deref() {
+        Some(&[rows, cols]) => Ok(Some((rows, cols))),
+        _ => Err(fields.wrong(key, "expected a height and a width".to_owned())),
+    }
+}
+
+/// The one scheme of a `quantization_config` of the method `fp8`.
+pub(crate) fn fp8_scheme(fields: &Fields) -> Result<Scheme, Error> {
+    Ok(Scheme { targets: Vec::new(), kind: Kind::Scaled { block: block(fields, "weight_block_size")? } })
+}
+
+fn packed_kind(weights: &Fields) -> Result<Kind, Error> {
+    let unsupported = |what: String| Error::UnsupportedQuantization { file: weights.file.to_owned(), what };
     let bits = weights.optional_size("num_bits", 64)?.unwrap_or(8);
     let bits = match (bits, u8::try_from(bits).ok().and_then(Bits::new)) {
         (2.., Some(bits)) => bits,
@@ -142,7 +196,7 @@ fn scheme(weights: &Fields, targets: Vec<String>) -> Result<Scheme, Error> {
         None | Some(true) => ZeroPoint::Symmetric,
         Some(false) => ZeroPoint::Asymmetric,
     };
-    Ok(Scheme { targets, bits, group_size, zero_point })
+    Ok(Kind::Packed { bits, group_size, zero_point })
 }
 
 /// The matrix that a stored tensor is a part of (`….weight`), if its name says so.
@@ -191,11 +245,11 @@ pub(crate) fn assemble(
     let candidates = if named.is_empty() { schemes.iter().collect() } else { named };
     let (mut found, mut uneven): (Option<Grouped>, Option<Grouped>) = (None, None);
     for scheme in candidates {
-        let Some(group_size) = scheme.group_size.or(NonZeroUsize::new(in_features)) else {
+        let Kind::Packed { bits, group_size, zero_point: own_zero_point } = scheme.kind else { continue };
+        let Some(group_size) = group_size.or(NonZeroUsize::new(in_features)) else {
             continue;
         };
-        let layout =
-            Grouped { bits: scheme.bits, group_size, zero_point: scheme.zero_point, scale: scale_type };
+        let layout = Grouped { bits, group_size, zero_point: own_zero_point, scale: scale_type };
         let groups = layout.groups_per_row(in_features);
         let zero_shape = match layout.zero_point {
             ZeroPoint::Symmetric => None,
@@ -319,45 +373,51 @@ impl From<Grouped> for PackedScheme {
     }
 }
 
+/// How a set of modules is stored, and what they multiply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ModuleScheme {
+    /// Codes in words; activations as they are.
+    Packed(PackedScheme),
+    /// Small numbers.
+    Scaled(Scaled, Activations),
+}
+
 /// The `quantization_config` of config.json: one group for each scheme with the modules it is for.
 ///
 /// A single group is for every `Linear` that `ignore` does not name, whatever modules are listed with it; several
 /// groups name theirs, each exactly or as a pattern beginning with `re:`. `ignore` must name `lm_head` where that
 /// is not packed, also when it shares the embedding's weights.
-pub fn packed_config(groups: &[(PackedScheme, Vec<String>)], ignore: &[String]) -> Value {
+pub fn modules_config(groups: &[(ModuleScheme, Vec<String>)], ignore: &[String]) -> Value {
     let mut config_groups = Map::new();
+    let mut formats: Vec<&str> = Vec::new();
     for (index, (scheme, modules)) in groups.iter().enumerate() {
         let targets = if groups.len() == 1 { json!(["Linear"]) } else { json!(modules) };
-        let (strategy, group_size) = match scheme.granularity {
-            Granularity::Channel => ("channel", None),
-            Granularity::Group { size } => ("group", Some(size.get())),
+        let (format, weights, inputs) = match scheme {
+            ModuleScheme::Packed(scheme) => ("pack-quantized", packed_weights(scheme), Value::Null),
+            ModuleScheme::Scaled(layout, activations) => scaled::declaration(layout, *activations),
         };
+        if !formats.contains(&format) {
+            formats.push(format);
+        }
         config_groups.insert(
             format!("group_{index}"),
             json!({
                 "targets": targets,
-                "weights": {
-                    "num_bits": scheme.bits.get(),
-                    "type": "int",
-                    "symmetric": scheme.zero_point == ZeroPoint::Symmetric,
-                    "strategy": strategy,
-                    "group_size": group_size,
-                    "block_structure": null,
-                    "dynamic": false,
-                    "actorder": null,
-                    "observer": "minmax",
-                    "observer_kwargs": {},
-                },
-                "input_activations": null,
+                "weights": weights,
+                "input_activations": inputs,
                 "output_activations": null,
-                "format": "pack-quantized",
+                "format": format,
             }),
         );
     }
     json!({
         "quant_method": "compressed-tensors",
         "version": VERSION,
-        "format": "pack-quantized",
+        "format": match formats.as_slice() {
+            [] => "pack-quantized",
+            [only] => only,
+            _ => "mixed-precision",
+        },
         "quantization_status": "compressed",
         "config_groups": config_groups,
         "ignore": ignore,
@@ -366,6 +426,32 @@ pub fn packed_config(groups: &[(PackedScheme, Vec<String>)], ignore: &[String]) 
         "sparsity_config": {},
         "transform_config": {},
     })
+}
+
+fn packed_weights(scheme: &PackedScheme) -> Value {
+    let (strategy, group_size) = match scheme.granularity {
+        Granularity::Channel => ("channel", None),
+        Granularity::Group { size } => ("group", Some(size.get())),
+    };
+    json!({
+        "num_bits": scheme.bits.get(),
+        "type": "int",
+        "symmetric": scheme.zero_point == ZeroPoint::Symmetric,
+        "strategy": strategy,
+        "group_size": group_size,
+        "block_structure": null,
+        "dynamic": false,
+        "actorder": null,
+        "observer": "minmax",
+        "observer_kwargs": {},
+    })
+}
+
+/// [`modules_config`] where all are packed.
+pub fn packed_config(groups: &[(PackedScheme, Vec<String>)], ignore: &[String]) -> Value {
+    let of =
+        |(scheme, modules): &(PackedScheme, Vec<String>)| (ModuleScheme::Packed(*scheme), modules.clone());
+    modules_config(&groups.iter().map(of).collect::<Vec<_>>(), ignore)
 }
 
 /// [`packed_config`] for layouts by group. One scale a row is a group as wide as the row here, which stores the same

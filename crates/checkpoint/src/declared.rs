@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use crate::columns;
 use crate::compressed_tensors::{self, Scheme};
 use crate::config_json::Fields;
-use crate::{Error, sparse_bitmask};
+use crate::safetensors_in::StTensor;
+use crate::{Error, scaled, sparse_bitmask};
 
 /// The method that packed a checkpoint's weights, and what its config says of them.
 pub(crate) enum Declared {
@@ -35,16 +36,18 @@ impl Declared {
         let fields = Fields { file, prefix: "quantization_config", map };
         Ok(Some(match fields.text("quant_method")?.unwrap_or("compressed-tensors") {
             "compressed-tensors" => Self::CompressedTensors(compressed_tensors::schemes(&fields)?),
+            "fp8" => Self::CompressedTensors(vec![compressed_tensors::fp8_scheme(&fields)?]),
             method => Self::Columns(columns::declared(&fields, method)?),
         }))
     }
 
     /// The matrix that a stored tensor is a part of (`….weight`), if its name says so.
-    pub fn matrix_of(&self, name: &str) -> Option<(String, &'static str)> {
+    pub fn matrix_of(&self, tensor: &StTensor) -> Option<(String, &'static str)> {
+        let name = &tensor.name;
         match self {
-            Self::CompressedTensors(_) => {
-                compressed_tensors::matrix_of(name).or_else(|| sparse_bitmask::matrix_of(name))
-            }
+            Self::CompressedTensors(_) => compressed_tensors::matrix_of(name)
+                .or_else(|| scaled::matrix_of(name, tensor.dtype))
+                .or_else(|| sparse_bitmask::matrix_of(name)),
             Self::Columns(_) => columns::matrix_of(name),
         }
     }

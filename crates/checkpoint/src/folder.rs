@@ -16,17 +16,18 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
-use bitmill_tensor::{Dtype, Encoding, FloatType};
+use bitmill_tensor::{Dtype, Encoding, FloatType, ScaleType, Scaled};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::checkpoint::{Format, Parts};
+use crate::compressed_tensors::Scheme;
 use crate::declared::Declared;
 use crate::safetensors_in::{self, StTensor};
 use crate::{
     Checkpoint, Error, Family, ModelConfig, Region, Role, RoleKind, TensorInfo, columns, compressed_tensors,
-    config_json, config_out, foreign, generation1, moe, shapes, sparse_bitmask,
+    config_json, config_out, foreign, generation1, moe, scaled, shapes, sparse_bitmask,
 };
 
 const LONGEST_JSON: usize = 16_000_000;
@@ -299,7 +300,7 @@ fn logical_tensors(
             continue;
         }
         let part = match declared {
-            Some(declared) => declared.matrix_of(&tensor.name),
+            Some(declared) => declared.matrix_of(&tensor),
             None => compressed_tensors::matrix_of(&tensor.name).or_else(|| columns::matrix_of(&tensor.name)),
         };
         match part {
@@ -355,6 +356,9 @@ fn logical_tensors(
                 let matrix = match declared {
                     Some(Declared::Columns(declared)) => columns::assemble(&name, parts, *declared)?,
                     _ if sparse_bitmask::is_sparse(&parts) => sparse_bitmask::assemble(&name, parts)?,
+                    Some(Declared::CompressedTensors(schemes)) if scaled::is_scaled(&parts) => {
+                        scaled::assemble(&name, parts, schemes.iter().filter_map(Scheme::block))?
+                    }
                     Some(Declared::CompressedTensors(schemes)) => {
                         compressed_tensors::assemble(&name, parts, schemes)?
                     }
@@ -414,6 +418,7 @@ fn embedding_dtype(infos: &[TensorInfo]) -> FloatType {
     match embedding.map(|info| info.encoding) {
         Some(Encoding::Float(float)) => float,
         Some(Encoding::Grouped(grouped)) => grouped.scale,
+        Some(Encoding::Scaled(Scaled { scale: ScaleType::Float(float), .. })) => float,
         Some(Encoding::Sparse { float, .. }) => float,
         _ => FloatType::BF16,
     }

@@ -255,7 +255,7 @@ pub(crate) fn encoding_id(encoding: Encoding) -> Option<u32> {
         Encoding::Float(FloatType::F16) => Some(1),
         Encoding::Float(FloatType::BF16) => Some(30),
         Encoding::Block(block) => Some(block.ggml_id()),
-        Encoding::Grouped(_) | Encoding::Sparse { .. } => None,
+        Encoding::Grouped(_) | Encoding::Scaled(_) | Encoding::Sparse { .. } => None,
     }
 }
 

@@ -155,6 +155,7 @@ pub(crate) fn check_specs(metadata: &[(String, GgufValue)], tensors: &[GgufTenso
         }
         match spec.encoding {
             Encoding::Grouped(_) => return bad(&spec.name, "GGUF has no such groups of codes"),
+            Encoding::Scaled(_) => return bad(&spec.name, "GGUF has no such numbers"),
             Encoding::Sparse { .. } => return bad(&spec.name, "GGUF has no sparse tensors"),
             Encoding::Block(block) if !spec.shape[spec.shape.len() - 1].is_multiple_of(block.weights()) => {
                 return bad(&spec.name, "its rows do not divide into blocks");

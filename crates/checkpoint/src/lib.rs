@@ -57,6 +57,7 @@ mod moe;
 mod region;
 mod role;
 mod safetensors_in;
+mod scaled;
 mod shapes;
 mod sparse_bitmask;
 mod staging;
@@ -66,7 +67,9 @@ pub use checkpoint::{
     Checkpoint, Format, Tensor, TensorInfo, TokenizerSource, adjacent_pairs_row, halves_row,
 };
 pub use columns::{awq_config, column_specs, gptq_config};
-pub use compressed_tensors::{PackedScheme, compressed_tensors_config, grouped_specs, packed_config};
+pub use compressed_tensors::{
+    ModuleScheme, PackedScheme, compressed_tensors_config, grouped_specs, modules_config, packed_config,
+};
 pub use config::{ModelConfig, Rope, RopeScaling, SlidingWindow, Yarn};
 pub use error::Error;
 pub use family::{Family, Pairing};
@@ -81,5 +84,6 @@ pub use journal::Identity;
 pub use moe::Experts;
 pub use region::Region;
 pub use role::{Role, RoleKind};
+pub use scaled::{Activations, scaled_specs};
 pub use sparse_bitmask::{sparse_config, sparse_specs};
 pub use staging::{Finished, discard_partial, finish_interrupted};

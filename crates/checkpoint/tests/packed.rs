@@ -141,13 +141,13 @@ fn names_quantization_it_does_not_read() {
     let weights = "/config_groups/group_0/weights";
     for (at, key, value, word) in [
         ("", "quant_method", json!("gptq"), "gptq"),
-        ("", "quant_method", json!("awq"), "awq"),
-        ("", "format", json!("nvfp4-pack-quantized"), "nvfp4"),
+        ("", "quant_method", json!("bitsandbytes"), "bitsandbytes"),
+        ("", "format", json!("marlin-24"), "marlin-24"),
         ("", "quantization_status", json!("frozen"), "frozen"),
         ("", "kv_cache_scheme", json!({"num_bits": 8}), "kv_cache_scheme"),
         ("", "sparsity_config", json!({"format": "sparse-24-bitmask"}), "sparsity_config"),
         ("", "transform_config", json!({"config_groups": {}}), "transform_config"),
-        ("/config_groups/group_0", "input_activations", json!({"num_bits": 8}), "input_activations"),
+        ("/config_groups/group_0", "output_activations", json!({"num_bits": 8}), "output_activations"),
         ("/config_groups/group_0", "format", json!("marlin-24"), "marlin-24"),
         (weights, "num_bits", json!(1), "1 bits"),
         (weights, "num_bits", json!(9), "9 bits"),

@@ -149,7 +149,7 @@ fn main() {
 
 fn group(encoding: Encoding) -> usize {
     match encoding {
-        Encoding::Float(_) | Encoding::Sparse { .. } => 1,
+        Encoding::Float(_) | Encoding::Sparse { .. } | Encoding::Scaled(_) => 1,
         Encoding::Block(block) => block.weights(),
         Encoding::Grouped(layout) => layout.group_size.get(),
     }
@@ -206,7 +206,7 @@ fn view<'a>(
                 rest.split_at(rows * layout.groups_per_row(columns) * layout.scale.size_bytes());
             WeightData::Grouped { layout, packed, scales, zero_points }
         }
-        Encoding::Sparse { .. } => unreachable!("seen above"),
+        Encoding::Sparse { .. } | Encoding::Scaled(_) => unreachable!("seen above"),
     };
     WeightView::new(rows, columns, data).unwrap()
 }

@@ -76,7 +76,7 @@ impl<'a> Columns<'a> {
         (word >> (4 * ColumnPacking::AWQ_PLACES[row % 8]) & 15) as u8
     }
 
-    /// The code that stands for zero: 0 to 2^bits, since GPTQ's first form adds one to what it stores.
+    /// The code that stands for zero. GPTQ's first form stores it less one, 0 as the largest code.
     #[inline(always)]
     pub fn zero(&self, row: usize, group: usize) -> i32 {
         if !self.packing.is_gptq() {
@@ -89,8 +89,8 @@ impl<'a> Columns<'a> {
         if shift + bits > 32 {
             code |= u32::from_le_bytes(words[word + 1]) << (32 - shift);
         }
-        let stored = (code & ((1 << bits) - 1)) as i32;
-        if self.packing == ColumnPacking::GptqV1 { stored + 1 } else { stored }
+        let stored = if self.packing == ColumnPacking::GptqV1 { code.wrapping_add(1) } else { code };
+        (stored & ((1 << bits) - 1)) as i32
     }
 
     /// The scale of one group of one row.
@@ -369,6 +369,17 @@ mod tests {
                 matmul(isa, Path::Fast, &sample.view(), &first, &mut one);
                 assert_eq!(one.row(0), columns.row(0));
             }
+        }
+    }
+
+    #[test]
+    fn a_zero_point_of_zero_comes_back_from_where_it_wrapped_to() {
+        for bits in [2, 3, 4, 8] {
+            let mut sample = Sample::new(bits, ColumnPacking::GptqV1, FloatType::F16, 32, 32, 32);
+            sample.parts[2].fill(0xff);
+            let view = sample.view();
+            let of = Columns::of(&view).unwrap();
+            assert!((0..32).all(|row| of.zero(row, 0) == 0), "{bits} bits");
         }
     }
 

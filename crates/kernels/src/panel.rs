@@ -44,7 +44,7 @@ impl Shape {
         let row = Row::of(weight, 0);
         let signed = is_signed(&row);
         let (nibbles, offsets) = match weight.encoding() {
-            Encoding::Float(_) | Encoding::Sparse { .. } => (false, false),
+            Encoding::Float(_) | Encoding::Sparse { .. } | Encoding::Scaled(_) => (false, false),
             Encoding::Block(block) => (blocks::is_nibbles(block), !signed),
             Encoding::Grouped(layout) => {
                 (layout.bits.get() <= 4, !signed || layout.zero_point == ZeroPoint::Asymmetric)

@@ -1,6 +1,6 @@
 //! One row of a weight matrix as stored, and how its parts are read.
 
-use bitmill_tensor::{BlockType, FloatType, Grouped, WeightData, WeightView, ZeroPoint};
+use bitmill_tensor::{BlockType, FloatType, Grouped, Scaled, WeightData, WeightView, ZeroPoint};
 
 use crate::columns::Columns;
 
@@ -17,6 +17,8 @@ pub(crate) enum Row<'a> {
     },
     Grouped(GroupedRow<'a>),
     Sparse(SparseRow<'a>),
+    /// Small numbers with scales.
+    Scaled(ScaledRow<'a>),
     /// A row of a matrix that is stored column by column.
     Column {
         of: Columns<'a>,
@@ -32,6 +34,18 @@ pub(crate) struct SparseRow<'a> {
     pub bitmask: &'a [u8],
     /// Kept values from this row's first on, those of later rows too; there may be fewer than the bits say.
     pub values: &'a [u8],
+}
+
+/// A row of small numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct ScaledRow<'a> {
+    pub layout: Scaled,
+    /// This row's numbers.
+    pub codes: &'a [u8],
+    /// The scales of the line that it is in.
+    pub scales: &'a [u8],
+    /// What scales of fp8 are divided by.
+    pub global: f32,
 }
 
 /// A row of codes in groups.
@@ -73,6 +87,12 @@ impl<'a> Row<'a> {
                     row,
                     groups,
                 })
+            }
+            WeightData::Scaled { layout, codes, scales, global } => {
+                let (_, per_line) = layout.extent.scales(weight.out_features(), in_features);
+                let (line, bytes) = (row / layout.extent.rows(), per_line * layout.scale.size_bytes());
+                let codes = part(codes, layout.element.row_bytes(in_features));
+                Self::Scaled(ScaledRow { layout, codes, scales: &scales[line * bytes..][..bytes], global })
             }
             WeightData::Columns { .. } => {
                 let of = Columns::of(weight).expect("it is stored so");

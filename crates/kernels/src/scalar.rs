@@ -3,11 +3,11 @@
 //! Values are ggml's and compressed-tensors' own formulas in their own order, without fused multiply-adds. Sums
 //! have a fixed order, which the SIMD twins keep: see each function.
 
-use bitmill_tensor::BlockType;
+use bitmill_tensor::{BlockType, Element, fp8_to_f32};
 
 use crate::activations::Token;
 use crate::blocks::{self, Zero};
-use crate::row::{GroupedRow, Row};
+use crate::row::{GroupedRow, Row, ScaledRow};
 
 /// Unpacks columns `[first, first + out.len())` of `row` to f32.
 ///
@@ -26,6 +26,7 @@ pub(crate) fn unpack(row: &Row<'_>, first: usize, out: &mut [f32]) {
             }
         }
         Row::Grouped(row) => unpack_grouped(&row, first, out),
+        Row::Scaled(row) => unpack_scaled(&row, first, out),
         Row::Column { of, row } => of.unpack_row(row, first, out),
         Row::Sparse(row) => {
             let mut at = row.kept_before(first);
@@ -50,6 +51,37 @@ pub(crate) fn unpack_grouped(row: &GroupedRow<'_>, first: usize, out: &mut [f32]
         let (scale, zero) = (row.scale(group), i32::from(row.zero(group)));
         for (i, value) in out[done..done + len].iter_mut().enumerate() {
             *value = scale * (i32::from(row.code(column + i)) - zero) as f32;
+        }
+        done += len;
+    }
+}
+
+/// `number * scale`, as many numbers at a time as have one scale.
+#[inline(always)]
+pub(crate) fn unpack_scaled(row: &ScaledRow<'_>, first: usize, out: &mut [f32]) {
+    let width = row.layout.extent.cols();
+    let mut done = 0;
+    while done < out.len() {
+        let column = first + done;
+        let len = (width - column % width).min(out.len() - done);
+        let scale = row.layout.scale.read(row.scales, column / width, row.global);
+        let out = &mut out[done..done + len];
+        match row.layout.element {
+            Element::Int8 => {
+                for (value, code) in out.iter_mut().zip(&row.codes[column..column + len]) {
+                    *value = f32::from(*code as i8) * scale;
+                }
+            }
+            Element::Fp8 => {
+                for (value, code) in out.iter_mut().zip(&row.codes[column..column + len]) {
+                    *value = fp8_to_f32(*code) * scale;
+                }
+            }
+            Element::Fp4 => {
+                for (i, value) in out.iter_mut().enumerate() {
+                    *value = Element::Fp4.read(row.codes, column + i) * scale;
+                }
+            }
         }
         done += len;
     }
@@ -119,14 +151,14 @@ pub(crate) fn is_signed(row: &Row<'_>) -> bool {
     match row {
         Row::Block { block, .. } => blocks::is_signed(*block),
         Row::Grouped(row) => row.shift() > 0,
-        Row::Float { .. } | Row::Sparse(_) | Row::Column { .. } => false,
+        Row::Float { .. } | Row::Sparse(_) | Row::Scaled(_) | Row::Column { .. } => false,
     }
 }
 
 /// Whether [`fast_dot`] can be asked for this row: blocks, and codes of 2 to 8 bits in groups of whole blocks.
 pub(crate) fn has_fast_path(row: &Row<'_>) -> bool {
     match row {
-        Row::Float { .. } | Row::Sparse(_) | Row::Column { .. } => false,
+        Row::Float { .. } | Row::Sparse(_) | Row::Scaled(_) | Row::Column { .. } => false,
         Row::Block { .. } => true,
         Row::Grouped(row) => row.layout.bits.get() >= 2 && row.blocks_have_one_group(),
     }
@@ -140,7 +172,9 @@ impl Chunk {
         for i in 0..256.min(in_features - first) {
             let half = i / 16;
             let (code, scale, offset) = match *row {
-                Row::Float { .. } | Row::Sparse(_) | Row::Column { .. } => (0, f32::NAN, 0.0),
+                Row::Float { .. } | Row::Sparse(_) | Row::Scaled(_) | Row::Column { .. } => {
+                    (0, f32::NAN, 0.0)
+                }
                 Row::Block { block, bytes } => {
                     let at = (first + i) / block.weights() * block.bytes();
                     let (bytes, i) = (&bytes[at..at + block.bytes()], (first + i) % block.weights());

@@ -4,7 +4,8 @@ use std::num::NonZeroUsize;
 use std::sync::Once;
 
 use bitmill_tensor::{
-    Bits, BlockType, Encoding, FloatType, Grouped, Matrix, WeightData, WeightView, ZeroPoint,
+    Bits, BlockType, Element, Encoding, Extent, FloatType, Grouped, Matrix, ScaleType, Scaled, WeightData,
+    WeightView, ZeroPoint,
 };
 
 use crate::activations::Activations;
@@ -184,6 +185,20 @@ impl Sample {
                 }
                 random.bytes(4 * out_features * layout.words_per_row(in_features))
             }
+            Encoding::Scaled(layout) => {
+                let (lines, per_line) = layout.extent.scales(out_features, in_features);
+                for _ in 0..lines * per_line {
+                    match layout.scale {
+                        ScaleType::Float(float) => float.push(random.float() * 0.02 + 0.03, &mut scales),
+                        ScaleType::Fp8 => scales.push(40 + random.next() as u8 % 40),
+                        ScaleType::PowerOfTwo => scales.push(118 + random.next() as u8 % 8),
+                    }
+                }
+                let mut bytes = random.bytes(out_features * layout.element.row_bytes(in_features));
+                // All ones are no number.
+                bytes.iter_mut().filter(|byte| **byte & 127 == 127).for_each(|byte| *byte ^= 1);
+                bytes
+            }
             Encoding::Sparse { float, values } => {
                 // The bitmask stands in for the scales, the row offsets for the zero points.
                 let row_bytes = in_features.div_ceil(8);
@@ -218,6 +233,9 @@ impl Sample {
                 scales: &self.scales,
                 zero_points: &self.zero_points,
             },
+            Encoding::Scaled(layout) => {
+                WeightData::Scaled { layout, codes: &self.weights, scales: &self.scales, global: 1792.0 }
+            }
             Encoding::Sparse { float, .. } => WeightData::Sparse {
                 float,
                 bitmask: &self.scales,
@@ -258,6 +276,24 @@ fn samples() -> Vec<Sample> {
             for values in [0, 5 * in_features / 3, 5 * in_features - 1, 5 * in_features] {
                 samples.push(Sample::new(Encoding::Sparse { float, values }, 5, in_features));
             }
+        }
+    }
+    let size = |n| NonZeroUsize::new(n).unwrap();
+    for (element, extent, scale, widths) in [
+        (Element::Int8, Extent::Row, ScaleType::Float(FloatType::BF16), &[1, 31, 32, 300][..]),
+        (Element::Fp8, Extent::Matrix, ScaleType::Float(FloatType::F32), &[33, 256]),
+        (
+            Element::Fp8,
+            Extent::Block { rows: size(16), cols: size(128) },
+            ScaleType::Float(FloatType::F16),
+            &[100, 128, 300],
+        ),
+        (Element::Fp8, Extent::Columns(size(48)), ScaleType::Float(FloatType::F16), &[96, 288]),
+        (Element::Fp4, Extent::Columns(size(16)), ScaleType::Fp8, &[16, 48, 272]),
+        (Element::Fp4, Extent::Columns(size(32)), ScaleType::PowerOfTwo, &[32, 288]),
+    ] {
+        for &in_features in widths {
+            samples.push(Sample::new(Encoding::Scaled(Scaled { element, extent, scale }), 19, in_features));
         }
     }
     for block in BlockType::ALL {

@@ -2,8 +2,11 @@
 
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_prune::mask_bytes;
-use bitmill_quant::{BlockEncoder, BlockSearch, Clip, Importance, quantize_blocks, quantize_rows_clipped};
-use bitmill_tensor::{Encoding, FloatType, Grouped, WeightData, WeightView};
+use bitmill_quant::{
+    BlockEncoder, BlockSearch, Clip, Importance, ScaledRows, quantize_blocks, quantize_rows_clipped,
+    quantize_scaled,
+};
+use bitmill_tensor::{Encoding, Extent, FloatType, Grouped, Scaled, WeightData, WeightView};
 use rayon::prelude::*;
 
 /// Weights of one task: few enough to lie in a core's cache while they are widened, rounded and measured, and to share the
@@ -13,6 +16,14 @@ const TASK_WEIGHTS: usize = 1 << 16;
 /// Rows that one task encodes.
 pub(crate) fn rows_per_task(cols: usize) -> usize {
     (TASK_WEIGHTS / cols.max(1)).max(1)
+}
+
+/// Rows that are encoded together at least, and in whole multiples.
+pub(crate) fn rows_together(encoding: Encoding) -> usize {
+    match encoding {
+        Encoding::Scaled(Scaled { extent: Extent::Block { rows, .. }, .. }) => rows.get(),
+        _ => 1,
+    }
 }
 
 /// The bytes of some rows.
@@ -61,7 +72,8 @@ impl Rounding<'_> {
     /// Floats that the type does not reach become infinite.
     ///
     /// # Panics
-    /// For a sparse encoding: what is kept is not told by the weights, see [`encode_sparse`].
+    /// For small numbers and a sparse encoding: what scales are divided by and what is kept are not told by the weights, see
+    /// [`encode_scaled`] and [`encode_sparse`].
     pub fn encode(
         &self,
         isa: Isa,
@@ -76,6 +88,7 @@ impl Rounding<'_> {
                 encode_blocks(isa, &encoder, cols, weight, decided)
             }
             Encoding::Grouped(grouped) => encode_groups(&grouped, self.clip, cols, weight, decided),
+            Encoding::Scaled(_) => unreachable!("what scales are divided by is not told by some rows"),
             Encoding::Sparse { .. } => {
                 unreachable!("what is kept of a sparse matrix is not told by its weights")
             }
@@ -134,6 +147,18 @@ fn encode_groups(
     let rows = quantize_rows_clipped(grouped, clip, weight, cols, decided)?;
     let (codes, scales, zero_codes) = (rows.packed, rows.scales, rows.zero_codes);
     Ok(Parts { codes, scales, zero_codes, ..Parts::default() })
+}
+
+/// Whole rows as small numbers, from the first of those that share scales; see [`quantize_scaled`].
+pub(crate) fn encode_scaled(
+    layout: &Scaled,
+    global: f32,
+    cols: usize,
+    weight: &[f32],
+    decided: &mut [f32],
+) -> Result<Parts, bitmill_quant::Error> {
+    let ScaledRows { codes, scales } = quantize_scaled(layout, global, weight, cols, decided)?;
+    Ok(Parts { codes, scales, ..Parts::default() })
 }
 
 fn encode_floats(float: FloatType, weight: &[f32], decided: &mut [f32]) -> Parts {

@@ -124,6 +124,16 @@ pub enum Error {
         /// What it does not hold.
         problem: String,
     },
+    /// A matrix that tensor parallelism cannot share out.
+    #[error("`{tensor}` does not divide among {ranks} ranks: {problem}")]
+    UnevenRanks {
+        /// The tensor.
+        tensor: String,
+        /// Ranks that the recipe's `tensor_parallel` says.
+        ranks: usize,
+        /// What is left over.
+        problem: String,
+    },
     /// A pattern of the recipe matches no tensor of the model.
     #[error("recipe `{recipe}`: `{pattern}` matches no tensor of {model}")]
     PatternMatchesNothing {
@@ -506,6 +516,9 @@ impl Error {
             }
             Self::NoUse { .. } => {
                 Some("it is for steps of kind `mix` and `block`, such as those of the preset q4_k_m".into())
+            }
+            Self::UnevenRanks { .. } => {
+                Some("smaller groups, or a `tensor_parallel` of fewer ranks; heads cannot be padded".into())
             }
             Self::OtherFormat { .. } => Some(
                 "gguf is for steps of kind `mix` and `block`, the folder formats for those of kind `rtn`"

@@ -1,8 +1,8 @@
 //! Where everything goes in the output, decided before a weight is read: headers come first in both formats.
 
 use bitmill_checkpoint::{
-    Checkpoint, FolderWriter, GgufOptions, GgufTensorSpec, GgufValue, GgufWriter, Identity, PackedScheme,
-    Region, RoleKind, StTensorSpec, Target, TokenizerSource, Written,
+    Checkpoint, FolderWriter, GgufOptions, GgufTensorSpec, GgufValue, GgufWriter, Identity, ModuleScheme,
+    PackedScheme, Region, RoleKind, StTensorSpec, Target, TokenizerSource, Written,
 };
 use bitmill_tensor::{BlockType, ColumnPacking, Encoding, FloatType, Granularity, Grouped};
 use bitmill_text::Tokenizer;
@@ -160,7 +160,7 @@ fn folder(
     let mut specs = Vec::new();
     // The indexes in `specs` of each planned tensor's parts.
     let mut parts = Vec::with_capacity(tensors.len());
-    let mut groups: Vec<(PackedScheme, Vec<String>)> = Vec::new();
+    let mut groups: Vec<(ModuleScheme, Vec<String>)> = Vec::new();
     let mut ignore = Vec::new();
     for tensor in tensors {
         let first = specs.len();
@@ -174,11 +174,11 @@ fn folder(
                     }
                     None => bitmill_checkpoint::grouped_specs(&tensor.name, rows, cols, &grouped),
                 });
-                let scheme = scheme(&grouped, cols);
-                match groups.iter_mut().find(|(seen, _)| *seen == scheme) {
-                    Some((_, modules)) => modules.push(module),
-                    None => groups.push((scheme, vec![module])),
-                }
+                put(&mut groups, ModuleScheme::Packed(scheme(&grouped, cols)), module);
+            }
+            Encoding::Scaled(layout) => {
+                specs.extend(bitmill_checkpoint::scaled_specs(&tensor.name, rows, cols, &layout));
+                put(&mut groups, ModuleScheme::Scaled(layout, tensor.activations), module);
             }
             Encoding::Sparse { float, values } => {
                 specs.extend(bitmill_checkpoint::sparse_specs(&tensor.name, rows, cols, float, values));
@@ -212,7 +212,7 @@ fn folder(
         None if recipe.format == Format::CompressedTensors => {
             config["quantization_config"] = match sparsity(tensors) {
                 Some(sparsity) => bitmill_checkpoint::sparse_config(sparsity, &ignore),
-                None => bitmill_checkpoint::packed_config(&groups, &ignore),
+                None => bitmill_checkpoint::modules_config(&groups, &ignore),
             };
         }
         None => declare_floats(&mut config, tensors),
@@ -226,13 +226,26 @@ fn folder(
     Ok(Layout::Folder { specs, files, shard_bytes, parts, packing })
 }
 
+/// Adds a module to those of its scheme.
+fn put(groups: &mut Vec<(ModuleScheme, Vec<String>)>, scheme: ModuleScheme, module: String) {
+    match groups.iter_mut().find(|(seen, _)| *seen == scheme) {
+        Some((_, modules)) => modules.push(module),
+        None => groups.push((scheme, vec![module])),
+    }
+}
+
 /// What a folder of GPTQ or AWQ declares: the scheme of most modules, and those that have another or none.
 fn column_config(
     packing: ColumnPacking,
-    groups: &[(PackedScheme, Vec<String>)],
+    groups: &[(ModuleScheme, Vec<String>)],
     ignore: Vec<String>,
     tensors: &[PlannedTensor],
 ) -> Value {
+    let packed = |(scheme, modules): &(ModuleScheme, Vec<String>)| match scheme {
+        ModuleScheme::Packed(scheme) => Some((*scheme, modules.clone())),
+        ModuleScheme::Scaled(..) => None,
+    };
+    let groups: Vec<(PackedScheme, Vec<String>)> = groups.iter().filter_map(packed).collect();
     // The first of several that have as many; a plan without any is refused.
     let Some((scheme, _)) = groups.iter().rev().max_by_key(|(_, modules)| modules.len()) else {
         return Value::Null;
@@ -375,7 +388,7 @@ impl Output<'_> {
     }
 
     /// Writes `bytes` at `offset` into part `part` of planned tensor `tensor`. 0: weights, codes or kept values; 1: scales or
-    /// bits; 2: shape, or by column zero points; 3: zero points or row offsets, or by column groups of columns.
+    /// bits; 2: shape, or by column zero points, or what scales are divided by; 3: zero points or row offsets, or by column groups of columns.
     pub(crate) fn write_at(
         &self,
         tensor: usize,

@@ -40,6 +40,7 @@ mod presets;
 mod progress;
 mod pruned;
 mod pruning;
+mod ranks;
 mod read_back;
 mod recipe;
 mod search;
@@ -72,8 +73,8 @@ pub use presets::{PRESETS, Preset, preset};
 pub use progress::{Progress, Silent};
 pub use pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 pub use recipe::{
-    BitsNumber, BlockName, FloatName, Format, GranularityName, MixName, Recipe, ScaleName, SearchName, Step,
-    ZeroPointName,
+    ActivationsName, BitsNumber, BlockName, FloatName, Format, GranularityName, MixName, NumberName, Recipe,
+    ScaleName, SearchName, Step, ZeroPointName,
 };
 pub use search::{
     Assigned, Budget, Measure, OptionSensitivity, Resolved, Round, SearchOptions, SearchReport, SearchResult,

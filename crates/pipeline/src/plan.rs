@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bitmill_checkpoint::{Checkpoint, Role, RoleKind, TensorInfo};
+use bitmill_checkpoint::{Activations, Checkpoint, ModelConfig, Role, RoleKind, TensorInfo};
 use bitmill_quant::{BlockSearch, Clip, Compensation, MixTensor, RtnGrid, can_compensate, choose};
 use bitmill_tensor::{Encoding, FloatType, WeightData};
 use serde::Serialize;
@@ -13,11 +13,11 @@ use crate::error::Error;
 use crate::importance::{Weighed, refuse_unweighed};
 use crate::layout::{self, Layout};
 use crate::method::{Compensated, Gptq, Method};
-use crate::packings;
 use crate::padding::{self, PadWidth};
 use crate::pattern::Pattern;
 use crate::pruning::{Removal, Storage};
 use crate::recipe::{Format, Recipe, SearchName, Step};
+use crate::{packings, ranks};
 
 /// Choices of a run that are no part of the recipe.
 #[derive(Debug, Clone)]
@@ -77,6 +77,8 @@ pub struct PlannedTensor {
     pub search: BlockSearch,
     /// Whether, and how, what the tensor multiplies decides.
     pub method: Method,
+    /// What small numbers are multiplied with; of no matter to other encodings.
+    pub activations: Activations,
     /// Why this encoding, where the recipe alone does not say: a fallback, a `skip`.
     pub reason: String,
 }
@@ -208,9 +210,12 @@ impl Plan {
                 .map(|(info, role)| plan_tensor(checkpoint, recipe, &cut, &steps, padding, info, role))
                 .collect()
         };
-        let Padded { tensors, width, note } = Padded::new(recipe, planned)?;
+        let Padded { tensors, width, note } = Padded::new(recipe, &cut.config, planned)?;
         if let Some(width) = width {
             padding::widen(&mut cut.config, width);
+        }
+        if let Some(ranks) = recipe.tensor_parallel {
+            ranks::check(&tensors, &cut.config, recipe.format, usize::from(ranks.get()))?;
         }
         if let Some(twice) = tensors.iter().find(|tensor| tensor.is_quantized_again())
             && !options.allow_requantize
@@ -430,6 +435,7 @@ impl Padded {
     /// tensors with a padding or without.
     fn new(
         recipe: &Recipe,
+        config: &ModelConfig,
         planned: impl Fn(Option<PadWidth>) -> Result<Vec<PlannedTensor>, Error>,
     ) -> Result<Self, Error> {
         if let Some(width) = recipe.padding() {
@@ -438,6 +444,20 @@ impl Padded {
             return Ok(Self { tensors, width: Some(width), note });
         }
         let unpadded = planned(None);
+        if let Some(ranks) = recipe.tensor_parallel {
+            let ranks = usize::from(ranks.get());
+            let is_whole =
+                |tensors: &Vec<_>| !ranks::would_padding_help(tensors, config, recipe.format, ranks);
+            let Some(width) =
+                ranks::pad_width(recipe, ranks).filter(|_| !unpadded.as_ref().is_ok_and(is_whole))
+            else {
+                return Ok(Self { tensors: unpadded?, width: None, note: None });
+            };
+            let tensors = planned(Some(width))?;
+            let note = padding::note(&tensors, None)
+                .map(|note| format!("{note}; each of {ranks} ranks then has whole groups"));
+            return Ok(Self { tensors, width: Some(width), note });
+        }
         if !recipe.pad.is_auto() || !recipe.makes_blocks() {
             return Ok(Self { tensors: unpadded?, width: None, note: None });
         }
@@ -546,7 +566,12 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
         // Every tensor that stays is stored by another step, or kept.
         Step::Depth(_) | Step::Pad { .. } | Step::Search { .. } => false,
         Step::Magnitude(step) if step.storage == Storage::Dense => info.role.kind.is_matrix(),
-        Step::Magnitude(_) | Step::Mix { .. } | Step::Block { .. } | Step::Rtn { .. } | Step::Gptq { .. } => {
+        Step::Magnitude(_)
+        | Step::Mix { .. }
+        | Step::Block { .. }
+        | Step::Rtn { .. }
+        | Step::Gptq { .. }
+        | Step::Scaled { .. } => {
             let is_module = match info.role.kind {
                 RoleKind::TokenEmbedding => !format.packs_modules(),
                 // AutoAWQ packs the matrices of layers alone.
@@ -591,7 +616,7 @@ fn plan_tensor(
     let refused = |source| Error::Prune { tensor: info.name.clone(), source };
     let kept = removal.map(|removal| removal.kept(source_rows, source_cols).map_err(refused)).transpose()?;
     let (claim, may_decide) = last_claim(false);
-    let Decision { to, treatment, clip, method, reason } = match claim {
+    let Decision { to, treatment, clip, activations, method, reason } = match claim {
         Some(claim) => decide(checkpoint, recipe, cut, claim.step, info, &shape, role)?,
         None => {
             let skipped = steps.iter().filter(may_decide).any(|step| step.skips(info));
@@ -630,6 +655,7 @@ fn plan_tensor(
         clip,
         search: recipe.search.into(),
         method,
+        activations,
         reason,
     })
 }
@@ -648,13 +674,20 @@ struct Decision {
     treatment: Treatment,
     clip: Clip,
     method: Method,
+    activations: Activations,
     reason: String,
 }
 
 impl Decision {
     fn rounded(to: Encoding) -> Self {
-        let (treatment, clip, method) = (Treatment::Rounded, Clip::None, Method::Alone);
-        Self { to, treatment, clip, method, reason: String::new() }
+        Self {
+            to,
+            treatment: Treatment::Rounded,
+            clip: Clip::None,
+            activations: Activations::Full,
+            method: Method::Alone,
+            reason: String::new(),
+        }
     }
 
     /// Blocks, chosen as the recipe says.
@@ -748,6 +781,11 @@ fn decide(
                 _ => Method::Alone,
             };
             Ok(Decision { clip: (*clip).into(), method, ..Decision::rounded(Encoding::Grouped(layout)) })
+        }
+        Step::Scaled { number, activations, .. } => {
+            let layout = number.layout(scale_dtype(info.encoding));
+            bitmill_quant::layout_of(&layout, in_features).map_err(refused)?;
+            Ok(Decision { activations: (*activations).into(), ..Decision::rounded(Encoding::Scaled(layout)) })
         }
         // A step that prunes or pads stores nothing: it decides as none would.
         Step::Depth(_) | Step::Magnitude(_) | Step::Pad { .. } => as_floats(checkpoint, recipe.format, info),

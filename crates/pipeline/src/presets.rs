@@ -11,7 +11,8 @@ use crate::conversion::conversion;
 use crate::method::Order;
 use crate::pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 use crate::recipe::{
-    BitsNumber, ClipName, Damping, Format, GranularityName, MixName, Recipe, SearchName, Step, ZeroPointName,
+    ActivationsName, BitsNumber, ClipName, Damping, Format, GranularityName, MixName, NumberName, Recipe,
+    SearchName, Step, ZeroPointName,
 };
 use crate::search::{Budget, Measure};
 
@@ -73,6 +74,20 @@ pub const PRESETS: &[Preset] = &[
         about: "GGUF, blocks chosen by what they multiply, before any mix: the same types, less lost",
     },
     Preset {
+        name: "w8a8_int8",
+        about: "compressed-tensors, 8-bit integers, activations too as the model runs",
+    },
+    Preset {
+        name: "w8a8_fp8",
+        about: "compressed-tensors, 8-bit floats, activations too (`w8a16_fp8`: weights alone)",
+    },
+    Preset { name: "w8a8_fp8_block", about: "the same with one scale for 128 x 128 weights" },
+    Preset { name: "nvfp4", about: "compressed-tensors, 4-bit floats, a scale for 16 weights: 4.5 bits" },
+    Preset {
+        name: "mxfp4",
+        about: "compressed-tensors, 4-bit floats, a power of two for 32 weights: 4.25 bits",
+    },
+    Preset {
         name: "prune_50",
         about: "plain floats, the smaller half of every row zero: same bytes, same time",
     },
@@ -109,6 +124,7 @@ pub fn preset(name: &str) -> Option<Recipe> {
     mixed(name)
         .or_else(|| calibrated(name))
         .or_else(|| weight_only(name))
+        .or_else(|| small_numbers(name))
         .or_else(|| pruned(name))
         .or_else(|| shallower(name))
 }
@@ -197,6 +213,22 @@ fn mixed(name: &str) -> Option<Recipe> {
     }
     let step = Step::Search { budget, sensitivity: Measure::Kl, tokens: None };
     Some(Recipe::new(name, Format::Gguf, vec![step]))
+}
+
+/// Numbers of few bits with scales.
+fn small_numbers(name: &str) -> Option<Recipe> {
+    let (number, activations) = match name {
+        "w8a8_int8" => (NumberName::Int8, ActivationsName::Dynamic),
+        "w8a8_fp8" => (NumberName::Fp8, ActivationsName::Dynamic),
+        "w8a8_fp8_block" => (NumberName::Fp8Block, ActivationsName::Dynamic),
+        "w8a16_fp8" => (NumberName::Fp8, ActivationsName::Full),
+        "w8a16_fp8_block" => (NumberName::Fp8Block, ActivationsName::Full),
+        "nvfp4" => (NumberName::Nvfp4, ActivationsName::Full),
+        "mxfp4" => (NumberName::Mxfp4, ActivationsName::Full),
+        _ => return None,
+    };
+    let step = Step::Scaled { targets: None, skip: Vec::new(), number, activations };
+    Some(Recipe::new(name, Format::CompressedTensors, vec![step]))
 }
 
 /// `w{2..8}a16[_gN][_asym][_clip]`.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bitmill_checkpoint::Checkpoint;
-use bitmill_tensor::{Encoding, Grouped};
+use bitmill_tensor::{Encoding, Grouped, ScaleType, WeightData};
 use rayon::prelude::*;
 
 use crate::compress::TensorRecord;
@@ -45,6 +45,11 @@ pub(crate) fn read_back(
                 let before = done.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 progress.at(before + bytes.len() as u64, total);
             }
+        }
+        if let WeightData::Scaled { layout, global, .. } = tensor.view().data()
+            && layout.scale == ScaleType::Fp8
+        {
+            hash.add(2, &global.to_le_bytes());
         }
         let is_decided = tensor.info.shape == planned.shape
             && are_one_grid(tensor.info.encoding, planned.to, plan.recipe.format)

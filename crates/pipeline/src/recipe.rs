@@ -20,11 +20,14 @@
 //! store, and compose with them. A step without `targets` means every
 //! matrix of the decoder layers. A pattern that matches nothing is an error, and so is a key nobody knows.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
+use bitmill_checkpoint::Activations;
 use bitmill_quant::{BlockSearch, Clip, Mix};
-use bitmill_tensor::{Bits, BlockType, FloatType, Granularity, ZeroPoint};
+use bitmill_tensor::{
+    Bits, BlockType, Element, Extent, FloatType, Granularity, ScaleType, Scaled, ZeroPoint,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::calibration::CalibrationOptions;
@@ -79,6 +82,7 @@ impl Format {
             Step::Depth(_) | Step::Pad { .. } | Step::Float { .. } => true,
             Step::Mix { .. } | Step::Block { .. } => self == Self::Gguf,
             Step::Rtn { .. } | Step::Gptq { .. } => self.packs_modules(),
+            Step::Scaled { .. } => self == Self::CompressedTensors,
             Step::Keep { .. } => !self.packs_modules(),
             Step::Search { .. } => matches!(self, Self::Gguf | Self::CompressedTensors),
         }
@@ -106,6 +110,10 @@ pub struct Recipe {
     /// What the model runs over for steps that look at what weights multiply; what [`CalibrationOptions::default`] says if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationOptions>,
+    /// Ranks of a runtime's tensor parallelism: every matrix must divide among them, and feed-forward blocks are padded where
+    /// they do not. For folders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensor_parallel: Option<NonZeroU16>,
     /// Read in order; the last step that targets a tensor decides.
     #[serde(rename = "step", default)]
     pub steps: Vec<Step>,
@@ -195,6 +203,21 @@ pub enum Step {
         #[serde(default)]
         refine: u8,
     },
+    /// Small numbers with a scale for many: 8-bit integers and floats, 4-bit floats.
+    Scaled {
+        /// Patterns of canonical tensor names; absent: every matrix of the decoder layers.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        targets: Option<Vec<String>>,
+        /// Patterns taken out again.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        skip: Vec<String>,
+        /// `"int8"`, `"fp8"`, `"fp8_block"`, `"nvfp4"` or `"mxfp4"`.
+        #[serde(rename = "type")]
+        number: NumberName,
+        /// `"full"` (the default), or `"dynamic"`: runtimes round them to the same kind of number as they go, for 8-bit ones.
+        #[serde(default)]
+        activations: ActivationsName,
+    },
     /// Plain floats. GGUF stores vectors (norms, biases) in f32 whatever is asked.
     Float {
         /// Patterns of canonical tensor names; absent: every matrix of the decoder layers.
@@ -241,6 +264,7 @@ impl Step {
             Self::Block { .. } => "block",
             Self::Rtn { .. } => "rtn",
             Self::Gptq { .. } => "gptq",
+            Self::Scaled { .. } => "scaled",
             Self::Float { .. } => "float",
             Self::Keep { .. } => "keep",
             Self::Search { .. } => "search",
@@ -265,6 +289,7 @@ impl Step {
             Self::Block { targets, .. }
             | Self::Rtn { targets, .. }
             | Self::Gptq { targets, .. }
+            | Self::Scaled { targets, .. }
             | Self::Float { targets, .. }
             | Self::Keep { targets, .. } => targets.as_deref(),
         }
@@ -278,6 +303,7 @@ impl Step {
             Self::Block { skip, .. }
             | Self::Rtn { skip, .. }
             | Self::Gptq { skip, .. }
+            | Self::Scaled { skip, .. }
             | Self::Float { skip, .. }
             | Self::Keep { skip, .. } => skip,
         }
@@ -294,6 +320,7 @@ impl Recipe {
             search: SearchName::Ggml,
             pad: Pad::Auto,
             calibration: None,
+            tensor_parallel: None,
             steps,
         }
     }
@@ -424,6 +451,22 @@ impl Recipe {
                 )));
             }
         }
+        let rounds_four_bits = |step: &Step| {
+            matches!(
+                step,
+                Step::Scaled {
+                    number: NumberName::Nvfp4 | NumberName::Mxfp4,
+                    activations: ActivationsName::Dynamic,
+                    ..
+                }
+            )
+        };
+        if recipe.steps.iter().any(rounds_four_bits) {
+            return Err(malformed(
+                "`activations = \"dynamic\"` is for 8-bit numbers: runtimes round to 4 bits with scales that a calibration finds"
+                    .into(),
+            ));
+        }
         for pair in recipe.steps.windows(2) {
             if pair[1].comes_first() && !pair[0].comes_first() {
                 let (late, early) = (pair[1].kind(), pair[0].kind());
@@ -448,6 +491,9 @@ impl Recipe {
                 "`pad = \"off\"` is for steps of kind `mix` and `block`, and not beside one of kind `pad`"
                     .into(),
             ));
+        }
+        if recipe.tensor_parallel.is_some() && recipe.format == Format::Gguf {
+            return Err(malformed("`tensor_parallel` is for folders, which vLLM and SGLang load".into()));
         }
         if recipe.is_search() && recipe.steps.len() > 1 {
             return Err(malformed(
@@ -541,6 +587,60 @@ pub enum ZeroPointName {
     Symmetric,
     /// Codes centred on a stored zero point.
     Asymmetric,
+}
+
+/// Numbers of few bits with what shares a scale, as a recipe writes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NumberName {
+    /// 8-bit integers, one scale a row.
+    Int8,
+    /// 8-bit floats (E4M3), one scale a row.
+    Fp8,
+    /// The same, one scale for 128 rows and 128 columns.
+    Fp8Block,
+    /// 4-bit floats, an 8-bit one as scale for 16 columns, and one for all.
+    Nvfp4,
+    /// 4-bit floats, a power of two as scale for 32 columns.
+    Mxfp4,
+}
+
+impl NumberName {
+    /// How they are stored; scales that may be of any float type are `float`.
+    pub(crate) fn layout(self, float: FloatType) -> Scaled {
+        const SIDE: NonZeroUsize = NonZeroUsize::new(128).unwrap();
+        const NV: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+        const MX: NonZeroUsize = NonZeroUsize::new(32).unwrap();
+        let float = ScaleType::Float(float);
+        let (element, extent, scale) = match self {
+            Self::Int8 => (Element::Int8, Extent::Row, float),
+            Self::Fp8 => (Element::Fp8, Extent::Row, float),
+            Self::Fp8Block => (Element::Fp8, Extent::Block { rows: SIDE, cols: SIDE }, float),
+            Self::Nvfp4 => (Element::Fp4, Extent::Columns(NV), ScaleType::Fp8),
+            Self::Mxfp4 => (Element::Fp4, Extent::Columns(MX), ScaleType::PowerOfTwo),
+        };
+        Scaled { element, extent, scale }
+    }
+}
+
+/// [`Activations`] as a recipe writes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActivationsName {
+    /// As the model has them.
+    #[default]
+    Full,
+    /// Rounded as the model runs.
+    Dynamic,
+}
+
+impl From<ActivationsName> for Activations {
+    fn from(name: ActivationsName) -> Self {
+        match name {
+            ActivationsName::Full => Self::Full,
+            ActivationsName::Dynamic => Self::Dynamic,
+        }
+    }
 }
 
 /// A [`Clip`] as a recipe writes it.

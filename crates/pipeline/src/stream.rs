@@ -20,6 +20,7 @@ use bitmill_kernels::Isa;
 
 use crate::calibrated::{Calibrated, Done, MethodRecord};
 use crate::compress::TensorRecord;
+use crate::encode::rows_together;
 use crate::error::Error;
 use crate::journal;
 use crate::layout::Output;
@@ -45,6 +46,8 @@ struct Chunk {
     method: Option<MethodRecord>,
     /// Whether the tensor ends here.
     last: bool,
+    /// What scales of fp8 are divided by.
+    global: f32,
 }
 
 /// Encodes every tensor of `plan` after those that are `finished` and writes it to `output`, which goes to `path`; what was
@@ -107,8 +110,9 @@ fn encode(
         if let Some(calibrated) = &mut calibrated
             && let Some(done) = calibrated.take(index, noted.load(Ordering::Relaxed), progress, path)?
         {
-            let Done { encoded, method } = done;
-            let chunk = Chunk { tensor: index, encoded, weights: planned.weights(), method, last: true };
+            let Done { encoded, method, global } = done;
+            let weights = planned.weights();
+            let chunk = Chunk { tensor: index, encoded, weights, method, last: true, global };
             if send.send(chunk).is_err() {
                 return Ok(());
             }
@@ -117,7 +121,7 @@ fn encode(
         let tensor = checkpoint.tensor(&planned.source)?;
         let run = TensorRun::new(checkpoint, plan, planned, &tensor, isa)?;
         let (rows, cols) = (planned.out_features(), planned.in_features());
-        let chunk_rows = rows_per_chunk(cols);
+        let chunk_rows = rows_per_chunk(cols).next_multiple_of(rows_together(planned.to));
         for first in (0..rows).step_by(chunk_rows) {
             if progress.is_stopped() {
                 return Err(Error::Stopped { path: path.into() });
@@ -132,7 +136,8 @@ fn encode(
             let encoded = run.encode(first, chunk)?;
             tensor.release();
             let weights = (chunk * cols) as u64;
-            if send.send(Chunk { tensor: index, encoded, weights, method: None, last }).is_err() {
+            let global = run.global();
+            if send.send(Chunk { tensor: index, encoded, weights, method: None, last, global }).is_err() {
                 return Ok(());
             }
         }
@@ -168,7 +173,7 @@ fn write(
             tensor.add(output, encoded)?;
         }
         if chunk.last {
-            let record = TensorRecord { method: chunk.method, ..tensor.finish(output)? };
+            let record = TensorRecord { method: chunk.method, ..tensor.finish(output, chunk.global)? };
             if send_record.send((journal::entry(&record), record.bytes)).is_err() {
                 // The noter knows why.
                 return Ok(records);

@@ -5,15 +5,15 @@ use std::convert::Infallible;
 use bitmill_checkpoint::{Checkpoint, Pairing, RoleKind, Tensor, halves_row};
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_prune::{Sparsity, Threshold};
-use bitmill_quant::{Importance, first_non_finite};
-use bitmill_tensor::{Encoding, WeightData};
+use bitmill_quant::{Importance, first_non_finite, global_scale};
+use bitmill_tensor::{Encoding, ScaleType, WeightData};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::encode::{Parts, Rounding, encode_sparse, rows_per_task};
+use crate::encode::{Parts, Rounding, encode_scaled, encode_sparse, rows_per_task, rows_together};
 use crate::error::Error;
 use crate::importance::is_weighed;
-use crate::plan::{Plan, PlannedTensor, Treatment, rows_and_columns};
+use crate::plan::{FUSIONS, Plan, PlannedTensor, Treatment, rows_and_columns};
 use crate::pruned::Mask;
 use crate::pruning::Removal;
 use crate::recipe::Format;
@@ -67,10 +67,13 @@ pub(crate) struct TensorRun<'a> {
     /// Head width, where the output wants the rows of each head in adjacent pairs.
     adjacent_pairs: Option<usize>,
     mask: Option<Mask>,
+    /// What scales of fp8 are divided by.
+    global: f32,
 }
 
 impl<'a> TensorRun<'a> {
-    /// Looks over the whole tensor first where a line through all of it decides which weights go.
+    /// Looks over the whole tensor first where a line through all of it decides which weights go, and over all that a runtime
+    /// fuses with it where they share what scales are divided by.
     ///
     /// # Errors
     /// If its importance is another tensor's.
@@ -94,7 +97,13 @@ impl<'a> TensorRun<'a> {
             && plan.recipe.format == Format::Gguf
             && config.family.gguf_pairing() == Pairing::Adjacent;
         let adjacent_pairs = adjacent.then_some(config.head_dim);
-        let mut run = Self { planned, tensor, isa, importance, adjacent_pairs, mask: None };
+        let global = match planned.to {
+            Encoding::Scaled(layout) if layout.scale == ScaleType::Fp8 => {
+                global_scale(fused_absmax(checkpoint, plan, planned, isa)?)
+            }
+            _ => 1.0,
+        };
+        let mut run = Self { planned, tensor, isa, importance, adjacent_pairs, mask: None, global };
         run.mask = planned.removal.map(|removal| match removal {
             Removal::Rows(rule) => Mask::Rows(rule),
             Removal::Tensor(sparsity) => Mask::Tensor(run.threshold(sparsity)),
@@ -107,12 +116,18 @@ impl<'a> TensorRun<'a> {
         Self { importance: Some(importance), ..self }
     }
 
-    /// Rows `first..first + rows` of the output, in its order, task by task.
+    /// What scales of fp8 are divided by; 1 where there are none.
+    pub fn global(&self) -> f32 {
+        self.global
+    }
+
+    /// Rows `first..first + rows` of the output, in its order, task by task; `first` is a multiple of those that share scales.
     ///
     /// # Errors
     /// The first in the order of rows, whatever order threads work in.
     pub fn encode(&self, first: usize, rows: usize) -> Result<Vec<Encoded>, Error> {
-        let tasks = rows_per_task(self.planned.in_features());
+        let tasks =
+            rows_per_task(self.planned.in_features()).next_multiple_of(rows_together(self.planned.to));
         let importance = self.importance.as_deref().map(Importance::new).transpose();
         let importance = importance.map_err(|error| self.failed(error))?;
         let done: Vec<Result<Encoded, Error>> = (0..rows.div_ceil(tasks))
@@ -223,6 +238,8 @@ impl<'a> TensorRun<'a> {
         }
         let parts = match self.planned.to {
             Encoding::Sparse { float, .. } => encode_sparse(float, cols, weight, bits, decided),
+            Encoding::Scaled(layout) => encode_scaled(&layout, self.global, cols, weight, decided)
+                .map_err(|error| self.failed(error.relocate(first)))?,
             encoding => {
                 let PlannedTensor { clip, search, .. } = *self.planned;
                 let rounding = Rounding { encoding, clip, importance, search };
@@ -329,6 +346,43 @@ impl<'a> TensorRun<'a> {
     fn failed(&self, source: bitmill_quant::Error) -> Error {
         Error::Quantize { tensor: self.planned.name.clone(), source }
     }
+}
+
+/// The largest magnitude of `planned` and of the matrices that a runtime makes one of with it.
+fn fused_absmax(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    planned: &PlannedTensor,
+    isa: Isa,
+) -> Result<f32, Error> {
+    let fused = |kind| FUSIONS.iter().find(|(_, kinds)| kinds.contains(&kind)).map(|(_, kinds)| *kinds);
+    let own = planned.role;
+    let is_member = |other: &&PlannedTensor| {
+        let role = other.role;
+        other.name == planned.name
+            || ((role.layer, role.expert) == (own.layer, own.expert)
+                && fused(own.kind).is_some_and(|kinds| kinds.contains(&role.kind)))
+    };
+    let mut most = 0f32;
+    for member in plan.tensors.iter().filter(is_member) {
+        let tensor = checkpoint.tensor(&member.source)?;
+        let view = tensor.view();
+        let (rows, cols) = (view.out_features(), view.in_features());
+        let tasks = rows_per_task(cols);
+        for first in (0..rows).step_by(rows_per_chunk(cols)) {
+            let chunk = rows_per_chunk(cols).min(rows - first);
+            let found = (0..chunk.div_ceil(tasks)).into_par_iter().map_init(Vec::new, |weight, task| {
+                let first = first + task * tasks;
+                weight.resize(tasks.min(rows - first) * cols, 0.0);
+                dequantize_rows(isa, &view, first, weight);
+                weight.iter().fold(0f32, |most, weight| most.max(weight.abs()))
+            });
+            // The largest is the same in any order.
+            most = most.max(found.reduce(|| 0.0, f32::max));
+            tensor.release();
+        }
+    }
+    Ok(most)
 }
 
 /// Rows of `source_cols` with zeros after them up to `cols`.

@@ -1,7 +1,7 @@
 //! One tensor's bytes on their way into the output, in the order of its rows, and what is recorded of them.
 
 use bitmill_quant::{awq_codes, awq_zero_points, gptq_zero_points, pack_zero_points, transpose};
-use bitmill_tensor::{ColumnPacking, Encoding, Grouped, WeightData, ZeroPoint};
+use bitmill_tensor::{ColumnPacking, Encoding, Grouped, ScaleType, WeightData, ZeroPoint};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::compress::TensorRecord;
@@ -86,14 +86,18 @@ impl<'a> TensorWrite<'a> {
         Ok(())
     }
 
-    /// Writes what follows from all rows.
+    /// Writes what follows from all rows; `global` is what scales of fp8 are divided by.
     ///
     /// # Errors
     /// As [`add`](Self::add).
-    pub fn finish(mut self, output: &Output<'_>) -> Result<TensorRecord, Error> {
+    pub fn finish(mut self, output: &Output<'_>, global: f32) -> Result<TensorRecord, Error> {
         match (output.packing(), self.planned.to) {
             (Some(packing), Encoding::Grouped(grouped)) => self.finish_columns(output, packing, &grouped)?,
             (_, Encoding::Grouped(_) | Encoding::Sparse { .. }) => self.finish_rows(output)?,
+            (_, Encoding::Scaled(layout)) if layout.scale == ScaleType::Fp8 => {
+                output.write_at(self.index, 2, 0, &global.to_le_bytes())?;
+                self.stored.add(2, &global.to_le_bytes());
+            }
             _ => {}
         }
         let planned = self.planned;
@@ -181,8 +185,8 @@ impl TensorWrite<'_> {
 pub(crate) struct StoredHash([Xxh3; 3]);
 
 impl StoredHash {
-    /// Adds the next bytes of a part. 0: weights, codes or kept values; 1: scales or bits; 2: zero points or row offsets, then
-    /// the groups of columns that are not in order.
+    /// Adds the next bytes of a part. 0: weights, codes or kept values; 1: scales or bits; 2: zero points, row offsets or
+    /// what scales are divided by, then the groups of columns that are not in order.
     pub fn add(&mut self, part: usize, bytes: &[u8]) {
         self.0[part].update(bytes);
     }
@@ -191,7 +195,7 @@ impl StoredHash {
         let [first, second, third] = self.0.each_ref().map(Xxh3::digest);
         let hash = match encoding {
             Encoding::Float(_) | Encoding::Block(_) => first,
-            Encoding::Grouped(_) | Encoding::Sparse { .. } => {
+            Encoding::Grouped(_) | Encoding::Scaled(_) | Encoding::Sparse { .. } => {
                 let mut all = Xxh3::new();
                 [first, second, third].iter().for_each(|hash| all.update(&hash.to_le_bytes()));
                 all.digest()
@@ -209,7 +213,49 @@ pub(crate) fn stored_parts<'a>(data: &WeightData<'a>) -> [(usize, &'a [u8]); 4] 
         WeightData::Columns { packed, scales, zero_points, group_of, .. } => {
             [packed, scales, zero_points, group_of]
         }
+        WeightData::Scaled { codes, scales, .. } => [codes, scales, &[], &[]],
         WeightData::Sparse { bitmask, values, row_offsets, .. } => [values, bitmask, row_offsets, &[]],
     };
     [(0, first), (1, second), (2, third), (2, more)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitmill_checkpoint::{Checkpoint, Identity, Overwrite, Target};
+    use bitmill_kernels::Isa;
+    use bitmill_testkit::{Variant, tiny};
+
+    use crate::read_back::read_back;
+    use crate::tensor_run::TensorRun;
+    use crate::{Format, Plan, PlanOptions, Silent};
+
+    #[test]
+    fn columns_that_are_not_in_the_order_of_their_groups_are_written_with_them() {
+        let (source, out) = (tiny(Variant::Qwen2), tempfile::tempdir().unwrap());
+        let checkpoint = Checkpoint::open(source.path()).unwrap();
+        let recipe = crate::preset("w4a16_g32").unwrap().with_format(Format::Gptq).unwrap();
+        let plan = Plan::new(&checkpoint, &recipe, &PlanOptions::default()).unwrap();
+        let path = out.path().join("m");
+        let target = Target { path: path.clone(), overwrite: Overwrite::Refuse };
+        let output = plan.layout.resume(&target, "m.json", Identity::default()).unwrap();
+        let mut records = Vec::new();
+        for (index, planned) in plan.tensors.iter().enumerate() {
+            let tensor = checkpoint.tensor(&planned.source).unwrap();
+            let run = TensorRun::new(&checkpoint, &plan, planned, &tensor, Isa::best()).unwrap();
+            let mut write = TensorWrite::new(planned, index);
+            let last_first = || (0..planned.in_features()).rev().map(|column| (column / 32) as u32).collect();
+            for mut encoded in run.encode(0, planned.out_features()).unwrap() {
+                encoded.parts.group_of = matches!(planned.to, Encoding::Grouped(_)).then(last_first);
+                write.add(&output, &encoded).unwrap();
+            }
+            records.push(write.finish(&output, run.global()).unwrap());
+        }
+        read_back(&output.staged(), &path, &plan, &records, &Silent).unwrap();
+        output.finish().unwrap();
+        let down = Checkpoint::open(&path).unwrap().tensor("model.layers.0.mlp.down_proj.weight").unwrap();
+        let WeightData::Columns { group_of, .. } = down.view().data() else { panic!("columns") };
+        // 160 columns are five groups of 32.
+        assert_eq!((&group_of[..4], &group_of[4 * 159..]), (&[4, 0, 0, 0][..], &[0, 0, 0, 0][..]));
+    }
 }

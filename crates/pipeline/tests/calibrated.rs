@@ -90,7 +90,9 @@ fn statistics_halve_what_rounding_loses_on_a_trained_model() {
         held_out(&record).kl_mean
     };
     let step = |kind: &str, more: &str| {
-        format!("[[step]]\nkind = \"{kind}\"\nbits = 3\ngranularity = {{ group = {{ size = 128 }} }}\n{more}\n")
+        format!(
+            "[[step]]\nkind = \"{kind}\"\nbits = 3\ngranularity = {{ group = {{ size = 128 }} }}\n{more}\n"
+        )
     };
     // All but one matrix rounded to nearest, so that the run measures that.
     let one = step("gptq", "targets = [\"model.layers.3.self_attn.o_proj.weight\"]");

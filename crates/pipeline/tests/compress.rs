@@ -59,7 +59,7 @@ fn the_plan_predicts_every_byte_of_a_gguf_file() {
 fn threads_change_no_byte() {
     let source = tiny(Variant::LlamaWide);
     let out = tempfile::tempdir().unwrap();
-    for name in ["q4_k_m", "q4_0", "w4a16_g64_asym", "w3a16_g64_asym_clip"] {
+    for name in ["q4_k_m", "q4_0", "w4a16_g64_asym", "w3a16_g64_asym_clip", "nvfp4", "w8a8_fp8_block"] {
         let mut files = Vec::new();
         for threads in [1, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -101,6 +101,10 @@ fn seeds_are_what_readers_accept() {
             .tensors()
             .is_empty()
     );
+    for name in ["gptq", "awq", "numbers"] {
+        let opened = Checkpoint::from_files(name, targets::sections(&seed("folder", name))).unwrap();
+        assert!(opened.is_quantized(), "{name}");
+    }
 }
 
 fn base64(bytes: &[u8]) -> String {
@@ -300,4 +304,22 @@ fn write_the_seeds() {
     put("journal", "placing", format!("{}\n", lines.join("\n")).as_bytes());
     run(&at("llama"), &preset("prune_50_sparse").unwrap(), &at("sparse"));
     put("folder", "sparse", &files(&at("sparse")));
+    for (name, text) in [
+        ("gptq", "format = \"gptq\"\n[[step]]\nkind = \"rtn\"\nbits = 8\ngranularity = \"channel\"\n"),
+        (
+            "awq",
+            "format = \"awq\"\n[[step]]\nkind = \"rtn\"\nbits = 4\ngranularity = { group = { size = 16 } }\n\
+             zero_point = \"asymmetric\"\ntargets = [\"*.mlp.*.weight\"]\n",
+        ),
+        (
+            "numbers",
+            "format = \"compressed-tensors\"\n[[step]]\nkind = \"scaled\"\ntype = \"fp8_block\"\nactivations = \"dynamic\"\n\
+             [[step]]\nkind = \"scaled\"\ntype = \"nvfp4\"\ntargets = [\"*.mlp.*.weight\"]\n",
+        ),
+    ] {
+        let recipe = bitmill_pipeline::Recipe::parse(text, Path::new("seed.toml")).unwrap();
+        run(&at("llama"), &recipe, &at(name));
+        put("folder", name, &files(&at(name)));
+        put("recipe", name, text.as_bytes());
+    }
 }

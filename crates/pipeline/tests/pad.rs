@@ -244,3 +244,40 @@ fn zeros_that_pad_are_no_weights_of_the_model() {
         assert!(layers < 2 || own_weights(&checkpoint) == weights, "{}", path.display());
     }
 }
+
+#[test]
+fn feed_forward_blocks_are_padded_for_the_ranks_that_share_them_and_it_is_said() {
+    // 160 columns are 5 groups of 32; two ranks take 3 each of 192.
+    let source = tiny(Variant::Qwen2);
+    let checkpoint = Checkpoint::open(source.path()).unwrap();
+    let at = |ranks: usize, size: usize| {
+        let text = format!(
+            "format = \"compressed-tensors\"\ntensor_parallel = {ranks}\n[[step]]\nkind = \"rtn\"\nbits = 4\n\
+             granularity = {{ group = {{ size = {size} }} }}\n"
+        );
+        plan(&checkpoint, &recipe(&text))
+    };
+    let two = at(2, 32).unwrap();
+    assert!(
+        two.notes.iter().any(|note| note.contains("160 padded to 192") && note.contains("2 ranks")),
+        "{:?}",
+        two.notes
+    );
+    let down = two.tensors.iter().find(|tensor| tensor.name.ends_with("0.mlp.down_proj.weight")).unwrap();
+    assert_eq!(down.shape, [64, 192]);
+    // One rank has nothing to share out.
+    assert!(at(1, 32).unwrap().tensors.iter().all(|tensor| !tensor.is_padded()));
+    // 64 columns of o_proj are two groups of 32: none for four ranks, and heads cannot be padded.
+    let error = at(4, 32).unwrap_err();
+    assert!(matches!(&error, bitmill_pipeline::Error::UnevenRanks { ranks: 4, .. }), "{error}");
+    assert!(error.to_string().contains("self_attn.o_proj") && error.hint().is_some(), "{error}");
+    // Three ranks share neither four heads nor two.
+    assert!(at(3, 32).unwrap_err().to_string().contains("2 heads"));
+    // A group that divides no row by itself does once it is padded for.
+    let out = tempfile::tempdir().unwrap();
+    let text = "format = \"gptq\"\ntensor_parallel = 2\n[[step]]\nkind = \"rtn\"\nbits = 4\n\
+                granularity = { group = { size = 64 } }\ntargets = [\"*.mlp.*\"]\n";
+    run(source.path(), &recipe(text), &out.path().join("m")).unwrap();
+    let written = Checkpoint::open(&out.path().join("m")).unwrap();
+    assert_eq!(written.config().intermediate_size, 256);
+}

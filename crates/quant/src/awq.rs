@@ -479,7 +479,8 @@ mod tests {
         let with = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let found = search(&weight, &mean, Inputs::Hessian(&hessian), &AwqOptions::default()).unwrap();
+                let found =
+                    search(&weight, &mean, Inputs::Hessian(&hessian), &AwqOptions::default()).unwrap();
                 let clips = search_clips(&grid(), &weight, COLS, Inputs::Hessian(&hessian)).unwrap();
                 (found, clips)
             })

@@ -18,6 +18,7 @@ mod mix_rules;
 mod pack;
 pub mod rotate;
 pub mod rtn;
+mod scaled;
 pub mod smooth;
 
 pub use awq::{AwqOptions, AwqScales, Inputs, ScaleRule};
@@ -34,3 +35,4 @@ pub use mix::{Choice, Mix, MixTensor, choose};
 pub use pack::pack_zero_points;
 pub use rotate::Rotation;
 pub use rtn::{GroupedRows, RtnGrid, quantize_rows, quantize_rows_clipped};
+pub use scaled::{ScaledRows, global_scale, layout_of, quantize_scaled};

@@ -291,7 +291,7 @@ pub(crate) fn nearest_even(value: f32) -> f32 {
 }
 
 /// The distance from 1 to the next value of the type: compressed-tensors' stand-in for a scale of zero.
-fn epsilon(float: FloatType) -> f32 {
+pub(crate) fn epsilon(float: FloatType) -> f32 {
     match float {
         FloatType::F32 => f32::EPSILON,
         FloatType::F16 => half::f16::EPSILON.to_f32(),

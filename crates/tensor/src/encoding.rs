@@ -1,10 +1,10 @@
-//! How the weights of one matrix are stored: plain floats, GGUF blocks, groups of codes with a scale, or some floats and
-//! where they lie.
+//! How the weights of one matrix are stored: plain floats, GGUF blocks, groups of codes or small numbers with a scale, or
+//! some floats and where they lie.
 
 use std::fmt;
 use std::num::NonZeroUsize;
 
-use crate::FloatType;
+use crate::{FloatType, Scaled};
 
 /// The width of one code, 1 to 8 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -242,7 +242,7 @@ impl Grouped {
 /// How the words of a matrix in groups lie where it is stored column by column: rows are the fastest dimension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ColumnPacking {
-    /// GPTQ as AutoGPTQ writes it: every zero point is stored less one.
+    /// GPTQ as AutoGPTQ writes it: every zero point is stored less one, 0 as the largest code.
     GptqV1,
     /// GPTQ's `gptq_v2`: zero points as they are.
     GptqV2,
@@ -269,6 +269,8 @@ pub enum Encoding {
     Block(BlockType),
     /// Groups of codes with a scale.
     Grouped(Grouped),
+    /// Small numbers, a scale for many of them.
+    Scaled(Scaled),
     /// The weights that were kept, and a bit for each weight that says whether it was; the others are zero.
     Sparse {
         /// The type of a kept weight.
@@ -298,6 +300,7 @@ impl Encoding {
                 out_features * (4 * grouped.words_per_row(in_features) + groups * grouped.scale.size_bytes())
                     + zero_points
             }
+            Self::Scaled(scaled) => scaled.matrix_bytes(out_features, in_features),
             // A row begins a byte of bits, and an offset of 8 bytes says where its values begin.
             Self::Sparse { float, values } => {
                 *values * float.size_bytes() + out_features * (in_features.div_ceil(8) + 8)
@@ -312,7 +315,7 @@ impl Encoding {
 }
 
 impl fmt::Display for Encoding {
-    /// As people write it: `bf16`, `q4_k`, `4-bit g128`, `8-bit g128 asymmetric`, `sparse bf16`.
+    /// As people write it: `bf16`, `q4_k`, `4-bit g128`, `8-bit g128 asymmetric`, `fp8`, `sparse bf16`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Float(float) => float.fmt(f),
@@ -324,6 +327,7 @@ impl fmt::Display for Encoding {
                 }
                 Ok(())
             }
+            Self::Scaled(scaled) => scaled.fmt(f),
             Self::Sparse { float, .. } => write!(f, "sparse {float}"),
         }
     }

@@ -9,9 +9,11 @@ mod encoding;
 pub mod grid;
 mod grid_tables;
 mod matrix;
+mod scaled;
 mod view;
 
 pub use dtype::{Dtype, FloatType};
 pub use encoding::{Bits, BlockType, ColumnPacking, Encoding, Granularity, Grouped, ZeroPoint};
 pub use matrix::Matrix;
+pub use scaled::{Element, Extent, ScaleType, Scaled, fp4_from_f32, fp8_from_f32, fp8_to_f32};
 pub use view::{ViewError, WeightData, WeightView};

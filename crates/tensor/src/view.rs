@@ -1,6 +1,7 @@
 //! A weight matrix as bytes that someone else owns.
 
-use crate::{ColumnPacking, Encoding, FloatType, Grouped, ZeroPoint, encoding::BlockType};
+use crate::scaled::{Element, Extent};
+use crate::{ColumnPacking, Encoding, FloatType, Grouped, Scaled, ZeroPoint, encoding::BlockType};
 
 /// A borrowed weight matrix `[out_features, in_features]` in any [`Encoding`].
 ///
@@ -55,6 +56,17 @@ pub enum WeightData<'a> {
         zero_points: &'a [u8],
         /// i32 `[in]`: the group of each column; empty where that is `column / group_size`.
         group_of: &'a [u8],
+    },
+    /// Small numbers with scales.
+    Scaled {
+        /// Their kind, and which share a scale.
+        layout: Scaled,
+        /// Numbers, row after row.
+        codes: &'a [u8],
+        /// Scales, line after line.
+        scales: &'a [u8],
+        /// What scales of fp8 are divided by.
+        global: f32,
     },
     /// compressed-tensors `sparse-bitmask`.
     Sparse {
@@ -131,6 +143,11 @@ impl<'a> WeightView<'a> {
             Encoding::Float(_) | Encoding::Sparse { .. } => 1,
             Encoding::Block(block) => block.weights(),
             Encoding::Grouped(grouped) => grouped.group_size.get(),
+            Encoding::Scaled(scaled) => match (scaled.extent, scaled.element) {
+                (Extent::Columns(size), _) => size.get(),
+                (_, Element::Fp4) => 2,
+                _ => 1,
+            },
         };
         // 16 bytes a weight bounds every encoding here, so nothing below can overflow.
         if out_features.checked_mul(in_features).and_then(|weights| weights.checked_mul(16)).is_none() {
@@ -185,6 +202,11 @@ impl<'a> WeightView<'a> {
                 let columns = if group_of.is_empty() { 0 } else { in_features };
                 check("groups of columns", group_of.len(), 4 * columns)?;
             }
+            WeightData::Scaled { layout, codes, scales, .. } => {
+                let (lines, per_line) = layout.extent.scales(out_features, in_features);
+                check("codes", codes.len(), out_features * layout.element.row_bytes(in_features))?;
+                check("scales", scales.len(), lines * per_line * layout.scale.size_bytes())?;
+            }
             WeightData::Sparse { float, bitmask, values, row_offsets } => {
                 check("bits", bitmask.len(), out_features * in_features.div_ceil(8))?;
                 check("row offsets", row_offsets.len(), 8 * out_features)?;
@@ -218,6 +240,7 @@ impl<'a> WeightView<'a> {
             WeightData::Grouped { layout, .. } | WeightData::Columns { layout, .. } => {
                 Encoding::Grouped(layout)
             }
+            WeightData::Scaled { layout, .. } => Encoding::Scaled(layout),
             WeightData::Sparse { float, values, .. } => {
                 Encoding::Sparse { float, values: values.len() / float.size_bytes() }
             }

@@ -46,7 +46,7 @@ macro_rules! with_codes {
         use $crate::avx2::groups::with_whole_groups;
         use $crate::row::Row;
         match *$row {
-            Row::Float { .. } | Row::Sparse(_) | Row::Column { .. } => None,
+            Row::Float { .. } | Row::Sparse(_) | Row::Scaled(_) | Row::Column { .. } => None,
             Row::Block { block, bytes } => Some(with_block!(block, bytes, $codes => $body)),
             Row::Grouped(row) => with_whole_groups!(row, $in_features, $codes => $body),
         }

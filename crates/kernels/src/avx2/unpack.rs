@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use crate::columns::Columns;
-use crate::row::Row;
+use crate::row::{Row, ScaledRow};
 use crate::scalar;
 
 /// A row whose weights come 32 at a time.
@@ -39,6 +39,10 @@ macro_rules! with_unpack {
             Row::Block { block, bytes } => with_block!(block, bytes, $weights => $body),
             Row::Grouped(row) => with_group!(row, $weights => $body),
             Row::Sparse(row) => with_sparse!(row, $weights => $body),
+            Row::Scaled(row) => {
+                let $weights = AnyScaled(&row);
+                $body
+            }
             Row::Column { of, row } => {
                 let $weights = ByColumn(&of, row);
                 $body
@@ -138,6 +142,19 @@ impl Unpack for Bf16 {
             };
             [part(0), part(1), part(2), part(3)]
         }
+    }
+}
+
+/// Small numbers with scales: plain code, compiled for these instructions.
+#[derive(Clone, Copy)]
+pub(crate) struct AnyScaled<'a>(pub &'a ScaledRow<'a>);
+impl Unpack for AnyScaled<'_> {
+    #[inline(always)]
+    unsafe fn unpack32(self, block: usize) -> [__m256; 4] {
+        let mut values = [0f32; 32];
+        scalar::unpack_scaled(self.0, 32 * block, &mut values);
+        // SAFETY: the array holds 32.
+        unsafe { F32(values.as_ptr().cast()).unpack32(0) }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::avx2::grids::{Grid, Iq1M, Iq1S, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Tq
 use crate::avx2::groups::{AnyGrouped, Grouped, Uneven};
 use crate::avx2::sparse::{KeptBf16, KeptF16, KeptF32, Sparse};
 use crate::avx2::super_blocks::{Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K, scale_and_min};
-use crate::avx2::unpack::{self as narrow, Bf16, ByColumn, F16, F32, with_unpack};
+use crate::avx2::unpack::{self as narrow, AnyScaled, Bf16, ByColumn, F16, F32, with_unpack};
 use crate::row::Row;
 use crate::scalar;
 
@@ -224,7 +224,17 @@ macro_rules! joined {
         })*
     };
 }
-joined!(Simple<Q4_1>, Simple<Q5_1>, Simple<Iq4Nl>, Q2K, Q3K, Iq4Xs, AnyGrouped<'_>, ByColumn<'_>);
+joined!(
+    Simple<Q4_1>,
+    Simple<Q5_1>,
+    Simple<Iq4Nl>,
+    Q2K,
+    Q3K,
+    Iq4Xs,
+    AnyGrouped<'_>,
+    ByColumn<'_>,
+    AnyScaled<'_>
+);
 joined!(Mxfp4, Grid<Iq1S>, Grid<Iq1M>, Grid<Iq2Xxs>, Grid<Iq2Xs>, Grid<Iq2S>, Grid<Iq3Xxs>, Grid<Iq3S>);
 joined!(Grid<Tq1>, Grid<Tq2>);
 joined!(Sparse<'_, KeptF32>, Sparse<'_, KeptF16>, Sparse<'_, KeptBf16>);

@@ -23,6 +23,8 @@ pub(crate) struct Done {
     pub encoded: Vec<Encoded>,
     /// How its codes were chosen, where not by its weights alone.
     pub method: Option<MethodRecord>,
+    /// What scales of fp8 are divided by.
+    pub global: f32,
 }
 
 /// What is summed of the inputs that some matrices share.
@@ -196,7 +198,7 @@ impl<'a> Compressing<'a> {
             });
             tensor.release();
             stored.push(replacement);
-            self.done.insert(index, Done { encoded: rows.encoded, method });
+            self.done.insert(index, Done { encoded: rows.encoded, method, global: run.global() });
         }
         Ok(stored)
     }

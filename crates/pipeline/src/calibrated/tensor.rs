@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::encode::Parts;
+use crate::encode::{Parts, rows_together};
 use crate::method::{Method, Order};
 use crate::plan::{PlannedTensor, rows_and_columns};
 use crate::tensor_run::{Encoded, TensorRun, rows_per_chunk};
@@ -70,7 +70,7 @@ pub(crate) struct Rows {
 /// Encodes all rows of a matrix as its weights alone say.
 pub(crate) fn encode_alone(run: &TensorRun<'_>, planned: &PlannedTensor) -> Result<Rows, Error> {
     let rows = planned.out_features();
-    let step = rows_per_chunk(planned.in_features());
+    let step = rows_per_chunk(planned.in_features()).next_multiple_of(rows_together(planned.to));
     let mut encoded = Vec::new();
     for first in (0..rows).step_by(step) {
         encoded.extend(run.encode(first, step.min(rows - first))?);
@@ -190,7 +190,7 @@ pub(crate) fn as_stored(
             tensor.stored_as(planned.to, in_place(&parts.codes))
         }
         _ => {
-            let widened = rows.decided.is_empty().then(|| widened(isa, planned, &parts));
+            let widened = rows.decided.is_empty().then(|| widened(isa, planned, &parts, run.global()));
             let values = widened.as_deref().unwrap_or(&rows.decided);
             let (source_rows, source_cols) = rows_and_columns(&planned.source_shape);
             let mut bytes = vec![0; 4 * source_rows * source_cols];
@@ -207,7 +207,7 @@ pub(crate) fn as_stored(
 }
 
 /// The values of all rows as stored.
-fn widened(isa: Isa, planned: &PlannedTensor, parts: &Parts) -> Vec<f32> {
+fn widened(isa: Isa, planned: &PlannedTensor, parts: &Parts, global: f32) -> Vec<f32> {
     let (rows, cols) = (planned.out_features(), planned.in_features());
     let zero_points = match planned.to {
         Encoding::Grouped(grouped) if !parts.zero_codes.is_empty() => {
@@ -224,6 +224,9 @@ fn widened(isa: Isa, planned: &PlannedTensor, parts: &Parts) -> Vec<f32> {
             scales: &parts.scales,
             zero_points: &zero_points,
         },
+        Encoding::Scaled(layout) => {
+            WeightData::Scaled { layout, codes: &parts.codes, scales: &parts.scales, global }
+        }
         Encoding::Sparse { .. } => unreachable!("a sparse matrix is refused beside calibrated ones"),
     };
     let view = WeightView::new(rows, cols, data).expect("rows of the shape that was planned");

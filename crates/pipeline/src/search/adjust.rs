@@ -153,7 +153,7 @@ fn form_of(stored: Encoding) -> Option<Candidate> {
             let (bits, size) = (grouped.bits, grouped.group_size);
             (grouped.zero_point == ZeroPoint::Symmetric).then_some(Candidate::Groups { bits, size })
         }
-        Encoding::Sparse { .. } => None,
+        Encoding::Scaled(_) | Encoding::Sparse { .. } => None,
     }
 }
 

@@ -130,14 +130,16 @@ pub(crate) fn rounded(
             .map_err(|error| failed(error.relocate(first)))?;
         match encoding {
             // They have several parts; their values as floats are the same numbers.
-            Encoding::Grouped(_) | Encoding::Sparse { .. } => {
+            Encoding::Grouped(_) | Encoding::Scaled(_) | Encoding::Sparse { .. } => {
                 bytes.extend(decided.iter().flat_map(|value| value.to_le_bytes()))
             }
             Encoding::Float(_) | Encoding::Block(_) => bytes.extend_from_slice(&parts.codes),
         }
     }
     let stored = match encoding {
-        Encoding::Grouped(_) | Encoding::Sparse { .. } => Encoding::Float(FloatType::F32),
+        Encoding::Grouped(_) | Encoding::Scaled(_) | Encoding::Sparse { .. } => {
+            Encoding::Float(FloatType::F32)
+        }
         other => other,
     };
     Ok(tensor.stored_as(stored, bytes).expect("whole rows of what was encoded"))
