@@ -3,8 +3,8 @@
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_prune::mask_bytes;
 use bitmill_quant::{
-    BlockEncoder, BlockSearch, Clip, Importance, ScaledRows, quantize_blocks, quantize_rows_clipped,
-    quantize_scaled,
+    BlockEncoder, BlockSearch, Clip, GroupedRows, HqqOptions, Importance, ScaledRows, hqq, quantize_blocks,
+    quantize_rows_clipped, quantize_scaled,
 };
 use bitmill_tensor::{Encoding, Extent, FloatType, Grouped, Scaled, WeightData, WeightView};
 use rayon::prelude::*;
@@ -144,9 +144,24 @@ fn encode_groups(
     weight: &[f32],
     decided: &mut [f32],
 ) -> Result<Parts, bitmill_quant::Error> {
-    let rows = quantize_rows_clipped(grouped, clip, weight, cols, decided)?;
-    let (codes, scales, zero_codes) = (rows.packed, rows.scales, rows.zero_codes);
-    Ok(Parts { codes, scales, zero_codes, ..Parts::default() })
+    Ok(quantize_rows_clipped(grouped, clip, weight, cols, decided)?.into())
+}
+
+/// Whole rows in groups whose grids are found by half-quadratic splitting.
+pub(crate) fn encode_hqq(
+    grouped: &Grouped,
+    cols: usize,
+    weight: &[f32],
+    decided: &mut [f32],
+) -> Result<Parts, bitmill_quant::Error> {
+    Ok(hqq::quantize_rows(grouped, &HqqOptions::default(), weight, cols, decided)?.into())
+}
+
+impl From<GroupedRows> for Parts {
+    fn from(rows: GroupedRows) -> Self {
+        let (codes, scales, zero_codes) = (rows.packed, rows.scales, rows.zero_codes);
+        Self { codes, scales, zero_codes, ..Self::default() }
+    }
 }
 
 /// Whole rows as small numbers, from the first of those that share scales; see [`quantize_scaled`].

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
-use crate::method::Method;
 use crate::plan::{PlannedTensor, Treatment, rows_and_columns};
 use crate::recipe::Recipe;
 
@@ -142,7 +141,7 @@ pub(crate) fn refuse_unweighed(
     tensors: &[PlannedTensor],
 ) -> Result<(), Error> {
     // Statistics of its own weigh what a run through the layers decides.
-    let unweighed = |planned: &&PlannedTensor| is_weighed(planned) && planned.method == Method::Alone;
+    let unweighed = |planned: &&PlannedTensor| is_weighed(planned) && !planned.method.is_calibrated();
     for planned in tensors.iter().filter(unweighed) {
         let Encoding::Block(block) = planned.to else { continue };
         let name = planned.role.gguf_name().unwrap_or_default();

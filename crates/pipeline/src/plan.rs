@@ -258,7 +258,7 @@ impl Plan {
         if let Some(weighed) = &weighed {
             notes.extend(weighed.check(checkpoint, &tensors)?);
         }
-        let material = match tensors.iter().any(|tensor| tensor.method != Method::Alone) {
+        let material = match tensors.iter().any(|tensor| tensor.method.is_calibrated()) {
             true => {
                 let options = recipe.calibration.clone().unwrap_or_default();
                 Some(Material::read(checkpoint, &options)?)
@@ -571,6 +571,7 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
         | Step::Block { .. }
         | Step::Rtn { .. }
         | Step::Gptq { .. }
+        | Step::Hqq { .. }
         | Step::Scaled { .. } => {
             let is_module = match info.role.kind {
                 RoleKind::TokenEmbedding => !format.packs_modules(),
@@ -758,12 +759,7 @@ fn decide(
         }
         Step::Rtn { bits, granularity, zero_point, scale, clip, .. }
         | Step::Gptq { bits, granularity, zero_point, scale, clip, .. } => {
-            let scale = match scale {
-                Some(name) => name.0,
-                // What their own libraries write.
-                None if recipe.format.is_by_column() => FloatType::F16,
-                None => scale_dtype(info.encoding),
-            };
+            let scale = scale.map_or_else(|| scale_of(recipe, info), |name| name.0);
             let grid = RtnGrid {
                 bits: bits.0,
                 granularity: (*granularity).into(),
@@ -782,6 +778,17 @@ fn decide(
             };
             Ok(Decision { clip: (*clip).into(), method, ..Decision::rounded(Encoding::Grouped(layout)) })
         }
+        Step::Hqq { bits, granularity, zero_point, scale, .. } => {
+            let scale = scale.map_or_else(|| scale_of(recipe, info), |name| name.0);
+            let grid = RtnGrid {
+                bits: bits.0,
+                granularity: (*granularity).into(),
+                zero_point: (*zero_point).into(),
+                scale,
+            };
+            let layout = grid.layout(in_features).map_err(refused)?;
+            Ok(Decision { method: Method::Hqq, ..Decision::rounded(Encoding::Grouped(layout)) })
+        }
         Step::Scaled { number, activations, .. } => {
             let layout = number.layout(scale_dtype(info.encoding));
             bitmill_quant::layout_of(&layout, in_features).map_err(refused)?;
@@ -798,6 +805,12 @@ fn decide(
         },
         Step::Search { .. } => as_floats(checkpoint, recipe.format, info),
     }
+}
+
+/// The dtype of scales where none is asked for.
+fn scale_of(recipe: &Recipe, info: &TensorInfo) -> FloatType {
+    // What the libraries of GPTQ and AWQ write.
+    if recipe.format.is_by_column() { FloatType::F16 } else { scale_dtype(info.encoding) }
 }
 
 /// Scales in the checkpoint's own 16-bit dtype; bf16 where it has none, since it spans every f32 scale.

@@ -67,7 +67,11 @@ pub const PRESETS: &[Preset] = &[
     },
     Preset {
         name: "gptaq_w4a16_g128",
-        about: "the same, making up for what earlier layers lost too (GPTAQ)",
+        about: "the same at its best: clipped, refined, and making up for what earlier layers lost (GPTAQ)",
+    },
+    Preset {
+        name: "hqq_w4a16_g64_asym",
+        about: "4-bit codes, grids by half-quadratic splitting (HQQ): no data",
     },
     Preset {
         name: "gptq_q4_k_m",
@@ -122,15 +126,19 @@ pub fn preset(name: &str) -> Option<Recipe> {
         return Some(conversion(Format::Gguf, Some(float)));
     }
     mixed(name)
-        .or_else(|| calibrated(name))
+        .or_else(|| chosen(name))
         .or_else(|| weight_only(name))
         .or_else(|| small_numbers(name))
         .or_else(|| pruned(name))
         .or_else(|| shallower(name))
 }
 
-/// `gptq_` or `gptaq_` before a mix of GGUF blocks (`gptq_q4_k_m`) or a weight-only grid.
-fn calibrated(name: &str) -> Option<Recipe> {
+/// `gptq_` or `gptaq_` before a mix of GGUF blocks (`gptq_q4_k_m`) or a weight-only grid; `hqq_` before a grid.
+fn chosen(name: &str) -> Option<Recipe> {
+    if let Some(recipe) = name.strip_prefix("hqq_").and_then(weight_only) {
+        let steps: Vec<Step> = recipe.steps.into_iter().filter_map(hqq).collect();
+        return (!steps.is_empty()).then(|| Recipe::new(name, recipe.format, steps));
+    }
     let (what, asymmetry) = match name.strip_prefix("gptq_") {
         Some(what) => (what, None),
         None => (name.strip_prefix("gptaq_")?, Some(Damping(GPTAQ))),
@@ -142,15 +150,17 @@ fn calibrated(name: &str) -> Option<Recipe> {
         },
         Err(_) => {
             let recipe = weight_only(what)?;
-            Recipe::new(name, recipe.format, recipe.steps.into_iter().map(gptq).collect())
+            let steps = recipe.steps.into_iter().map(|step| gptq(step, asymmetry.is_some())).collect();
+            Recipe::new(name, recipe.format, steps)
         }
     };
     let calibration = asymmetry.map(|_| CalibrationOptions { asymmetry, ..CalibrationOptions::default() });
     Some(Recipe { calibration, ..recipe })
 }
 
-/// The step with codes chosen by GPTQ.
-fn gptq(step: Step) -> Step {
+/// The step with codes chosen by GPTQ, as its authors have it, or as held-out tokens were found to like it best: damped
+/// more, with ranges clipped, and refined.
+fn gptq(step: Step, best: bool) -> Step {
     match step {
         Step::Rtn { targets, skip, bits, granularity, zero_point, scale, clip } => Step::Gptq {
             targets,
@@ -159,12 +169,22 @@ fn gptq(step: Step) -> Step {
             granularity,
             zero_point,
             scale,
-            clip,
-            damping: Damping(0.01),
+            clip: if best { ClipName::Mse } else { clip },
+            damping: Damping(if best { 0.1 } else { 0.01 }),
             order: Order::Static,
-            refine: 0,
+            refine: if best { 2 } else { 0 },
         },
         other => other,
+    }
+}
+
+/// The step with grids found by HQQ, which clips by itself.
+fn hqq(step: Step) -> Option<Step> {
+    match step {
+        Step::Rtn { targets, skip, bits, granularity, zero_point, scale, clip: ClipName::None } => {
+            Some(Step::Hqq { targets, skip, bits, granularity, zero_point, scale })
+        }
+        _ => None,
     }
 }
 

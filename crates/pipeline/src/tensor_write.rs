@@ -238,7 +238,7 @@ mod tests {
         let plan = Plan::new(&checkpoint, &recipe, &PlanOptions::default()).unwrap();
         let path = out.path().join("m");
         let target = Target { path: path.clone(), overwrite: Overwrite::Refuse };
-        let output = plan.layout.resume(&target, "m.json", Identity::default()).unwrap();
+        let output = plan.layout.resume(&target, vec!["m.json".into()], Identity::default()).unwrap();
         let mut records = Vec::new();
         for (index, planned) in plan.tensors.iter().enumerate() {
             let tensor = checkpoint.tensor(&planned.source).unwrap();

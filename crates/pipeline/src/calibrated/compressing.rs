@@ -94,7 +94,7 @@ impl Spent {
             return spent;
         }
         let factored = match method {
-            Method::Alone | Method::Weighed => return spent,
+            Method::Alone | Method::Hqq | Method::Weighed => return spent,
             Method::Gptq(how) => {
                 let order = (how.order != Order::None).then(|| hessian.falling_order());
                 hessian.factor(how.damping, order.as_deref())
@@ -156,7 +156,7 @@ impl<'a> Compressing<'a> {
         let cols = members().map(PlannedTensor::in_features).max().unwrap_or(0);
         Sums {
             hessian: members()
-                .any(|planned| planned.method != Method::Alone)
+                .any(|planned| planned.method.is_calibrated())
                 .then(|| HessianAccumulator::new(cols)),
             cross: members()
                 .any(|planned| planned.method.wants_dense_inputs())
@@ -185,7 +185,7 @@ impl<'a> Compressing<'a> {
         for (index, planned) in members {
             let tensor = self.checkpoint.tensor(&planned.source)?;
             let run = TensorRun::new(self.checkpoint, self.plan, planned, &tensor, self.compute.isa())?;
-            let spent = spent.as_ref().filter(|_| planned.method != Method::Alone);
+            let spent = spent.as_ref().filter(|_| planned.method.is_calibrated());
             if spent.is_none() && planned.to == planned.from && !planned.is_padded() {
                 continue;
             }

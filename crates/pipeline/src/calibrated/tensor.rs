@@ -111,13 +111,7 @@ pub(crate) fn encode_calibrated(
                 let options = GptqOptions { scales, refine: how.refine };
                 let done = gptq::quantize(&grouped, planned.clip, &options, &mut decided, statistics.factor);
                 let GptqRows { rows, group_of_column, .. } = done.map_err(failed(first))?;
-                Parts {
-                    codes: rows.packed,
-                    scales: rows.scales,
-                    zero_codes: rows.zero_codes,
-                    kept: Vec::new(),
-                    group_of: group_of_column,
-                }
+                Parts { group_of: group_of_column, ..rows.into() }
             }
             (Method::Compensated(how), Encoding::Block(block)) => {
                 let aim = decided.clone();
