@@ -3,7 +3,7 @@
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_prune::mask_bytes;
 use bitmill_quant::{
-    BlockEncoder, BlockSearch, Clip, GroupedRows, HqqOptions, Importance, ScaledRows, hqq, quantize_blocks,
+    BlockEncoder, BlockSearch, Clip, GroupedRows, Importance, ScaledRows, quantize_blocks,
     quantize_rows_clipped, quantize_scaled,
 };
 use bitmill_tensor::{Encoding, Extent, FloatType, Grouped, Scaled, WeightData, WeightView};
@@ -145,16 +145,6 @@ fn encode_groups(
     decided: &mut [f32],
 ) -> Result<Parts, bitmill_quant::Error> {
     Ok(quantize_rows_clipped(grouped, clip, weight, cols, decided)?.into())
-}
-
-/// Whole rows in groups whose grids are found by half-quadratic splitting.
-pub(crate) fn encode_hqq(
-    grouped: &Grouped,
-    cols: usize,
-    weight: &[f32],
-    decided: &mut [f32],
-) -> Result<Parts, bitmill_quant::Error> {
-    Ok(hqq::quantize_rows(grouped, &HqqOptions::default(), weight, cols, decided)?.into())
 }
 
 impl From<GroupedRows> for Parts {

@@ -8,8 +8,6 @@ use serde::{Deserialize, Serialize};
 pub enum Method {
     /// By its weights alone.
     Alone,
-    /// By its weights alone, grids found by half-quadratic splitting.
-    Hqq,
     /// By its weights, each counted by the mean square of what it multiplies.
     Weighed,
     /// Column after column, what one loses pushed onto those to come.
@@ -58,7 +56,6 @@ impl Method {
     pub fn name(self) -> &'static str {
         match self {
             Self::Alone => "alone",
-            Self::Hqq => "hqq",
             Self::Weighed => "weighed",
             Self::Gptq(Gptq { asymmetry: None, .. }) => "gptq",
             Self::Gptq(_) => "gptaq",
@@ -70,7 +67,7 @@ impl Method {
     pub(crate) fn fallback(self) -> &'static str {
         match self {
             Self::Gptq(_) => "rtn",
-            Self::Alone | Self::Hqq | Self::Weighed | Self::Compensated(_) => "ggml",
+            Self::Alone | Self::Weighed | Self::Compensated(_) => "ggml",
         }
     }
 
@@ -87,7 +84,7 @@ impl Method {
     /// How much of what earlier layers changed in the inputs it makes up for.
     pub(crate) fn asymmetry(self) -> Option<f32> {
         match self {
-            Self::Alone | Self::Hqq | Self::Weighed => None,
+            Self::Alone | Self::Weighed => None,
             Self::Gptq(Gptq { asymmetry, .. }) | Self::Compensated(Compensated { asymmetry, .. }) => {
                 asymmetry
             }

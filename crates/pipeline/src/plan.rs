@@ -571,7 +571,6 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
         | Step::Block { .. }
         | Step::Rtn { .. }
         | Step::Gptq { .. }
-        | Step::Hqq { .. }
         | Step::Scaled { .. } => {
             let is_module = match info.role.kind {
                 RoleKind::TokenEmbedding => !format.packs_modules(),
@@ -777,17 +776,6 @@ fn decide(
                 _ => Method::Alone,
             };
             Ok(Decision { clip: (*clip).into(), method, ..Decision::rounded(Encoding::Grouped(layout)) })
-        }
-        Step::Hqq { bits, granularity, zero_point, scale, .. } => {
-            let scale = scale.map_or_else(|| scale_of(recipe, info), |name| name.0);
-            let grid = RtnGrid {
-                bits: bits.0,
-                granularity: (*granularity).into(),
-                zero_point: (*zero_point).into(),
-                scale,
-            };
-            let layout = grid.layout(in_features).map_err(refused)?;
-            Ok(Decision { method: Method::Hqq, ..Decision::rounded(Encoding::Grouped(layout)) })
         }
         Step::Scaled { number, activations, .. } => {
             let layout = number.layout(scale_dtype(info.encoding));

@@ -26,12 +26,10 @@ pub(crate) fn pad_width(recipe: &Recipe, ranks: usize) -> Option<PadWidth> {
 fn unit(step: &Step) -> usize {
     match step {
         // Words of any width end with 32 codes.
-        Step::Rtn { granularity, .. } | Step::Gptq { granularity, .. } | Step::Hqq { granularity, .. } => {
-            match granularity {
-                GranularityName::Channel => 32,
-                GranularityName::Group { size } => lcm(size.get(), 32),
-            }
-        }
+        Step::Rtn { granularity, .. } | Step::Gptq { granularity, .. } => match granularity {
+            GranularityName::Channel => 32,
+            GranularityName::Group { size } => lcm(size.get(), 32),
+        },
         Step::Scaled { number, .. } => match number.layout(bitmill_tensor::FloatType::BF16).extent {
             Extent::Matrix | Extent::Row => 1,
             Extent::Columns(cols) | Extent::Block { cols, .. } => cols.get(),

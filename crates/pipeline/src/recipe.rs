@@ -81,7 +81,7 @@ impl Format {
             Step::Magnitude(step) => step.storage == Storage::Dense || self == Self::CompressedTensors,
             Step::Depth(_) | Step::Pad { .. } | Step::Float { .. } => true,
             Step::Mix { .. } | Step::Block { .. } => self == Self::Gguf,
-            Step::Rtn { .. } | Step::Gptq { .. } | Step::Hqq { .. } => self.packs_modules(),
+            Step::Rtn { .. } | Step::Gptq { .. } => self.packs_modules(),
             Step::Scaled { .. } => self == Self::CompressedTensors,
             Step::Keep { .. } => !self.packs_modules(),
             Step::Search { .. } => matches!(self, Self::Gguf | Self::CompressedTensors),
@@ -203,25 +203,6 @@ pub enum Step {
         #[serde(default)]
         refine: u8,
     },
-    /// Codes of `rtn`'s grids, each group's found by half-quadratic splitting (HQQ): no data, and outliers count less.
-    Hqq {
-        /// Patterns of canonical tensor names; absent: every matrix of the decoder layers.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        targets: Option<Vec<String>>,
-        /// Patterns taken out again.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        skip: Vec<String>,
-        /// 2 to 8.
-        bits: BitsNumber,
-        /// `{ group = { size = 64 } }` or `"channel"`.
-        granularity: GranularityName,
-        /// `"symmetric"` (the default) or `"asymmetric"`, which gains more.
-        #[serde(default)]
-        zero_point: ZeroPointName,
-        /// The dtype of scales, `"f16"` or `"bf16"`; absent: the checkpoint's own, `bf16` if that is f32.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        scale: Option<ScaleName>,
-    },
     /// Small numbers with a scale for many: 8-bit integers and floats, 4-bit floats.
     Scaled {
         /// Patterns of canonical tensor names; absent: every matrix of the decoder layers.
@@ -283,7 +264,6 @@ impl Step {
             Self::Block { .. } => "block",
             Self::Rtn { .. } => "rtn",
             Self::Gptq { .. } => "gptq",
-            Self::Hqq { .. } => "hqq",
             Self::Scaled { .. } => "scaled",
             Self::Float { .. } => "float",
             Self::Keep { .. } => "keep",
@@ -309,7 +289,6 @@ impl Step {
             Self::Block { targets, .. }
             | Self::Rtn { targets, .. }
             | Self::Gptq { targets, .. }
-            | Self::Hqq { targets, .. }
             | Self::Scaled { targets, .. }
             | Self::Float { targets, .. }
             | Self::Keep { targets, .. } => targets.as_deref(),
@@ -324,7 +303,6 @@ impl Step {
             Self::Block { skip, .. }
             | Self::Rtn { skip, .. }
             | Self::Gptq { skip, .. }
-            | Self::Hqq { skip, .. }
             | Self::Scaled { skip, .. }
             | Self::Float { skip, .. }
             | Self::Keep { skip, .. } => skip,

@@ -10,12 +10,9 @@ use bitmill_tensor::{Encoding, ScaleType, WeightData};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::encode::{
-    Parts, Rounding, encode_hqq, encode_scaled, encode_sparse, rows_per_task, rows_together,
-};
+use crate::encode::{Parts, Rounding, encode_scaled, encode_sparse, rows_per_task, rows_together};
 use crate::error::Error;
 use crate::importance::is_weighed;
-use crate::method::Method;
 use crate::plan::{FUSIONS, Plan, PlannedTensor, Treatment, rows_and_columns};
 use crate::pruned::Mask;
 use crate::pruning::Removal;
@@ -243,10 +240,6 @@ impl<'a> TensorRun<'a> {
             Encoding::Sparse { float, .. } => encode_sparse(float, cols, weight, bits, decided),
             Encoding::Scaled(layout) => encode_scaled(&layout, self.global, cols, weight, decided)
                 .map_err(|error| self.failed(error.relocate(first)))?,
-            Encoding::Grouped(grouped) if self.planned.method == Method::Hqq => {
-                encode_hqq(&grouped, cols, weight, decided)
-                    .map_err(|error| self.failed(error.relocate(first)))?
-            }
             encoding => {
                 let PlannedTensor { clip, search, .. } = *self.planned;
                 let rounding = Rounding { encoding, clip, importance, search };

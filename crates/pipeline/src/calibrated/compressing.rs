@@ -94,7 +94,7 @@ impl Spent {
             return spent;
         }
         let factored = match method {
-            Method::Alone | Method::Hqq | Method::Weighed => return spent,
+            Method::Alone | Method::Weighed => return spent,
             Method::Gptq(how) => {
                 let order = (how.order != Order::None).then(|| hessian.falling_order());
                 hessian.factor(how.damping, order.as_deref())

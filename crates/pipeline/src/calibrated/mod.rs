@@ -326,7 +326,7 @@ pub(crate) fn peak_bytes(material: &Material, config: &ModelConfig, tensors: &[P
     let statistics = |planned: &PlannedTensor| {
         let cols = planned.in_features() as u64;
         let squares = match planned.method {
-            Method::Alone | Method::Hqq | Method::Weighed => 0,
+            Method::Alone | Method::Weighed => 0,
             Method::Gptq(_) => 1,
             Method::Compensated(_) => 2,
         } + u64::from(planned.method.wants_dense_inputs());
