@@ -27,8 +27,8 @@ pub struct Factor {
 impl Hessian {
     /// The factor of the inverse, in the Hessian's own memory.
     ///
-    /// `damping`, a fraction of the mean diagonal, is added to the diagonal. 0.01 is what most tools have; with fewer than
-    /// some tens of tokens for each input feature 0.3 serves better (figures in bitmill-quant's `gptq`). Where that leaves no positive definite
+    /// `damping`, a fraction of the mean diagonal, is added to the diagonal. 0.01 is what most tools have; with the few
+    /// tokens for each input feature that calibration mostly has 0.3 to 1 serve better (figures in bitmill-quant's `gptq`). Where that leaves no positive definite
     /// matrix it is tried again with ten times as much, at least 10⁻⁶ and at last 1. Input features that no token had
     /// ("dead": a diagonal of zero) count in no mean and are tied to no other. `order[i]` is the input feature that
     /// comes `i`th.
