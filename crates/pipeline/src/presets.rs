@@ -73,6 +73,10 @@ pub const PRESETS: &[Preset] = &[
         about: "GGUF, blocks chosen by what they multiply, before any mix: the same types, less lost",
     },
     Preset {
+        name: "hqq_w4a16_g64_asym",
+        about: "4-bit codes on grids found for heavy tails, without data (`hqq_` before any of these)",
+    },
+    Preset {
         name: "prune_50",
         about: "plain floats, the smaller half of every row zero: same bytes, same time",
     },
@@ -199,15 +203,21 @@ fn mixed(name: &str) -> Option<Recipe> {
     Some(Recipe::new(name, Format::Gguf, vec![step]))
 }
 
-/// `w{2..8}a16[_gN][_asym][_clip]`.
+/// `w{2..8}a16[_gN][_asym][_clip]`, or `hqq_` and the same without `_clip`.
 fn weight_only(name: &str) -> Option<Recipe> {
-    let (bits, rest) = name.strip_prefix('w')?.split_once("a16")?;
+    let (what, searched) = match name.strip_prefix("hqq_") {
+        Some(what) => (what, true),
+        None => (name, false),
+    };
+    let (bits, rest) = what.strip_prefix('w')?.split_once("a16")?;
     let bits = match bits.as_bytes() {
         [digit @ b'2'..=b'8'] => digit - b'0',
         _ => return None,
     };
     let (rest, clip) = match rest.strip_suffix("_clip") {
+        Some(_) if searched => return None,
         Some(rest) => (rest, ClipName::Mse),
+        None if searched => (rest, ClipName::Hqq),
         None => (rest, ClipName::None),
     };
     let (rest, zero_point) = match rest.strip_suffix("_asym") {
@@ -256,6 +266,8 @@ mod tests {
         for name in [
             "",
             "w4a16_",
+            "hqq_w4a16_clip",
+            "hqq_q8_0",
             "w4a16_g",
             "w4a16_g0",
             "mixed_",
