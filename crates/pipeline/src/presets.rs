@@ -70,10 +70,6 @@ pub const PRESETS: &[Preset] = &[
         about: "the same at its best: clipped, refined, and making up for what earlier layers lost (GPTAQ)",
     },
     Preset {
-        name: "hqq_w4a16_g64_asym",
-        about: "4-bit codes, grids by half-quadratic splitting (HQQ): no data",
-    },
-    Preset {
         name: "gptq_q4_k_m",
         about: "GGUF, blocks chosen by what they multiply, before any mix: the same types, less lost",
     },
@@ -90,6 +86,10 @@ pub const PRESETS: &[Preset] = &[
     Preset {
         name: "mxfp4",
         about: "compressed-tensors, 4-bit floats, a power of two for 32 weights: 4.25 bits",
+    },
+    Preset {
+        name: "hqq_w4a16_g64_asym",
+        about: "4-bit codes on grids found for heavy tails, without data (`hqq_` before any of these)",
     },
     Preset {
         name: "prune_50",
@@ -133,12 +133,8 @@ pub fn preset(name: &str) -> Option<Recipe> {
         .or_else(|| shallower(name))
 }
 
-/// `gptq_` or `gptaq_` before a mix of GGUF blocks (`gptq_q4_k_m`) or a weight-only grid; `hqq_` before a grid.
+/// `gptq_` or `gptaq_` before a mix of GGUF blocks (`gptq_q4_k_m`) or a weight-only grid.
 fn chosen(name: &str) -> Option<Recipe> {
-    if let Some(recipe) = name.strip_prefix("hqq_").and_then(weight_only) {
-        let steps: Vec<Step> = recipe.steps.into_iter().filter_map(hqq).collect();
-        return (!steps.is_empty()).then(|| Recipe::new(name, recipe.format, steps));
-    }
     let (what, asymmetry) = match name.strip_prefix("gptq_") {
         Some(what) => (what, None),
         None => (name.strip_prefix("gptaq_")?, Some(Damping(GPTAQ))),
@@ -169,22 +165,12 @@ fn gptq(step: Step, best: bool) -> Step {
             granularity,
             zero_point,
             scale,
-            clip: if best { ClipName::Mse } else { clip },
+            clip: if best && clip == ClipName::None { ClipName::Mse } else { clip },
             damping: Damping(if best { 0.1 } else { 0.01 }),
             order: Order::Static,
             refine: if best { 2 } else { 0 },
         },
         other => other,
-    }
-}
-
-/// The step with grids found by HQQ, which clips by itself.
-fn hqq(step: Step) -> Option<Step> {
-    match step {
-        Step::Rtn { targets, skip, bits, granularity, zero_point, scale, clip: ClipName::None } => {
-            Some(Step::Hqq { targets, skip, bits, granularity, zero_point, scale })
-        }
-        _ => None,
     }
 }
 
@@ -251,15 +237,21 @@ fn small_numbers(name: &str) -> Option<Recipe> {
     Some(Recipe::new(name, Format::CompressedTensors, vec![step]))
 }
 
-/// `w{2..8}a16[_gN][_asym][_clip]`.
+/// `w{2..8}a16[_gN][_asym][_clip]`, or `hqq_` and the same without `_clip`.
 fn weight_only(name: &str) -> Option<Recipe> {
-    let (bits, rest) = name.strip_prefix('w')?.split_once("a16")?;
+    let (what, searched) = match name.strip_prefix("hqq_") {
+        Some(what) => (what, true),
+        None => (name, false),
+    };
+    let (bits, rest) = what.strip_prefix('w')?.split_once("a16")?;
     let bits = match bits.as_bytes() {
         [digit @ b'2'..=b'8'] => digit - b'0',
         _ => return None,
     };
     let (rest, clip) = match rest.strip_suffix("_clip") {
+        Some(_) if searched => return None,
         Some(rest) => (rest, ClipName::Mse),
+        None if searched => (rest, ClipName::Hqq),
         None => (rest, ClipName::None),
     };
     let (rest, zero_point) = match rest.strip_suffix("_asym") {
@@ -308,6 +300,8 @@ mod tests {
         for name in [
             "",
             "w4a16_",
+            "hqq_w4a16_clip",
+            "hqq_q8_0",
             "w4a16_g",
             "w4a16_g0",
             "mixed_",

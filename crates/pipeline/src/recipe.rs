@@ -168,7 +168,7 @@ pub enum Step {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         scale: Option<ScaleName>,
         /// `"none"` (the default): codes span the weights of a group; `"mse"`: the part of them that leaves the smallest
-        /// squared error.
+        /// squared error; `"hqq"`: scale and zero point as HQQ finds them.
         #[serde(default)]
         clip: ClipName,
     },
@@ -190,7 +190,7 @@ pub enum Step {
         /// The dtype of scales, `"f16"` or `"bf16"`; absent: the checkpoint's own, `bf16` if that is f32.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         scale: Option<ScaleName>,
-        /// `"none"` (the default) or `"mse"`, as in `rtn`.
+        /// `"none"` (the default), `"mse"` or `"hqq"`, as in `rtn`.
         #[serde(default)]
         clip: ClipName,
         /// Added to the Hessian's diagonal, as a fraction of its mean: 0.01 by default.
@@ -652,6 +652,8 @@ pub enum ClipName {
     None,
     /// By squared error.
     Mse,
+    /// For heavy tails.
+    Hqq,
 }
 
 /// A [`BlockSearch`] as a recipe writes it.
@@ -810,6 +812,7 @@ impl From<ClipName> for Clip {
         match name {
             ClipName::None => Self::None,
             ClipName::Mse => Self::Mse,
+            ClipName::Hqq => Self::Hqq,
         }
     }
 }
@@ -847,8 +850,16 @@ mod tests {
 
     #[test]
     fn written_recipes_read_back_equal() {
-        for name in ["q4_k_m", "q8_0", "w4a16_g128", "w8a16", "w4a16_g32_asym", "w3a16_g64_clip", "mixed_4.5"]
-        {
+        for name in [
+            "q4_k_m",
+            "q8_0",
+            "w4a16_g128",
+            "w8a16",
+            "w4a16_g32_asym",
+            "w3a16_g64_clip",
+            "hqq_w3a16_g64_asym",
+            "mixed_4.5",
+        ] {
             let recipe = presets::preset(name).unwrap();
             assert_eq!(parse(&recipe.to_toml()).unwrap(), recipe, "{}", recipe.to_toml());
         }

@@ -192,7 +192,7 @@ fn mean_weights(matrices: &[&[f32]], in_features: usize, group_size: usize) -> V
 }
 
 /// `count` rows of `weight`, evenly spread.
-fn spread_rows<'w>(weight: &'w [f32], in_features: usize, count: Option<usize>) -> Vec<&'w [f32]> {
+fn spread_rows(weight: &[f32], in_features: usize, count: Option<usize>) -> Vec<&[f32]> {
     let rows = weight.len() / in_features.max(1);
     let count = count.unwrap_or(rows).clamp(rows.min(1), rows);
     (0..count).map(|at| &weight[at * rows / count * in_features..][..in_features]).collect()

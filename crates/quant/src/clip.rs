@@ -19,6 +19,8 @@ pub enum Clip {
     None,
     /// It is the part of it that leaves the smallest squared error.
     Mse,
+    /// As [`hqq`](crate::hqq) finds it, with its usual parameters.
+    Hqq,
 }
 
 /// Candidates after the first: 0.98, 0.96, … 0.40.

@@ -40,7 +40,8 @@ impl Default for HqqOptions {
     }
 }
 
-/// [`quantize_rows`](crate::quantize_rows) with the grid of each group found by half-quadratic splitting.
+/// [`quantize_rows`](crate::quantize_rows) with the grid of each group found by half-quadratic splitting: with the default
+/// `options`, what [`Clip::Hqq`](crate::Clip::Hqq) gives.
 ///
 /// ```
 /// use bitmill_quant::{HqqOptions, RtnGrid, hqq};
@@ -74,15 +75,25 @@ pub fn quantize_rows(
     in_features: usize,
     decided: &mut [f32],
 ) -> Result<GroupedRows, Error> {
-    let mut codes = vec![0.0; grid.group_size.get()];
-    let mut left = codes.clone();
     let choose = |range: &CodeRange, weights: &[f32]| {
         // Zero belongs to every range.
         let (min, max) = min_max(weights);
-        let mut group = Group { grid, range, options, weights, codes: &mut codes, left: &mut left };
-        group.search(min.min(0.0), max.max(0.0))
+        search(grid, range, options, weights, (min.min(0.0), max.max(0.0)))
     };
     quantize_rows_by(grid, choose, weight, in_features, decided)
+}
+
+/// Scale as it is stored, and signed zero point, of a group whose weights lie within `min..=max`; or the scale that its type
+/// cannot hold.
+pub(crate) fn search(
+    grid: &Grouped,
+    range: &CodeRange,
+    options: &HqqOptions,
+    weights: &[f32],
+    (min, max): (f32, f32),
+) -> Result<(f32, f32), f32> {
+    let (codes, left) = (vec![0.0; weights.len()], vec![0.0; weights.len()]);
+    Group { grid, range, options, weights, codes, left }.search(min, max)
 }
 
 struct Group<'g> {
@@ -91,9 +102,9 @@ struct Group<'g> {
     options: &'g HqqOptions,
     weights: &'g [f32],
     /// Signed codes of the weights on the grid at hand.
-    codes: &'g mut [f32],
+    codes: Vec<f32>,
     /// The weights less the error that is set apart.
-    left: &'g mut [f32],
+    left: Vec<f32>,
 }
 
 impl Group<'_> {
@@ -172,7 +183,7 @@ impl Group<'_> {
         let power = self.options.power;
         // |x| > |x|^(p−1) / β: below this nothing is left, and no power need be taken.
         let threshold = beta.powf(-1.0 / (2.0 - power));
-        for ((left, weight), code) in self.left.iter_mut().zip(self.weights).zip(&*self.codes) {
+        for ((left, weight), code) in self.left.iter_mut().zip(self.weights).zip(&self.codes) {
             let error = weight - scale * (code - zero);
             *left = *weight;
             if error.abs() > threshold {
@@ -287,6 +298,9 @@ mod tests {
         let weight = heavy_tails(160);
         let none = HqqOptions { iterations: 0, ..HqqOptions::default() };
         let (mut hqq, mut rtn) = (vec![0.0; 160], vec![0.0; 160]);
+        let usual = quantize_rows(&grid, &HqqOptions::default(), &weight, 16, &mut hqq).unwrap();
+        let clipped = crate::quantize_rows_clipped(&grid, crate::Clip::Hqq, &weight, 16, &mut rtn).unwrap();
+        assert_eq!((usual, &hqq), (clipped, &rtn));
         let rows = quantize_rows(&grid, &none, &weight, 16, &mut hqq).unwrap();
         assert_eq!(rows, round_to_nearest(&grid, &weight, 16, &mut rtn).unwrap());
         assert_eq!(hqq, rtn);

@@ -16,7 +16,7 @@ use std::num::NonZeroUsize;
 
 use bitmill_tensor::{Bits, FloatType, Granularity, Grouped, ZeroPoint};
 
-use crate::{Clip, Error, clip, error::first_non_finite, pack::pack_row};
+use crate::{Clip, Error, HqqOptions, clip, error::first_non_finite, hqq, pack::pack_row};
 
 /// What to round to, before the width of the rows is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -220,6 +220,7 @@ pub(crate) fn group_scale(
     match clip {
         Clip::None => scale_and_zero(grid, range, min, max),
         Clip::Mse => clip::search(grid, range, weights, (min, max)),
+        Clip::Hqq => hqq::search(grid, range, &HqqOptions::default(), weights, (min, max)),
     }
 }
 
