@@ -96,12 +96,11 @@ fn logits(model: &Model, compute: &Compute, windows: &Windows) -> Result<Vec<Mat
         .collect()
 }
 
+/// Of each matrix, by layer and kind.
+type Squares = HashMap<(usize, RoleKind), Vec<f32>>;
+
 /// The mean squares of what the dense model's matrices multiply.
-fn of_dense(
-    model: &Model,
-    compute: &Compute,
-    windows: &Windows,
-) -> Result<HashMap<(usize, RoleKind), Vec<f32>>, Box<dyn Error>> {
+fn of_dense(model: &Model, compute: &Compute, windows: &Windows) -> Result<Squares, Box<dyn Error>> {
     let texts: Vec<&[u32]> = windows.iter().collect();
     let mut stage = model.enter(compute, &texts)?;
     let mut out = HashMap::new();

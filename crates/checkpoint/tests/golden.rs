@@ -28,7 +28,6 @@ fn bytes<'a>(view: &WeightView<'a>) -> &'a [u8] {
         WeightData::Grouped { packed, .. } => packed,
         WeightData::Columns { packed, .. } => packed,
         WeightData::Sparse { values, .. } => values,
-        WeightData::Columns { packed, .. } => packed,
         WeightData::Scaled { codes, .. } => codes,
     }
 }

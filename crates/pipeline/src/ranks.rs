@@ -86,7 +86,7 @@ fn problem(tensor: &PlannedTensor, config: &ModelConfig, format: Format, ranks: 
         AttnQ => (true, config.n_heads),
         AttnK | AttnV => {
             // Fewer heads than ranks are kept on several of them.
-            let kept = ranks % config.n_kv_heads == 0;
+            let kept = ranks.is_multiple_of(config.n_kv_heads);
             (true, if kept { ranks } else { config.n_kv_heads })
         }
         FfnGate | FfnUp | SharedGate | SharedUp => (true, rows),

@@ -417,7 +417,10 @@ mod tests {
     /// Inputs whose every fifth feature is large, their mean `|x|` and `Σ x·xᵀ`.
     fn inputs() -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let mut x = values(64 * COLS, 7);
-        x.iter_mut().enumerate().filter(|(at, _)| at % COLS % 5 == 0).for_each(|(_, x)| *x *= 30.0);
+        x.iter_mut()
+            .enumerate()
+            .filter(|(at, _)| (at % COLS).is_multiple_of(5))
+            .for_each(|(_, x)| *x *= 30.0);
         let mut mean = vec![0.0; COLS];
         let mut hessian = vec![0.0; COLS * COLS];
         for row in x.chunks(COLS) {

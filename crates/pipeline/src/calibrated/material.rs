@@ -76,7 +76,7 @@ impl Material {
         let all = self.calibration.windows.len();
         let at_once = self.windows_at_once(config);
         if all <= at_once {
-            return vec![0..all];
+            return std::iter::once(0..all).collect();
         }
         let cut = |windows: Range<usize>| {
             let end = windows.end;

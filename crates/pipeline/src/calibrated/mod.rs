@@ -37,6 +37,9 @@ pub use tensor::MethodRecord;
 use compressing::{Compressing, Sums};
 use states::{Section, Shape, States, StatesFolder, StatesWriter};
 
+/// A layer's number in the source, and its tensors' places in the plan by their roles there.
+type LayerTensors = (usize, HashMap<Role, usize>);
+
 /// A run through the layers of a model.
 pub(crate) struct Calibrated<'a> {
     checkpoint: &'a Checkpoint,
@@ -47,8 +50,8 @@ pub(crate) struct Calibrated<'a> {
     folder: StatesFolder,
     /// What enters the next layer.
     states: States,
-    /// Of each layer of the output: its number in the source, and its tensors' places in the plan by their roles there.
-    layers: Vec<(usize, HashMap<Role, usize>)>,
+    /// Of each layer of the output.
+    layers: Vec<LayerTensors>,
     /// Counted in the output.
     next: usize,
     /// What the last layer's tensors became.
@@ -265,8 +268,8 @@ impl<'a> Calibrated<'a> {
 }
 
 /// Of each layer of the output, its number in the source, and its tensors' places in the plan by their roles there.
-fn layers(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<(usize, HashMap<Role, usize>)>, Error> {
-    let mut layers: Vec<(usize, HashMap<Role, usize>)> = Vec::new();
+fn layers(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<LayerTensors>, Error> {
+    let mut layers: Vec<LayerTensors> = Vec::new();
     for (index, planned) in plan.tensors.iter().enumerate() {
         let source = checkpoint.tensor(&planned.source)?.info.role;
         if let (Some(layer), Some(source_layer)) = (planned.role.layer, source.layer) {

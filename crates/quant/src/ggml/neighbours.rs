@@ -156,19 +156,19 @@ fn narrow(
     let largest = from.max(to);
     let limit = F8::splat(limit + ROUNDED * (own + largest * largest * most));
     let mut n = 0;
-    for v in 0..list.len() {
+    for (v, names) in list.iter().enumerate() {
         let beyond = limit.below(F8(room.lows[v]));
         if beyond.all() {
             continue;
         }
-        for lane in 0..8.min(count - 8 * v) {
+        for (lane, &name) in names.iter().enumerate().take(count - 8 * v) {
             if beyond.lane(lane) {
                 continue;
             }
             if n == 8 * SHORT {
                 return 0;
             }
-            near[n / 8][n % 8] = list[v][lane];
+            near[n / 8][n % 8] = name;
             kept[0][n / 8][n % 8] = room.products[v][lane];
             kept[1][n / 8][n % 8] = room.squares[v][lane];
             n += 1;
