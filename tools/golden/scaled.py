@@ -25,7 +25,8 @@ weight[3] = 0
 weight[:, 32:64] *= rng.random((ROWS, 1)) > 0.3
 # Powers of two, and what lies a rounding away from them.
 weight[5, :64] = np.array([1.75, 1.7499, 1.0, 3.5] * 16) * 0.03125
-weight = torch.from_numpy(weight).to(torch.bfloat16).float()
+# No zero has a sign: the library's symmetric zero point, added, takes it away.
+weight = torch.from_numpy(weight).to(torch.bfloat16).float() + 0.0
 tensors = {"weight": weight}
 
 
@@ -42,13 +43,14 @@ def store(name, scheme, compressor, scale, global_scale=None):
 
 by = lambda size: (weight.unflatten(1, (-1, size)).amin(-1), weight.unflatten(1, (-1, size)).amax(-1))
 for name, preset in (("int8", INT8_W8A8), ("fp8", FP8_DYNAMIC)):
-    scale, _ = calculate_qparams(weight.amin(1, keepdim=True), weight.amax(1, keepdim=True), preset["weights"])
     # Scales are stored in bf16, and codes chosen for what is stored.
-    scale = scale.to(torch.bfloat16).float()
-    store(name, preset, NaiveQuantizationCompressor, scale)
+    low, high = (end.to(torch.bfloat16) for end in (weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)))
+    scale, _ = calculate_qparams(low, high, preset["weights"])
+    store(name, preset, NaiveQuantizationCompressor, scale.float())
 padded = torch.nn.functional.pad(weight, (0, 0, 0, 256 - ROWS)).reshape(2, 128, COLS // 128, 128)
-scale, _ = calculate_qparams(padded.amin((1, 3)), padded.amax((1, 3)), FP8_BLOCK["weights"])
-store("fp8_block", FP8_BLOCK, NaiveQuantizationCompressor, scale.to(torch.bfloat16).float())
+low, high = (end.to(torch.bfloat16) for end in (padded.amin((1, 3)), padded.amax((1, 3))))
+scale, _ = calculate_qparams(low, high, FP8_BLOCK["weights"])
+store("fp8_block", FP8_BLOCK, NaiveQuantizationCompressor, scale.float())
 global_scale = generate_gparam(weight.min(), weight.max())
 scale, _ = calculate_qparams(*by(16), NVFP4A16["weights"], global_scale=global_scale)
 store("nvfp4", NVFP4A16, NVFP4PackedCompressor, scale, global_scale)
