@@ -226,6 +226,23 @@ fn decided_is_what_the_blocks_decode_to_whatever_the_statistics() {
 }
 
 #[test]
+fn statistics_that_are_no_numbers_give_ggmls_blocks_and_are_counted() {
+    let n = 256;
+    let weight = weights::fill("normal", 5, 18 * n);
+    for nonsense in [f32::NAN, f32::INFINITY] {
+        let of =
+            Statistics { n, hessian: vec![nonsense; n * n], upper: vec![nonsense; n * n], damping: 0.01 };
+        for block in BLOCKS {
+            let done = compensated(Isa::best(), block, &weight, &of, 1);
+            assert_eq!(done.record, CompensationRecord { error: 0.0, plain_rows: 18 }, "{block}");
+            let mut bytes = vec![0; done.bytes.len()];
+            quantize_blocks(&BlockEncoder::new(block), n, &weight, &mut bytes).unwrap();
+            assert_eq!(done.bytes, bytes, "{block}");
+        }
+    }
+}
+
+#[test]
 fn neither_threads_nor_instructions_change_a_byte() {
     let of = Statistics::correlated(288, 300);
     let wide = Statistics::correlated(512, 300);

@@ -1,7 +1,7 @@
 //! Factors of small diagonal blocks of a Hessian.
 
 /// Of the symmetric `block`, `m` by `m`, the upper triangle U with block⁻¹ = UᵀU, into `upper`. The diagonal is raised
-/// until the block is positive definite.
+/// until the block is positive definite; a block that is nothing of the kind counts for no more than a diagonal.
 ///
 /// block = M·Mᵀ with M upper, from the last column back; U = M⁻¹.
 pub(super) fn invert(block: &[f64], m: usize, upper: &mut [f64], scratch: &mut [f64]) {
@@ -10,6 +10,11 @@ pub(super) fn invert(block: &[f64], m: usize, upper: &mut [f64], scratch: &mut [
     let mut raised = 0.0;
     while !decompose(block, m, raised, scratch) {
         raised = if raised == 0.0 { 1e-8 * floor } else { 10.0 * raised };
+        if raised > floor {
+            scratch[..m * m].fill(0.0);
+            (0..m).for_each(|i| scratch[i * m + i] = floor.sqrt());
+            break;
+        }
     }
     upper[..m * m].fill(0.0);
     for column in 0..m {
@@ -73,8 +78,8 @@ mod tests {
     }
 
     #[test]
-    fn a_block_without_full_rank_is_raised() {
-        for block in [[0.0; 4], [1.0; 4]] {
+    fn a_block_that_is_not_positive_definite_gives_finite_numbers() {
+        for block in [[0.0; 4], [1.0; 4], [1.0, 9.0, 9.0, 1.0], [f64::NAN; 4]] {
             let (mut upper, mut scratch) = ([0.0; 4], [0.0; 4]);
             invert(&block, 2, &mut upper, &mut scratch);
             assert!(upper.iter().all(|value| value.is_finite()), "{upper:?}");

@@ -31,7 +31,7 @@ use super::refine::Codes;
 use super::{BlockEncoder, BlockSearch, Importance, quantize_blocks};
 use crate::{Error, error::first_non_finite};
 
-/// Groups of sixteen rows that one task takes: each strip of the Hessian is read once for all of them.
+/// Groups of sixteen rows that one task takes at most: each strip of the Hessian is read once for all of them.
 const TASK_GROUPS: usize = 4;
 
 /// How far [`quantize_blocks_compensated`] goes.
@@ -39,8 +39,9 @@ const TASK_GROUPS: usize = 4;
 pub struct Compensation {
     /// What is added to the Hessian's diagonal, as a fraction of its mean; that which `upper` was made with.
     pub damping: f32,
-    /// How often scales and codes of every block are chosen again after the first rounding. Each time costs twice the
-    /// first rounding of a wide matrix.
+    /// How often scales and codes of every block are chosen again after the first rounding. On matrices of SmolLM2 at
+    /// Q2_K, 0, 1, 3 and 6 times leave 0.465, 0.430, 0.417 and 0.412 of the error of blocks weighed by importance. For
+    /// a wide matrix each takes twice as long as the first rounding.
     pub sweeps: usize,
 }
 
@@ -122,14 +123,16 @@ pub fn quantize_blocks_compensated(
         quadratic: &quadratic(hessian, n, grid.len, options),
         sweeps: options.sweeps,
     };
-    let task_rows = TASK_GROUPS * LANES;
+    // Rows do not meet, so how many go together may follow the threads.
+    let groups = rows.div_ceil(LANES).div_ceil(rayon::current_num_threads()).min(TASK_GROUPS);
+    let task_rows = groups * LANES;
     let tasks: Vec<Result<CompensationRecord, Error>> = out
         .par_chunks_mut(task_rows * row_bytes)
         .zip(weight.par_chunks(task_rows * n))
         .zip(decided.par_chunks_mut(task_rows * n))
         .enumerate()
         .map_init(
-            || State::new(n, grid.len),
+            || State::new(n, grid.len, groups),
             |state, (task, ((bytes, weight), decided))| {
                 let done = isa.run(Task { job: &job, weight, bytes, state });
                 let data = WeightData::Block { block, bytes };
@@ -214,16 +217,16 @@ struct Job<'a> {
 
 impl State {
     /// Memory for the rows of one task.
-    fn new(n: usize, len: usize) -> Self {
-        let rows = || vec![Rows::ZERO; TASK_GROUPS * n];
+    fn new(n: usize, len: usize, groups: usize) -> Self {
+        let rows = || vec![Rows::ZERO; groups * n];
         let width = SPAN.min(n.next_multiple_of(len));
         Self {
             weight: rows(),
             codes: rows(),
             values: rows(),
             gradient: rows(),
-            levels: vec![SpanLevels::ZERO; TASK_GROUPS * n.div_ceil(SPAN)],
-            changes: vec![Rows::ZERO; TASK_GROUPS * SPAN],
+            levels: vec![SpanLevels::ZERO; groups * n.div_ceil(SPAN)],
+            changes: vec![Rows::ZERO; groups * SPAN],
             slab: vec![0.0; width * width],
             panel: vec![0.0; panel_len(SPAN)],
         }
