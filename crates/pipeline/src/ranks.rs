@@ -84,14 +84,14 @@ fn problem(tensor: &PlannedTensor, config: &ModelConfig, format: Format, ranks: 
         AttnQ => (true, config.n_heads),
         AttnK | AttnV => {
             // Fewer heads than ranks are kept on several of them.
-            let kept = ranks % config.n_kv_heads == 0;
+            let kept = ranks.is_multiple_of(config.n_kv_heads);
             (true, if kept { ranks } else { config.n_kv_heads })
         }
         FfnGate | FfnUp | SharedGate | SharedUp => (true, rows),
         AttnOutput | FfnDown | SharedDown => (false, cols),
         _ => return None,
     };
-    if count % ranks != 0 {
+    if !count.is_multiple_of(ranks) {
         let what = match tensor.role.kind {
             AttnQ | AttnK | AttnV => "heads",
             _ if by_rows => "rows",
@@ -105,7 +105,7 @@ fn problem(tensor: &PlannedTensor, config: &ModelConfig, format: Format, ranks: 
         _ => cols / ranks,
     };
     let whole = |unit: usize, what: &str| {
-        (own % unit != 0).then(|| {
+        (!own.is_multiple_of(unit)).then(|| {
             let side = if by_rows { "rows" } else { "columns" };
             format!("{own} {side} a rank, no whole {what} of {unit}")
         })
