@@ -70,11 +70,11 @@ pub(crate) fn declared(fields: &Fields, method: &str) -> Result<Declared, Error>
         (method, None) => return Err(unsupported(format!("the method `{method}`"))),
     };
     let bits = fields.optional_size("bits", 64)?.or(fields.optional_size("w_bit", 64)?).unwrap_or(4);
-    let is_known = match packing {
+    let is_read = match packing {
         ColumnPacking::Awq => bits == 4,
-        _ => matches!(bits, 2 | 3 | 4 | 8),
+        ColumnPacking::GptqV1 | ColumnPacking::GptqV2 => matches!(bits, 2 | 3 | 4 | 8),
     };
-    if !is_known {
+    if !is_read {
         return Err(unsupported(format!("a width of {bits} bits")));
     }
     if let Some(words) = fields.text("pack_dtype")?

@@ -83,7 +83,7 @@ pub(crate) fn assemble(
         wrong(format!("scales {:?} fit no [{out_features}, {in_features}] matrix", scale.shape))
     })?;
     let global = match (scale_type, take(GLOBAL)) {
-        (ScaleType::Fp8, Some(global)) => match (global.dtype, <[u8; 4]>::try_from(&global.bytes[..])) {
+        (ScaleType::Fp8, Some(global)) => match (global.dtype, <[u8; 4]>::try_from(&*global.bytes)) {
             (Dtype::F32, Ok(bytes)) => Some(f32::from_le_bytes(bytes)),
             _ => return Err(wrong(format!("`{GLOBAL}` is no single F32"))),
         },

@@ -93,7 +93,7 @@ fn problem(tensor: &PlannedTensor, config: &ModelConfig, format: Format, ranks: 
         AttnOutput | FfnDown | SharedDown => (false, cols),
         _ => return None,
     };
-    if count % ranks != 0 {
+    if !count.is_multiple_of(ranks) {
         let what = match tensor.role.kind {
             AttnQ | AttnK | AttnV => "heads",
             _ if by_rows => "rows",
@@ -107,7 +107,7 @@ fn problem(tensor: &PlannedTensor, config: &ModelConfig, format: Format, ranks: 
         _ => cols / ranks,
     };
     let whole = |unit: usize, what: &str| {
-        (own % unit != 0).then(|| {
+        (!own.is_multiple_of(unit)).then(|| {
             let side = if by_rows { "rows" } else { "columns" };
             format!("{own} {side} a rank, no whole {what} of {unit}")
         })

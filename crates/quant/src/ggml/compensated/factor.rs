@@ -6,7 +6,7 @@
 /// block = M·Mᵀ with M upper, from the last column back; U = M⁻¹.
 pub(super) fn invert(block: &[f64], m: usize, upper: &mut [f64], scratch: &mut [f64]) {
     let mean = (0..m).map(|i| block[i * m + i]).sum::<f64>() / m as f64;
-    let floor = if mean > 0.0 { mean } else { 1.0 };
+    let floor = if mean > 0.0 && mean.is_finite() { mean } else { 1.0 };
     let mut raised = 0.0;
     while !decompose(block, m, raised, scratch) {
         raised = if raised == 0.0 { 1e-8 * floor } else { 10.0 * raised };
