@@ -19,6 +19,9 @@ NEEDY="q2_k_s iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq2_m iq3_xxs iq3_xs"
 for mix in ${@:-$ALL ${IMATRIX:+$NEEDY}}; do
   "$P"/build-llama/bin/llama-quantize ${IMATRIX:+--imatrix "$IMATRIX"} "$W"/f16.gguf "$W"/theirs-$mix.gguf $mix >"$W"/log 2>&1 || { tail "$W"/log; exit 1; }
   "$BITMILL" compress "$MODEL" --recipe $mix --no-pad ${IMATRIX:+--imatrix "$IMATRIX"} -o "$W"/ours-$mix.gguf >/dev/null
-  "$P"/venv/bin/python "$HERE"/same_tensors.py "$W"/ours-$mix.gguf "$W"/theirs-$mix.gguf
+  "$P"/venv/bin/python "$HERE"/same_tensors.py "$W"/ours-$mix.gguf "$W"/theirs-$mix.gguf || differ="$differ $mix"
   rm "$W"/*-$mix.gguf
 done
+# IQ3_S blocks with a sub-block of zeros between others differ: ggml shifts what follows it, see docs/decisions/iq3-s-keeps-places.md.
+echo "other bytes:${differ:- none}"
+[ -z "$differ" ]

@@ -6,6 +6,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use bitmill_testkit::millet;
+use rustix::process::{Pid, Resource, Rlimit};
 
 fn compress(source: &Path, recipe: &str, output: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitmill"));
@@ -118,6 +119,54 @@ fn a_file_that_the_system_does_not_let_grow_is_an_error_and_leaves_nothing() {
     assert!(said.contains("cannot write") && said.contains("m.gguf"), "{said}");
     assert!(names(out.path()).is_empty(), "{:?}", names(out.path()));
     assert!(compress(&source, "q8_0", &target).output().unwrap().status.success());
+}
+
+#[test]
+fn a_disk_that_stops_taking_bytes_midway_costs_nothing_once_it_takes_them_again() {
+    let source = millet().join("model");
+    let out = tempfile::tempdir().unwrap();
+    let (target, partial) = (out.path().join("m.gguf"), out.path().join(".m.gguf.bitmill-partial"));
+    let whole = out.path().join("whole.gguf");
+    assert!(compress(&source, "q4_k_m", &whole).output().unwrap().status.success());
+    let mut failures = 0;
+    for more in [400, 100, 30, 10, 0] {
+        // The signal would end the program before it can say anything.
+        let command = format!(
+            "trap '' XFSZ; exec '{}' --threads 1 compress '{}' --recipe q4_k_m -o '{}'",
+            env!("CARGO_BIN_EXE_bitmill"),
+            source.display(),
+            target.display()
+        );
+        let mut child = Command::new("sh");
+        child.args(["-c", &command]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        if is_under_way(&mut child, &partial, Duration::from_millis(more)) {
+            let nothing = Rlimit { current: Some(0), maximum: Some(0) };
+            // The run may have ended by itself a moment ago.
+            let _ =
+                rustix::process::prlimit(Pid::from_raw(child.id().cast_signed()), Resource::Fsize, nothing);
+        }
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        if output.status.success() {
+            // Too late: all was written.
+            std::fs::remove_file(&target).unwrap();
+            std::fs::remove_file(out.path().join("m.gguf.bitmill.json")).unwrap();
+            continue;
+        }
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("cannot write"), "{said}");
+        assert!(partial.exists() && !target.exists(), "after {more} ms");
+        failures += 1;
+    }
+    assert!(failures > 0, "no run was slow enough to fail");
+    let output = compress(&source, "q4_k_m", &target).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let same = |name: &str, other: &str| {
+        std::fs::read(out.path().join(name)).unwrap() == std::fs::read(out.path().join(other)).unwrap()
+    };
+    assert!(same("m.gguf", "whole.gguf") && same("m.gguf.bitmill.json", "whole.gguf.bitmill.json"));
+    assert!(!partial.exists());
 }
 
 #[test]

@@ -47,6 +47,10 @@ pub struct CalibrationOptions {
     /// GPTAQ: how much of what earlier layers changed in a layer's inputs is made up for, 0 to 1; absent: nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub asymmetry: Option<Damping>,
+    /// How much of what ties input features to one another is left out of statistics, 0 to 1: see
+    /// [`Hessian::shrink`](bitmill_stats::Hessian::shrink). Absent: what the method does best with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shrinkage: Option<Damping>,
     /// What activations of a layer may take: windows that have no room beside others run after them, and the layer is then
     /// quantized by what it does as it was. `"4GB"`.
     pub memory: Size,
@@ -64,6 +68,7 @@ impl Default for CalibrationOptions {
             held_out: 4,
             states: FloatName(FloatType::BF16),
             asymmetry: None,
+            shrinkage: None,
             memory: Size(4_000_000_000),
         }
     }

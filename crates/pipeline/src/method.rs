@@ -91,6 +91,11 @@ impl Method {
         }
     }
 
+    /// What is left out of its statistics where a recipe does not say.
+    pub(crate) fn usual_shrinkage(self) -> f32 {
+        0.0
+    }
+
     /// Whether it wants the Hessian of its inputs factored.
     pub(crate) fn factors(self) -> bool {
         matches!(self, Self::Gptq(_) | Self::Compensated(_))

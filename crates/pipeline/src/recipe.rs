@@ -31,7 +31,7 @@ use bitmill_tensor::{
 use serde::{Deserialize, Serialize};
 
 use crate::calibration::CalibrationOptions;
-use crate::method::Order;
+use crate::method::{Method, Order};
 use crate::padding::{Pad, PadWidth};
 use crate::pruning::{DepthStep, MagnitudeStep, Storage};
 use crate::search::{Budget, Measure};
@@ -372,6 +372,12 @@ impl Recipe {
     /// How much of what earlier layers changed in a layer's inputs is made up for.
     pub(crate) fn asymmetry(&self) -> Option<f32> {
         self.calibration.as_ref().and_then(|options| options.asymmetry).map(|strength| strength.0)
+    }
+
+    /// How much of what ties input features to one another is left out of a method's statistics.
+    pub(crate) fn shrinkage(&self, method: Method) -> f32 {
+        let asked = self.calibration.as_ref().and_then(|options| options.shrinkage);
+        asked.map_or(method.usual_shrinkage(), |fraction| fraction.0)
     }
 
     /// Whether a step looks at what weights multiply.

@@ -113,6 +113,22 @@ impl Hessian {
         self.square.iter().step_by(self.in_features + 1).copied().collect()
     }
 
+    /// Takes away `fraction` of all that ties one feature to another: 0 leaves the Hessian as it is, 1 leaves its diagonal. Few
+    /// tokens beside features show ties that other tokens have not.
+    ///
+    /// ```
+    /// use bitmill_stats::Hessian;
+    /// let mut hessian = Hessian::from_lower(2, 1, vec![4.0, 0.0, 2.0, 5.0]);
+    /// hessian.shrink(0.5);
+    /// assert_eq!((hessian.diagonal(), hessian.as_slice()[2]), (vec![4.0, 5.0], 1.0));
+    /// ```
+    pub fn shrink(&mut self, fraction: f32) {
+        let n = self.in_features;
+        for (row, values) in self.square.chunks_exact_mut(n.max(1)).enumerate() {
+            values[..row].iter_mut().for_each(|value| *value *= 1.0 - fraction);
+        }
+    }
+
     /// Fills what is above the diagonal, so that every row is whole.
     pub fn mirror(&mut self) {
         square::mirror_lower(&mut self.square, self.in_features);

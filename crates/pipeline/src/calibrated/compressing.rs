@@ -81,7 +81,12 @@ struct Spent {
 
 impl Spent {
     /// Factors the Hessian in its own memory, for all matrices that share it.
-    fn new(method: Method, sums: HessianAccumulator, cross: Option<CrossAccumulator>) -> Self {
+    fn new(
+        method: Method,
+        shrinkage: f32,
+        sums: HessianAccumulator,
+        cross: Option<CrossAccumulator>,
+    ) -> Self {
         let mut hessian = sums.finish();
         let mut spent = Self {
             diagonal: hessian.diagonal(),
@@ -93,6 +98,7 @@ impl Spent {
         if spent.failure.is_some() {
             return spent;
         }
+        hessian.shrink(shrinkage);
         let factored = match method {
             Method::Alone | Method::Weighed => return spent,
             Method::Gptq(how) => {
@@ -178,7 +184,9 @@ impl<'a> Compressing<'a> {
         let method =
             methods().find(|method| method.factors()).or_else(|| methods().find(|&m| m == Method::Weighed));
         let spent = match (method, sums.hessian) {
-            (Some(method), Some(hessian)) => Some(Spent::new(method, hessian, sums.cross)),
+            (Some(method), Some(hessian)) => {
+                Some(Spent::new(method, self.plan.recipe.shrinkage(method), hessian, sums.cross))
+            }
             _ => None,
         };
         let mut stored = Vec::new();
