@@ -39,7 +39,7 @@ fn write_model(folder: &Path) {
     let writer = FolderWriter::create(&target, &specs, 1 << 30).unwrap();
     for (index, spec) in specs.iter().enumerate() {
         let n: usize = spec.shape.iter().product();
-        let bytes: Vec<u8> = (0..n).flat_map(|i| [(i * 37) as u8, 0x3c | (i % 2) as u8 * 0x80]).collect();
+        let bytes: Vec<u8> = (0..n).flat_map(|i| [(i * 37) as u8, 0x3c | ((i % 2) as u8 * 0x80)]).collect();
         writer.write_at(index, 0, &bytes).unwrap();
     }
     writer.add_file("config.json", config.to_string().as_bytes()).unwrap();
