@@ -70,10 +70,6 @@ pub const PRESETS: &[Preset] = &[
         about: "the same at its best: clipped, refined, and making up for what earlier layers lost (GPTAQ)",
     },
     Preset {
-        name: "gptq_q4_k_m",
-        about: "GGUF, blocks chosen by what they multiply, before any mix: the same types, less lost",
-    },
-    Preset {
         name: "w8a8_int8",
         about: "compressed-tensors, 8-bit integers, activations too as the model runs",
     },
