@@ -3,29 +3,15 @@
 mod common;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 
 use bitmill_checkpoint::{Checkpoint, Overwrite};
 use bitmill_pipeline::{
-    CompressRecord, Error, HeldOut, Plan, PlanOptions, Progress, Recipe, Silent, compress, embedded, preset,
+    CompressRecord, Error, HeldOut, Plan, PlanOptions, Recipe, Silent, compress, embedded, preset,
 };
 use bitmill_testkit::{Variant, tiny};
 
-use common::{names, recipe};
-
-/// Asks to stop at the look after so many.
-struct StopAfter(AtomicUsize);
-
-impl Progress for StopAfter {
-    fn begin(&self, _what: &str) {}
-    fn at(&self, _done: u64, _total: u64) {}
-    fn end(&self) {}
-    fn is_stopped(&self) -> bool {
-        let left =
-            self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| Some(left.saturating_sub(1)));
-        left == Ok(0)
-    }
-}
+use common::{StopAfter, contents, names, recipe};
 
 /// Documents of the words that the test kit's tokenizer knows, enough for every window asked for.
 fn text(folder: &Path) -> std::path::PathBuf {
@@ -63,19 +49,6 @@ fn methods(record: &CompressRecord) -> Vec<(String, String)> {
         Some((tensor["name"].as_str()?.to_owned(), tensor["method"]["method"].as_str()?.to_owned()))
     };
     tensors.iter().filter_map(method).collect()
-}
-
-/// Every file in `folder` and in the folders in it, with its bytes.
-fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut all = Vec::new();
-    for name in names(folder) {
-        let path = folder.join(&name);
-        match path.is_dir() {
-            true => all.extend(contents(&path)),
-            false => all.push((name, std::fs::read(path).unwrap())),
-        }
-    }
-    all
 }
 
 #[test]

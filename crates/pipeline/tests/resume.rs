@@ -4,30 +4,14 @@
 mod common;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, SystemTime};
 
 use bitmill_checkpoint::{Checkpoint, Overwrite, discard_partial};
-use bitmill_pipeline::{
-    CompressRecord, Error, Plan, PlanOptions, Progress, Recipe, Silent, compress, preset,
-};
+use bitmill_pipeline::{CompressRecord, Error, Plan, PlanOptions, Recipe, Silent, compress, preset};
 use bitmill_testkit::{Tiny, Variant, tiny};
 
-use common::{logits, names, recipe};
-
-/// Asks to stop at the look after so many.
-struct StopAfter(AtomicUsize);
-
-impl Progress for StopAfter {
-    fn begin(&self, _what: &str) {}
-    fn at(&self, _done: u64, _total: u64) {}
-    fn end(&self) {}
-    fn is_stopped(&self) -> bool {
-        let left =
-            self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| Some(left.saturating_sub(1)));
-        left == Ok(0)
-    }
-}
+use common::{StopAfter, contents, logits, names, recipe};
 
 fn run(
     source: &Path,
@@ -44,20 +28,6 @@ fn run(
         }
         None => compress(&checkpoint, &plan, target, Overwrite::Refuse, &Silent),
     }
-}
-
-/// Every file in `folder` and in the folders in it, with its bytes.
-fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut all = Vec::new();
-    for name in names(folder) {
-        let path = folder.join(&name);
-        if path.is_dir() {
-            all.extend(contents(&path).into_iter().map(|(inner, bytes)| (format!("{name}/{inner}"), bytes)));
-        } else {
-            all.push((name, std::fs::read(path).unwrap()));
-        }
-    }
-    all
 }
 
 #[test]

@@ -3,11 +3,12 @@
 #![allow(dead_code, reason = "each test binary uses some of it")]
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bitmill_checkpoint::{Checkpoint, Overwrite};
 use bitmill_kernels::{Compute, Isa, Path as ComputePath};
 use bitmill_model::{Model, Sequence, Want};
-use bitmill_pipeline::{Error, Plan, PlanOptions, Recipe, Silent, compress};
+use bitmill_pipeline::{Error, Plan, PlanOptions, Progress, Recipe, Silent, compress};
 use bitmill_tensor::Matrix;
 
 pub fn recipe(text: &str) -> Recipe {
@@ -63,4 +64,32 @@ pub fn values(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
         bitmill_kernels::dequantize_rows(Isa::scalar(), &view, tensor.stored_row(row), out);
     }
     values
+}
+
+/// Asks to stop at the look after so many.
+pub struct StopAfter(pub AtomicUsize);
+
+impl Progress for StopAfter {
+    fn begin(&self, _what: &str) {}
+    fn at(&self, _done: u64, _total: u64) {}
+    fn end(&self) {}
+    fn is_stopped(&self) -> bool {
+        let left =
+            self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| Some(left.saturating_sub(1)));
+        left == Ok(0)
+    }
+}
+
+/// Every file in `folder` and in the folders in it, with its bytes.
+pub fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut all = Vec::new();
+    for name in names(folder) {
+        let path = folder.join(&name);
+        if path.is_dir() {
+            all.extend(contents(&path).into_iter().map(|(inner, bytes)| (format!("{name}/{inner}"), bytes)));
+        } else {
+            all.push((name, std::fs::read(path).unwrap()));
+        }
+    }
+    all
 }
