@@ -197,8 +197,13 @@ impl<'a> Compressing<'a> {
             if spent.is_none() && planned.to == planned.from && !planned.is_padded() {
                 continue;
             }
-            let (rows, method) = self.encode(run, planned, spent)?;
-            let run = TensorRun::new(self.checkpoint, self.plan, planned, &tensor, self.compute.isa())?;
+            let run = match spent {
+                Some(Spent { failure: None, diagonal, .. }) if planned.method == Method::Weighed => {
+                    run.weighed_by(diagonal.clone())
+                }
+                _ => run,
+            };
+            let (rows, method) = self.encode(&run, planned, spent)?;
             let replacement = as_stored(self.compute.isa(), &tensor, planned, &run, &rows);
             let method = method.map(|method| MethodRecord {
                 output_error: output_error(&self.compute, &tensor, &replacement, &sums.some),
@@ -214,12 +219,12 @@ impl<'a> Compressing<'a> {
     /// All rows of a matrix and how they came about.
     fn encode(
         &self,
-        run: TensorRun<'a>,
+        run: &TensorRun<'_>,
         planned: &PlannedTensor,
         spent: Option<&Spent>,
     ) -> Result<(Rows, Option<MethodRecord>), Error> {
-        let Some(spent) = spent else { return Ok((encode_alone(&run, planned)?, None)) };
-        let fall_back = |run: &TensorRun<'_>, why: String| match self.plan.strict {
+        let Some(spent) = spent else { return Ok((encode_alone(run, planned)?, None)) };
+        let fall_back = |why: String| match self.plan.strict {
             true => Err(Error::Fallback { tensor: planned.name.clone(), why }),
             false => {
                 let (method, fallback) = (planned.method.fallback().to_owned(), Some(why));
@@ -230,26 +235,25 @@ impl<'a> Compressing<'a> {
             }
         };
         if let Some(why) = &spent.failure {
-            return fall_back(&run, why.clone());
+            return fall_back(why.clone());
         }
         let method = planned.method.name().to_owned();
         let Some(factor) = spent.factor.as_ref().filter(|_| planned.method.factors()) else {
-            let run = run.weighed_by(spent.diagonal.clone());
             return Ok((
-                encode_alone(&run, planned)?,
+                encode_alone(run, planned)?,
                 Some(MethodRecord { method, ..MethodRecord::default() }),
             ));
         };
         let statistics =
             Statistics { factor, cross: spent.cross.as_ref(), hessian: spent.hessian.as_deref() };
-        match encode_calibrated(self.compute.isa(), &run, planned, &statistics) {
+        match encode_calibrated(self.compute.isa(), run, planned, &statistics) {
             Ok(rows) => {
                 let damping = Some(six_digits(f64::from(factor.damping())));
                 let dead_columns = factor.dead().len();
                 Ok((rows, Some(MethodRecord { method, damping, dead_columns, ..MethodRecord::default() })))
             }
             Err(Error::Quantize { source: source @ bitmill_quant::Error::Diverged { .. }, .. }) => {
-                fall_back(&run, source.to_string())
+                fall_back(source.to_string())
             }
             Err(error) => Err(error),
         }
