@@ -172,6 +172,28 @@ impl Error {
     }
 }
 
+/// Whether `weight` may be rounded as rows of `in_features`.
+///
+/// # Errors
+/// [`Error::NonFinite`] for NaN and infinity.
+///
+/// # Panics
+/// If it is not whole rows.
+pub(crate) fn check_rows(weight: &[f32], in_features: usize) -> Result<(), Error> {
+    assert!(
+        in_features > 0 && weight.len().is_multiple_of(in_features),
+        "{} weights are not rows of {in_features}",
+        weight.len()
+    );
+    match first_non_finite(weight) {
+        None => Ok(()),
+        Some(index) => {
+            let (row, col) = (index / in_features, index % in_features);
+            Err(Error::NonFinite { row, col, value: weight[index] })
+        }
+    }
+}
+
 /// Where the first weight that is NaN or infinite stands.
 pub fn first_non_finite(weight: &[f32]) -> Option<usize> {
     // Exponents of ones alone make numbers non-finite: one more carries into the sign's place. An `or` of integers

@@ -36,9 +36,10 @@ use bitmill_stats::Factor;
 use bitmill_tensor::{Grouped, ZeroPoint};
 use rayon::prelude::*;
 
+use crate::error::check_rows;
 use crate::pack::pack_row;
 use crate::rtn::CodeRange;
-use crate::{Clip, Error, GroupedRows, first_non_finite};
+use crate::{Clip, Error, GroupedRows};
 use solve::{Problem, Solved};
 
 /// When the scales of groups are found, and which columns make a group.
@@ -127,15 +128,7 @@ pub fn quantize(
     if in_features == 0 || !in_features.is_multiple_of(group_size) {
         return Err(Error::UnevenGroups { in_features, group_size });
     }
-    assert!(
-        weight.len().is_multiple_of(in_features),
-        "{} weights are not rows of {in_features}",
-        weight.len()
-    );
-    if let Some(index) = first_non_finite(weight) {
-        let (row, col) = (index / in_features, index % in_features);
-        return Err(Error::NonFinite { row, col, value: weight[index] });
-    }
+    check_rows(weight, in_features)?;
 
     let group_of: Vec<u32> = match (options.scales, factor.order()) {
         (GroupScales::Original, Some(order)) => order.iter().map(|&at| (at / group_size) as u32).collect(),

@@ -16,7 +16,7 @@ use std::num::NonZeroUsize;
 
 use bitmill_tensor::{Bits, FloatType, Granularity, Grouped, ZeroPoint};
 
-use crate::{Clip, Error, HqqOptions, clip, error::first_non_finite, hqq, pack::pack_row};
+use crate::{Clip, Error, HqqOptions, clip, error::check_rows, hqq, pack::pack_row};
 
 /// What to round to, before the width of the rows is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -148,15 +148,7 @@ pub(crate) fn quantize_rows_by(
     if in_features == 0 || !in_features.is_multiple_of(group_size) {
         return Err(Error::UnevenGroups { in_features, group_size });
     }
-    assert!(
-        weight.len().is_multiple_of(in_features),
-        "{} weights are not rows of {in_features}",
-        weight.len()
-    );
-    if let Some(index) = first_non_finite(weight) {
-        let (row, col) = (index / in_features, index % in_features);
-        return Err(Error::NonFinite { row, col, value: weight[index] });
-    }
+    check_rows(weight, in_features)?;
 
     let rows = weight.len() / in_features;
     let groups = grid.groups_per_row(in_features);

@@ -14,7 +14,7 @@
 use bitmill_tensor::{Element, ScaleType, Scaled, fp4_from_f32, fp8_from_f32, fp8_to_f32};
 
 use crate::Error;
-use crate::error::first_non_finite;
+use crate::error::check_rows;
 use crate::rtn::{epsilon, nearest_even};
 
 /// Rows of numbers and the scales of as many lines as they are for.
@@ -71,15 +71,7 @@ pub fn quantize_scaled(
 ) -> Result<ScaledRows, Error> {
     assert_eq!(weight.len(), decided.len(), "weights and their decided values");
     layout_of(layout, in_features)?;
-    assert!(
-        in_features > 0 && weight.len().is_multiple_of(in_features),
-        "{} weights are not rows of {in_features}",
-        weight.len()
-    );
-    if let Some(index) = first_non_finite(weight) {
-        let (row, col) = (index / in_features, index % in_features);
-        return Err(Error::NonFinite { row, col, value: weight[index] });
-    }
+    check_rows(weight, in_features)?;
     let rows = weight.len() / in_features;
     let (height, width) = (layout.extent.rows().min(rows.max(1)), layout.extent.cols().min(in_features));
     let row_bytes = layout.element.row_bytes(in_features);
