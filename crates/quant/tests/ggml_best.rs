@@ -7,7 +7,7 @@ use bitmill_quant::{BlockEncoder, BlockSearch, Importance, quantize_blocks};
 use bitmill_tensor::{BlockType, WeightData, WeightView};
 
 const COLS: usize = 1024;
-const BLOCKS: [BlockType; 11] = [
+const BLOCKS: [BlockType; 21] = [
     BlockType::Q4_0,
     BlockType::Q4_1,
     BlockType::Q5_0,
@@ -19,6 +19,16 @@ const BLOCKS: [BlockType; 11] = [
     BlockType::Q6_K,
     BlockType::IQ4_NL,
     BlockType::IQ4_XS,
+    BlockType::IQ1_S,
+    BlockType::IQ1_M,
+    BlockType::IQ2_XXS,
+    BlockType::IQ2_XS,
+    BlockType::IQ2_S,
+    BlockType::IQ3_XXS,
+    BlockType::IQ3_S,
+    BlockType::TQ1_0,
+    BlockType::TQ2_0,
+    BlockType::MXFP4,
 ];
 
 /// The weighted squared error of each block; `None` where a scale is beyond f16.

@@ -5,8 +5,9 @@
 
 use super::grid_search::{mean_square, scale_code, weighed};
 use super::lanes::F8;
-use super::points::{self, Levels};
-use super::{Encode, Weighing, f16_scale};
+use super::points::{self, Levels, Points};
+use super::refine_grid::{Place, Placed};
+use super::{Encode, Weighing, f16_at, f16_scale};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct IQ1_S;
@@ -158,6 +159,98 @@ impl Encode<256, 56> for IQ1_M {
             *out = (words[word] | (bits >> (4 * word) & 15) << 12).to_le_bytes();
         }
         Ok(())
+    }
+}
+
+/// What the levels stand for before they are shifted; the last stands for no point.
+const VALUES: [f32; 8] = [-1.0, 0.0, 1.0, 1.0, -1.0, 0.0, 1.0, 1.0];
+
+impl Place<32, 8, 2, 50> for IQ1_S {
+    const VALUES: [f32; 8] = VALUES;
+    const SHIFT: f32 = 0.125;
+    const SHIFTED_TOGETHER: usize = 4;
+    const SUB_BLOCK: usize = 32;
+    const TOP: u8 = 7;
+
+    fn points() -> &'static Points<8, 2> {
+        &points::IQ1
+    }
+
+    #[inline(always)]
+    fn read(block: &[u8; 50]) -> Placed<32> {
+        let mut placed = Placed { d: f16_at(block, 0), ..Placed::ZERO };
+        for (sub, part) in block[34..].as_chunks::<2>().0.iter().enumerate() {
+            let part = u16::from_le_bytes(*part);
+            placed.scales[sub] = (part >> 12 & 7) as u8;
+            for k in 0..4 {
+                let high = u32::from(part >> (3 * k) & 7);
+                placed.levels[4 * sub + k] =
+                    points::IQ1.levels(u32::from(block[2 + 4 * sub + k]) | high << 8);
+                placed.downs[4 * sub + k] = part >> 15 == 1;
+            }
+        }
+        placed
+    }
+
+    #[inline(always)]
+    fn write(placed: &Placed<32>, out: &mut [u8; 50]) {
+        out[..2].copy_from_slice(&placed.d.to_le_bytes());
+        for sub in 0..8 {
+            let mut part = u16::from(placed.scales[sub]) << 12 | u16::from(placed.downs[4 * sub]) << 15;
+            for k in 0..4 {
+                let index = points::IQ1.index(placed.levels[4 * sub + k]).unwrap_or(0);
+                out[2 + 4 * sub + k] = index as u8;
+                part |= (index >> 8 << (3 * k)) as u16;
+            }
+            out[34 + 2 * sub..][..2].copy_from_slice(&part.to_le_bytes());
+        }
+    }
+}
+
+impl Place<32, 8, 2, 56> for IQ1_M {
+    const VALUES: [f32; 8] = VALUES;
+    const SHIFT: f32 = 0.125;
+    const SUB_BLOCK: usize = 16;
+    const TOP: u8 = 7;
+
+    fn points() -> &'static Points<8, 2> {
+        &points::IQ1
+    }
+
+    #[inline(always)]
+    fn read(block: &[u8; 56]) -> Placed<32> {
+        let word = |at: usize| u16::from_le_bytes([block[48 + 2 * at], block[49 + 2 * at]]);
+        let d = (0..4).fold(0, |d, at| d | word(at) >> 12 << (4 * at));
+        let mut placed = Placed { d: half::f16::from_bits(d), ..Placed::ZERO };
+        for sub in 0..16 {
+            placed.scales[sub] = (word(sub / 4) >> (3 * (sub % 4)) & 7) as u8;
+            for k in 0..2 {
+                let high = u32::from(block[32 + sub] >> (4 * k));
+                let index = u32::from(block[2 * sub + k]) | (high & 7) << 8;
+                placed.levels[2 * sub + k] = points::IQ1.levels(index);
+                placed.downs[2 * sub + k] = high >> 3 & 1 == 1;
+            }
+        }
+        placed
+    }
+
+    #[inline(always)]
+    fn write(placed: &Placed<32>, out: &mut [u8; 56]) {
+        out[32..48].fill(0);
+        let bits = placed.d.to_bits();
+        let mut words: [u16; 4] = std::array::from_fn(|at| (bits >> (4 * at) & 15) << 12);
+        for sub in 0..16 {
+            words[sub / 4] |= u16::from(placed.scales[sub]) << (3 * (sub % 4));
+            for k in 0..2 {
+                let index = points::IQ1.index(placed.levels[2 * sub + k]).unwrap_or(0);
+                out[2 * sub + k] = index as u8;
+                let down = u8::from(placed.downs[2 * sub + k]) << 3;
+                out[32 + sub] |= ((index >> 8) as u8 | down) << (4 * k);
+            }
+        }
+        for (word, out) in words.into_iter().zip(out[48..].as_chunks_mut::<2>().0) {
+            *out = word.to_le_bytes();
+        }
     }
 }
 

@@ -1,8 +1,11 @@
 //! IQ2_XXS, IQ2_XS and IQ2_S: eight magnitudes at a time from a grid of 256, 512 or 1024 points, and their signs.
 
+use bitmill_tensor::grid::even_signs;
+
 use super::grid_search::{Again, Search, largest_of, magnitudes, mean_square, scale_code, search, weighed};
 use super::points::{self, Points};
-use super::{Encode, Weighing, ZERO, f16_scale, unsigned_scale};
+use super::refine_grid::{Place, Placed};
+use super::{Encode, Weighing, ZERO, f16_at, f16_scale, unsigned_scale};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct IQ2_XXS;
@@ -176,7 +179,125 @@ pub(super) fn block_scale(scales: &[f32]) -> Option<(f32, f32)> {
 /// Sixteen scales of four bits, the first of two lowest.
 #[inline(always)]
 fn write_scales(scales: &[f32; 16], inverse: f32, out: &mut [u8]) {
+    put_scales(&scales.map(|scale| scale_code(inverse, scale, 15)), out);
+}
+
+/// What the levels of IQ2 stand for, in units of `d · (2 · scale + 1)`; the last stands for no point.
+const VALUES: [f32; 8] = [1.0, 3.125, 5.375, 5.375, 1.0, 3.125, 5.375, 5.375];
+
+impl Place<32, 8, 2, 66> for IQ2_XXS {
+    const VALUES: [f32; 8] = VALUES;
+    const SUB_BLOCK: usize = 32;
+    const TOP: u8 = 15;
+
+    fn points() -> &'static Points<8, 2> {
+        &points::IQ2_XXS
+    }
+
+    #[inline(always)]
+    fn read(block: &[u8; 66]) -> Placed<32> {
+        let mut placed = Placed { d: f16_at(block, 0), ..Placed::ZERO };
+        for (sub, part) in block[2..].as_chunks::<8>().0.iter().enumerate() {
+            let (places, rest) = part.split_at(4);
+            let rest = u32::from_le_bytes([rest[0], rest[1], rest[2], rest[3]]);
+            placed.scales[sub] = (rest >> 28) as u8;
+            for (k, place) in places.iter().enumerate() {
+                placed.levels[4 * sub + k] = points::IQ2_XXS.levels(u32::from(*place));
+                placed.signs[4 * sub + k] = even_signs((rest >> (7 * k)) as u8);
+            }
+        }
+        placed
+    }
+
+    #[inline(always)]
+    fn write(placed: &Placed<32>, out: &mut [u8; 66]) {
+        out[..2].copy_from_slice(&placed.d.to_le_bytes());
+        for (sub, part) in out[2..].as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let mut rest = u32::from(placed.scales[sub]) << 28;
+            let (places, signs) = part.split_at_mut(4);
+            for (k, place) in places.iter_mut().enumerate() {
+                *place = points::IQ2_XXS.index(placed.levels[4 * sub + k]).unwrap_or(0) as u8;
+                rest |= u32::from(placed.signs[4 * sub + k] & 127) << (7 * k);
+            }
+            signs.copy_from_slice(&rest.to_le_bytes());
+        }
+    }
+}
+
+impl Place<32, 8, 2, 74> for IQ2_XS {
+    const VALUES: [f32; 8] = VALUES;
+    const SUB_BLOCK: usize = 16;
+    const TOP: u8 = 15;
+
+    fn points() -> &'static Points<8, 2> {
+        &points::IQ2_XS
+    }
+
+    #[inline(always)]
+    fn read(block: &[u8; 74]) -> Placed<32> {
+        let mut placed = Placed { d: f16_at(block, 0), scales: read_scales(&block[66..]), ..Placed::ZERO };
+        for (eight, code) in block[2..66].as_chunks::<2>().0.iter().enumerate() {
+            let code = u16::from_le_bytes(*code);
+            placed.levels[eight] = points::IQ2_XS.levels(u32::from(code & 511));
+            placed.signs[eight] = even_signs((code >> 9) as u8);
+        }
+        placed
+    }
+
+    #[inline(always)]
+    fn write(placed: &Placed<32>, out: &mut [u8; 74]) {
+        out[..2].copy_from_slice(&placed.d.to_le_bytes());
+        for (eight, code) in out[2..66].as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let index = points::IQ2_XS.index(placed.levels[eight]).unwrap_or(0) as u16;
+            *code = (index | u16::from(placed.signs[eight] & 127) << 9).to_le_bytes();
+        }
+        put_scales(&placed.scales, &mut out[66..]);
+    }
+}
+
+impl Place<32, 8, 2, 82> for IQ2_S {
+    const VALUES: [f32; 8] = VALUES;
+    const SUB_BLOCK: usize = 16;
+    const TOP: u8 = 15;
+
+    fn points() -> &'static Points<8, 2> {
+        &points::IQ2_S
+    }
+
+    #[inline(always)]
+    fn read(block: &[u8; 82]) -> Placed<32> {
+        let mut placed = Placed { d: f16_at(block, 0), scales: read_scales(&block[74..]), ..Placed::ZERO };
+        for eight in 0..32 {
+            let high = u32::from(block[66 + eight / 4]) >> (2 * (eight % 4)) & 3;
+            placed.levels[eight] = points::IQ2_S.levels(u32::from(block[2 + eight]) | high << 8);
+            placed.signs[eight] = block[34 + eight];
+        }
+        placed
+    }
+
+    #[inline(always)]
+    fn write(placed: &Placed<32>, out: &mut [u8; 82]) {
+        out[..2].copy_from_slice(&placed.d.to_le_bytes());
+        out[66..74].fill(0);
+        for eight in 0..32 {
+            let index = points::IQ2_S.index(placed.levels[eight]).unwrap_or(0);
+            out[2 + eight] = index as u8;
+            out[34 + eight] = placed.signs[eight];
+            out[66 + eight / 4] |= (index >> 8 << (2 * (eight % 4))) as u8;
+        }
+        put_scales(&placed.scales, &mut out[74..]);
+    }
+}
+
+/// Sixteen scales of four bits, the first of two lowest.
+#[inline(always)]
+fn read_scales(bytes: &[u8]) -> [u8; 16] {
+    std::array::from_fn(|at| bytes[at / 2] >> (4 * (at % 2)) & 15)
+}
+
+#[inline(always)]
+fn put_scales(scales: &[u8; 16], out: &mut [u8]) {
     for (pair, byte) in scales.as_chunks::<2>().0.iter().zip(out) {
-        *byte = scale_code(inverse, pair[0], 15) | scale_code(inverse, pair[1], 15) << 4;
+        *byte = pair[0] | pair[1] << 4;
     }
 }

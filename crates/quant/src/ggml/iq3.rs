@@ -1,9 +1,12 @@
 //! IQ3_XXS and IQ3_S: four magnitudes at a time from a grid of 256 or 512 points, and their signs.
 
+use bitmill_tensor::grid::even_signs;
+
 use super::grid_search::{Again, Search, largest_of, magnitudes, mean_square, scale_code, search, weighed};
 use super::iq2::{block_scale, stored_scale};
-use super::points;
-use super::{Encode, Weighing, f16_scale};
+use super::points::{self, Points};
+use super::refine_grid::{Place, Placed};
+use super::{Encode, Weighing, f16_at, f16_scale};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
 pub(super) struct IQ3_XXS;
@@ -100,5 +103,85 @@ fn counts(x: &[f32; 32], weighing: Option<Weighing<'_, 256>>, sub: usize, varian
     match weighing {
         Some(weighing) => weighed(x, &weighing.importance.as_chunks::<32>().0[sub], variance),
         None => x.map(|x| x * x),
+    }
+}
+
+impl Place<64, 4, 3, 98> for IQ3_XXS {
+    const VALUES: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.5];
+    const SUB_BLOCK: usize = 32;
+    const TOP: u8 = 15;
+
+    fn points() -> &'static Points<4, 3> {
+        &points::IQ3_XXS
+    }
+
+    #[inline(always)]
+    fn read(block: &[u8; 98]) -> Placed<64> {
+        let mut placed = Placed { d: f16_at(block, 0), ..Placed::ZERO };
+        for (levels, place) in placed.levels.iter_mut().zip(&block[2..66]) {
+            *levels = points::IQ3_XXS.levels(u32::from(*place));
+        }
+        for (sub, rest) in block[66..].as_chunks::<4>().0.iter().enumerate() {
+            let rest = u32::from_le_bytes(*rest);
+            placed.scales[sub] = (rest >> 28) as u8;
+            for k in 0..4 {
+                placed.signs[4 * sub + k] = even_signs((rest >> (7 * k)) as u8);
+            }
+        }
+        placed
+    }
+
+    #[inline(always)]
+    fn write(placed: &Placed<64>, out: &mut [u8; 98]) {
+        out[..2].copy_from_slice(&placed.d.to_le_bytes());
+        for (levels, place) in placed.levels.iter().zip(&mut out[2..66]) {
+            *place = points::IQ3_XXS.index(*levels).unwrap_or(0) as u8;
+        }
+        for (sub, out) in out[66..].as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            let mut rest = u32::from(placed.scales[sub]) << 28;
+            for k in 0..4 {
+                rest |= u32::from(placed.signs[4 * sub + k] & 127) << (7 * k);
+            }
+            *out = rest.to_le_bytes();
+        }
+    }
+}
+
+impl Place<64, 4, 3, 110> for IQ3_S {
+    const VALUES: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
+    const SUB_BLOCK: usize = 32;
+    const TOP: u8 = 15;
+
+    fn points() -> &'static Points<4, 3> {
+        &points::IQ3_S
+    }
+
+    #[inline(always)]
+    fn read(block: &[u8; 110]) -> Placed<64> {
+        let mut placed = Placed { d: f16_at(block, 0), ..Placed::ZERO };
+        for (four, levels) in placed.levels.iter_mut().enumerate() {
+            let high = u32::from(block[66 + four / 8] >> (four % 8) & 1);
+            *levels = points::IQ3_S.levels(u32::from(block[2 + four]) | high << 8);
+        }
+        placed.signs.copy_from_slice(&block[74..106]);
+        for sub in 0..8 {
+            placed.scales[sub] = block[106 + sub / 2] >> (4 * (sub % 2)) & 15;
+        }
+        placed
+    }
+
+    #[inline(always)]
+    fn write(placed: &Placed<64>, out: &mut [u8; 110]) {
+        out[..2].copy_from_slice(&placed.d.to_le_bytes());
+        out[66..74].fill(0);
+        for (four, levels) in placed.levels.iter().enumerate() {
+            let index = points::IQ3_S.index(*levels).unwrap_or(0);
+            out[2 + four] = index as u8;
+            out[66 + four / 8] |= ((index >> 8) << (four % 8)) as u8;
+        }
+        out[74..106].copy_from_slice(&placed.signs);
+        for (pair, byte) in placed.scales[..8].as_chunks::<2>().0.iter().zip(&mut out[106..]) {
+            *byte = pair[0] | pair[1] << 4;
+        }
     }
 }

@@ -44,6 +44,7 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 mod refine;
+mod refine_grid;
 mod scale;
 mod scale_and_shift;
 mod ternary;

@@ -1,5 +1,6 @@
 //! MXFP4: 32 floats of four bits, E2M1, times a power of two.
 
+use super::encoder::{Rows, Walk};
 use super::{Encode, Weighing};
 
 pub(super) struct MXFP4;
@@ -13,26 +14,78 @@ impl Encode<32, 17> for MXFP4 {
         let largest = super::largest_magnitude(weights);
         // As a byte it wraps around for denormal weights; none of their codes is then above 0.
         let exponent = if largest > 0.0 { (floor_log2(largest) - 2 + 127) as u8 } else { 0 };
-        let half = f32::from_bits(match exponent {
-            0 | 1 => 0x0020_0000 << exponent,
-            _ => (u32::from(exponent) - 1) << 23,
-        });
-        let mut codes = [0u8; 32];
-        for (codes, x) in codes.as_chunks_mut::<8>().0.iter_mut().zip(weights.as_chunks::<8>().0) {
-            let mut least = x.map(|x| (0.0 * half - x).abs());
-            for (code, value) in VALUES.iter().enumerate().skip(1) {
-                let value = f32::from(*value) * half;
-                for lane in 0..8 {
-                    let error = (value - x[lane]).abs();
-                    let less = error < least[lane];
-                    least[lane] = if less { error } else { least[lane] };
-                    codes[lane] = if less { code as u8 } else { codes[lane] };
-                }
+        write(exponent, &codes_of(weights, exponent), out);
+        Ok(())
+    }
+}
+
+/// The nearest code of each weight, the first of equals.
+#[inline(always)]
+fn codes_of(weights: &[f32; 32], exponent: u8) -> [u8; 32] {
+    let half = half_of(exponent);
+    let mut codes = [0u8; 32];
+    for (codes, x) in codes.as_chunks_mut::<8>().0.iter_mut().zip(weights.as_chunks::<8>().0) {
+        let mut least = x.map(|x| (0.0 * half - x).abs());
+        for (code, value) in VALUES.iter().enumerate().skip(1) {
+            let value = f32::from(*value) * half;
+            for lane in 0..8 {
+                let error = (value - x[lane]).abs();
+                let less = error < least[lane];
+                least[lane] = if less { error } else { least[lane] };
+                codes[lane] = if less { code as u8 } else { codes[lane] };
             }
         }
-        out[0] = exponent;
-        for (i, byte) in out[1..].iter_mut().enumerate() {
-            *byte = codes[i] | codes[16 + i] << 4;
+    }
+    codes
+}
+
+/// Half of the power of two that an exponent stands for.
+#[inline(always)]
+fn half_of(exponent: u8) -> f32 {
+    f32::from_bits(match exponent {
+        0 | 1 => 0x0020_0000 << exponent,
+        _ => (u32::from(exponent) - 1) << 23,
+    })
+}
+
+#[inline(always)]
+fn write(exponent: u8, codes: &[u8; 32], out: &mut [u8; 17]) {
+    out[0] = exponent;
+    for (i, byte) in out[1..].iter_mut().enumerate() {
+        *byte = codes[i] | codes[16 + i] << 4;
+    }
+}
+
+/// Through rows of blocks that ggml has made: the exponent beside its own that leaves the smallest squared error.
+pub(super) struct Chosen;
+
+impl Walk for Chosen {
+    #[inline(always)]
+    fn walk(rows: Rows<'_>, out: &mut [u8]) -> Result<(), (usize, f32)> {
+        let importance = rows.importance.map(|importance| importance.as_chunks::<32>().0);
+        let per_row = rows.cols / 32;
+        for (index, (weights, out)) in
+            rows.weight.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<17>().0).enumerate()
+        {
+            let counts = importance.map_or([1.0; 32], |importance| importance[index % per_row]);
+            let error = |exponent: u8, codes: &[u8; 32]| {
+                let half = half_of(exponent);
+                let each = weights.iter().zip(&counts).zip(codes);
+                each.fold(0.0, |sum: f32, ((x, count), code)| {
+                    let difference = f32::from(VALUES[usize::from(*code)]) * half - x;
+                    sum + count * difference * difference
+                })
+            };
+            let ggmls = out[0];
+            let mut least = error(ggmls, &codes_of(weights, ggmls));
+            for exponent in [ggmls.saturating_sub(1), (ggmls.saturating_add(1)).min(254)] {
+                let codes = codes_of(weights, exponent);
+                let error = error(exponent, &codes);
+                if error < least {
+                    least = error;
+                    write(exponent, &codes, out);
+                }
+            }
         }
         Ok(())
     }

@@ -15,6 +15,8 @@ pub(super) type Levels = u16;
 
 /// One grid, whose points have `GROUP` weights with levels of `BITS` bits.
 pub(super) struct Points<const GROUP: usize, const BITS: u32> {
+    /// The points, by index.
+    points: Vec<Levels>,
     /// For each combination of levels, whether it is a point, or where its neighbours lie.
     places: Vec<Place>,
     /// Neighbours, eight at a time; behind a list's last its first stands again. Levels, and the point's index above.
@@ -106,6 +108,7 @@ impl<const GROUP: usize, const BITS: u32> Points<GROUP, BITS> {
             }));
         }
         Self {
+            points: points.to_vec(),
             places,
             neighbours,
             #[cfg(target_arch = "x86_64")]
@@ -118,6 +121,12 @@ impl<const GROUP: usize, const BITS: u32> Points<GROUP, BITS> {
     pub(super) fn index(&self, levels: Levels) -> Option<u32> {
         let place = self.places[usize::from(levels) & ((1 << (GROUP as u32 * BITS)) - 1)];
         (place.count == 0).then_some(place.at)
+    }
+
+    /// The levels of the point with this index.
+    #[inline(always)]
+    pub(super) fn levels(&self, index: u32) -> Levels {
+        self.points[index as usize]
     }
 
     #[inline(always)]

@@ -1,5 +1,8 @@
 //! TQ1_0 and TQ2_0: −1, 0 or 1 times the block's largest magnitude; five to a byte, or four.
 
+use std::marker::PhantomData;
+
+use super::encoder::{Rows, Walk};
 use super::{Encode, Weighing, f16_scale};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
@@ -12,6 +15,14 @@ impl Encode<256, 54> for TQ1_0 {
     #[inline(always)]
     fn encode(weights: &[f32; 256], _: Option<Weighing<'_, 256>>, out: &mut [u8; 54]) -> Result<(), f32> {
         let (scale, trits) = trits(weights)?;
+        Self::write(scale, &trits, out);
+        Ok(())
+    }
+}
+
+impl Ternary<54> for TQ1_0 {
+    #[inline(always)]
+    fn write(scale: [u8; 2], trits: &[u8; 256], out: &mut [u8; 54]) {
         // The first of five trits counts most; the byte is the fraction of 3^5 that they make, in 256ths, rounded up.
         let byte = |places: [usize; 5]| {
             let digits = places.iter().fold(0, |digits, i| 3 * digits + u16::from(trits[*i]));
@@ -30,7 +41,6 @@ impl Encode<256, 54> for TQ1_0 {
             *out = (3 * digits * 256).div_ceil(243) as u8;
         }
         d.copy_from_slice(&scale);
-        Ok(())
     }
 }
 
@@ -38,10 +48,79 @@ impl Encode<256, 66> for TQ2_0 {
     #[inline(always)]
     fn encode(weights: &[f32; 256], _: Option<Weighing<'_, 256>>, out: &mut [u8; 66]) -> Result<(), f32> {
         let (scale, trits) = trits(weights)?;
-        super::pairs_of_bits(&trits, &mut out[..64]);
-        out[64..].copy_from_slice(&scale);
+        Self::write(scale, &trits, out);
         Ok(())
     }
+}
+
+impl Ternary<66> for TQ2_0 {
+    #[inline(always)]
+    fn write(scale: [u8; 2], trits: &[u8; 256], out: &mut [u8; 66]) {
+        super::pairs_of_bits(trits, &mut out[..64]);
+        out[64..].copy_from_slice(&scale);
+    }
+}
+
+/// A type of a scale and 256 trits.
+pub(super) trait Ternary<const BYTES: usize> {
+    /// Writes all of a block; `trits` are 0, 1 or 2 for −1, 0 and 1.
+    fn write(scale: [u8; 2], trits: &[u8; 256], out: &mut [u8; BYTES]);
+}
+
+/// Through rows of blocks that ggml has made: scales that leave a smaller squared error than the largest magnitude, each
+/// weight at its nearest trit.
+pub(super) struct Fitted<E, const BYTES: usize>(PhantomData<E>);
+
+impl<E: Ternary<BYTES>, const BYTES: usize> Walk for Fitted<E, BYTES> {
+    #[inline(always)]
+    fn walk(rows: Rows<'_>, out: &mut [u8]) -> Result<(), (usize, f32)> {
+        let importance = rows.importance.map(|importance| importance.as_chunks::<256>().0);
+        let per_row = rows.cols / 256;
+        for (index, (weights, out)) in
+            rows.weight.as_chunks::<256>().0.iter().zip(out.as_chunks_mut::<BYTES>().0).enumerate()
+        {
+            let counts = importance.map_or([1.0; 256], |importance| importance[index % per_row]);
+            if let Some((scale, trits)) = fitted(weights, &counts) {
+                E::write(scale, &trits, out);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Scale and trits of less error than ggml's, if there are any.
+#[inline(always)]
+fn fitted(weights: &[f32; 256], counts: &[f32; 256]) -> Option<([u8; 2], [u8; 256])> {
+    const STEPS: u8 = 20;
+    let largest = weights.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    let rounded = |scale: f32| weights.map(|x| f32::from(x > 0.5 * scale) - f32::from(x < -0.5 * scale));
+    let error = |scale: f32, trits: &[f32; 256]| {
+        let each = weights.iter().zip(counts).zip(trits);
+        each.fold(0.0, |sum, ((x, count), trit)| sum + count * (scale * trit - x) * (scale * trit - x))
+    };
+    let ggmls = f16_scale(largest).ok()?.to_f32();
+    let mut least = error(ggmls, &rounded(ggmls));
+    let mut best = None;
+    for step in 1..STEPS {
+        let mut scale = largest * f32::from(step) / f32::from(STEPS);
+        for _ in 0..3 {
+            let trits = rounded(scale);
+            let (mut tx, mut tt) = (0.0, 0.0);
+            for ((x, count), trit) in weights.iter().zip(counts).zip(&trits) {
+                tx += count * trit * x;
+                tt += count * trit * trit;
+            }
+            let Ok(stored) = f16_scale(tx / tt) else { break };
+            scale = stored.to_f32();
+            let trits = rounded(scale);
+            let error = error(scale, &trits);
+            if error < least {
+                least = error;
+                best = Some((stored.to_le_bytes(), trits.map(|trit| (trit + 1.0) as u8)));
+            }
+        }
+    }
+    best
 }
 
 /// The scale, and each weight over it rounded, ties away from zero: 0, 1 or 2 for −1, 0 and 1.
