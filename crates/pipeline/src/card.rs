@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::calibrated::HeldOut;
+use crate::calibrated::{Continuation, HeldOut};
 use crate::compress::TensorRecord;
 use crate::plan::Plan;
 
@@ -36,6 +36,13 @@ pub(crate) fn card(plan: &Plan, records: &[TensorRecord], held_out: Option<&Held
             quality.kl_mean,
             100.0 * quality.top1_agreement,
         );
+        if let Some(Continuation { prompt, text: more }) = &quality.continuation {
+            let fence = "`".repeat(3.max(1 + longest_run_of_backticks(&format!("{prompt}{more}"))));
+            let _ = write!(
+                text,
+                "\nGiven the beginning of one of them, it goes on by itself after the bar:\n\n{fence}text\n{prompt}┃{more}\n{fence}\n"
+            );
+        }
     }
     if let Some(material) = &plan.material {
         let _ = write!(
@@ -79,4 +86,8 @@ pub(crate) fn card(plan: &Plan, records: &[TensorRecord], held_out: Option<&Held
     }
     let _ = write!(text, "\n## Recipe\n\n```toml\n{}```\n", plan.recipe.to_toml());
     text
+}
+
+fn longest_run_of_backticks(text: &str) -> usize {
+    text.split(|c| c != '`').map(str::len).max().unwrap_or(0)
 }

@@ -51,7 +51,7 @@ mod tensor_write;
 mod watch;
 
 pub use baseline::{read_baseline, record_baseline};
-pub use calibrated::{HeldOut, MethodRecord};
+pub use calibrated::{Continuation, HeldOut, MethodRecord};
 pub use calibration::{Calibration, CalibrationOptions, Fit};
 pub use chat::Chat;
 pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};

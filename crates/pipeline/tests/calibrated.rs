@@ -153,6 +153,10 @@ fn every_family_is_calibrated_and_its_output_runs() {
         let record = run(&checkpoint, &recipe, &out.path().join("m")).unwrap();
         let held_out = held_out(&record);
         assert!(held_out.kl_mean < 2e-3, "{variant:?}: {held_out:?}");
+        let said = held_out.continuation.expect("it fits in memory");
+        assert!(!said.prompt.is_empty(), "{said:?}");
+        let card = std::fs::read_to_string(out.path().join("m/bitmill.md")).unwrap();
+        assert!(card.contains(&format!("{}┃{}", said.prompt, said.text)), "{card}");
         for (name, method) in methods(&record) {
             assert!(method == "gptq" || name.contains(".experts."), "{variant:?}: {name} {method}");
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use bitmill_checkpoint::{Checkpoint, Overwrite};
-use bitmill_pipeline::{Format, HeldOut, Plan, Progress as _};
+use bitmill_pipeline::{Continuation, Format, HeldOut, Plan, Progress as _};
 
 use super::plan::planned;
 use crate::args::{Compress, Global, Over};
@@ -76,8 +76,11 @@ pub fn write(
 fn quality(document: &serde_json::Value) -> String {
     let held_out: Option<HeldOut> = serde_json::from_value(document["held_out"].clone()).ok();
     let mut text = held_out.map_or_else(String::new, |held_out| {
+        let continuation = held_out.continuation.map_or_else(String::new, |Continuation { prompt, text }| {
+            format!("it goes on by itself after the bar: {prompt:?} | {text:?}\n")
+        });
         format!(
-            "held out, {} tokens: KL to dense {:.3e}, perplexity {:.4} (dense {:.4}), same likeliest token {:.1} %\n",
+            "held out, {} tokens: KL to dense {:.3e}, perplexity {:.4} (dense {:.4}), same likeliest token {:.1} %\n{continuation}",
             held_out.targets,
             held_out.kl_mean,
             held_out.perplexity,

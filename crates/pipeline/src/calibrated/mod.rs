@@ -31,7 +31,7 @@ use crate::tensor_run::TensorRun;
 
 pub(crate) use compressing::Done;
 pub(crate) use material::Material;
-pub use quality::HeldOut;
+pub use quality::{Continuation, HeldOut};
 pub use tensor::MethodRecord;
 
 use compressing::{Compressing, Sums};
@@ -144,14 +144,17 @@ impl<'a> Calibrated<'a> {
         while self.next < self.layers.len() {
             self.run_layer()?;
         }
-        let written = Model::load(&Checkpoint::open(staged)?)?;
+        let checkpoint = Checkpoint::open(staged)?;
+        let written = Model::load(&checkpoint)?;
         let rows = self.material.held_out * self.material.length();
         let states = self.states.read(Section::HeldOut, 0..rows);
         let dense = self.states.read(Section::DenseHeldOut, 0..rows);
         let windows = &self.material.calibration.windows;
         let windows: Vec<&[u32]> =
             (self.material.windows()..windows.len()).map(|at| windows.get(at)).collect();
-        quality::held_out(&self.compute, (&written, &states), (&self.model, &dense), &windows).map(Some)
+        let quality = quality::held_out(&self.compute, (&written, &states), (&self.model, &dense), &windows)?;
+        let continuation = quality::continuation(&self.compute, &checkpoint, &written, windows[0])?;
+        Ok(Some(HeldOut { continuation, ..quality }))
     }
 
     fn run_layer(&mut self) -> Result<(), Error> {

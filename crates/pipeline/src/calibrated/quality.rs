@@ -3,10 +3,12 @@
 
 use std::ops::Range;
 
+use bitmill_checkpoint::Checkpoint;
 use bitmill_eval::{mean, standard_error};
 use bitmill_kernels::Compute;
 use bitmill_model::Model;
 use bitmill_tensor::Matrix;
+use bitmill_text::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -33,6 +35,39 @@ pub struct HeldOut {
     pub kl_stderr: Option<f64>,
     /// Fraction of positions with the same likeliest token.
     pub top1_agreement: f64,
+    /// How what was written goes on with the first of them; none where it does not fit in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continuation: Option<Continuation>,
+}
+
+/// A few words of a model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Continuation {
+    /// The beginning of a text.
+    pub prompt: String,
+    /// The likeliest token each time, up to one that ends the text.
+    pub text: String,
+}
+
+/// Tokens of a prompt, and those that are to follow.
+const PROMPT_TOKENS: usize = 32;
+const NEW_TOKENS: usize = 32;
+
+/// How `written` goes on with the beginning of `window`; `None` if its weights take more than half of the machine's memory.
+pub(crate) fn continuation(
+    compute: &Compute,
+    checkpoint: &Checkpoint,
+    written: &Model,
+    window: &[u32],
+) -> Result<Option<Continuation>, Error> {
+    let room = bitmill_bench::machine_bytes().unwrap_or(0) / 2;
+    if checkpoint.stored_bytes() > room {
+        return Ok(None);
+    }
+    let tokenizer = Tokenizer::from_checkpoint(checkpoint)?;
+    let prompt = &window[..PROMPT_TOKENS.min(window.len())];
+    let text = tokenizer.decode(&written.greedy(compute, prompt, NEW_TOKENS)?)?;
+    Ok(Some(Continuation { prompt: tokenizer.decode(prompt)?, text }))
 }
 
 /// Compares what the heads of two models make of their states.
@@ -76,6 +111,7 @@ pub(crate) fn held_out(
         kl_mean: six_digits(mean(&window_kls)),
         kl_stderr: (window_kls.len() > 1).then(|| six_digits(standard_error(&window_kls))),
         top1_agreement: six_digits(sums.agreed as f64 / n),
+        continuation: None,
     })
 }
 

@@ -47,7 +47,7 @@ pub struct Compensation {
 
 impl Default for Compensation {
     fn default() -> Self {
-        Self { damping: 0.01, sweeps: 3 }
+        Self { damping: 0.3, sweeps: 3 }
     }
 }
 
