@@ -4,19 +4,26 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use bitmill_calib::Inputs;
-use bitmill_checkpoint::{Checkpoint, Role, Tensor};
+use bitmill_checkpoint::{Role, RoleKind, Tensor};
 use bitmill_kernels::Compute;
+use bitmill_quant::Clip;
 use bitmill_stats::{Cross, CrossAccumulator, Factor, HessianAccumulator};
-use bitmill_tensor::Matrix;
+use bitmill_tensor::{Encoding, Matrix};
 
+use super::reshaping::ScaleRecord;
 use super::tensor::{
-    MethodRecord, Rows, Statistics, as_stored, encode_alone, encode_calibrated, output_error, six_digits,
-    some_rows,
+    ERROR_TOKENS, MethodRecord, Rows, Statistics, as_stored, encode_alone, encode_calibrated, group_ranges,
+    output_error, six_digits, some_rows,
 };
 use crate::Error;
+use crate::balancing::{AwqStep, Balance};
 use crate::method::{Method, Order};
 use crate::plan::{Plan, PlannedTensor};
+use crate::source::Source;
 use crate::tensor_run::{Encoded, TensorRun};
+
+/// Calibration tokens by which ranges of groups are searched.
+const CLIP_TOKENS: usize = 512;
 
 /// A matrix that is encoded.
 pub(crate) struct Done {
@@ -33,8 +40,9 @@ pub(crate) struct Sums {
     cross: Option<CrossAccumulator>,
     /// Columns of the matrices, those that pad included.
     cols: usize,
-    /// Some calibration rows, to measure errors on.
+    /// Some calibration rows, to measure errors on and to search ranges by, and how many are wanted.
     some: Matrix,
+    wanted: usize,
 }
 
 impl Sums {
@@ -45,7 +53,7 @@ impl Sums {
             return;
         }
         if self.some.rows() == 0 {
-            self.some = some_rows(inputs.x, rows);
+            self.some = some_rows(inputs.x, rows, self.wanted);
         }
         let Some(hessian) = &mut self.hessian else { return };
         let x = part(inputs.x, rows, self.cols);
@@ -57,7 +65,7 @@ impl Sums {
 }
 
 /// The first `rows` of `x`, with columns of zeros up to `cols`.
-fn part(x: &Matrix, rows: usize, cols: usize) -> Cow<'_, Matrix> {
+pub(crate) fn part(x: &Matrix, rows: usize, cols: usize) -> Cow<'_, Matrix> {
     if (rows, cols) == (x.rows(), x.cols()) {
         return Cow::Borrowed(x);
     }
@@ -133,27 +141,32 @@ impl Spent {
 
 /// Encodes the matrices of one layer.
 pub(crate) struct Compressing<'a> {
-    checkpoint: &'a Checkpoint,
-    plan: &'a Plan,
+    source: Source<'a>,
     compute: Compute,
     /// Places in the plan.
     tensors: HashMap<Role, usize>,
-    pub done: HashMap<usize, Done>,
+    /// How columns were scaled beforehand.
+    scales: HashMap<Role, ScaleRecord>,
+    done: HashMap<usize, Done>,
 }
 
 impl<'a> Compressing<'a> {
     pub fn new(
-        checkpoint: &'a Checkpoint,
-        plan: &'a Plan,
+        source: Source<'a>,
         compute: Compute,
         tensors: HashMap<Role, usize>,
+        scales: HashMap<Role, ScaleRecord>,
     ) -> Self {
-        Self { checkpoint, plan, compute, tensors, done: HashMap::new() }
+        Self { source, compute, tensors, scales, done: HashMap::new() }
+    }
+
+    fn plan(&self) -> &'a Plan {
+        self.source.plan
     }
 
     fn planned(&self, role: Role) -> Option<(usize, &'a PlannedTensor)> {
         let index = *self.tensors.get(&role)?;
-        Some((index, &self.plan.tensors[index]))
+        Some((index, &self.plan().tensors[index]))
     }
 
     /// What is to be summed of the inputs of `roles`.
@@ -169,51 +182,123 @@ impl<'a> Compressing<'a> {
                 .then(|| CrossAccumulator::new(cols)),
             cols,
             some: Matrix::default(),
+            wanted: if members().any(|planned| self.clips(planned)) { CLIP_TOKENS } else { ERROR_TOKENS },
         }
     }
 
-    /// Encodes the matrices of `roles`; returns what the layer runs on with instead of them.
+    /// Whether the ranges of its groups are searched by what they multiply. As in AutoAWQ not those of q and k, whose
+    /// product no layer's output shows.
+    fn clips(&self, planned: &PlannedTensor) -> bool {
+        let is_asked = matches!(self.plan().recipe.balance(), Some(Balance::Awq(AwqStep { clip: true })));
+        let is_plain = planned.method == Method::Alone && planned.clip == Clip::None;
+        is_asked
+            && is_plain
+            && matches!(planned.to, Encoding::Grouped(_))
+            && !matches!(planned.role.kind, RoleKind::AttnQ | RoleKind::AttnK)
+    }
+
+    /// Encodes the matrices of `roles`, and what was changed beside them; returns what the layer runs on with instead.
     ///
     /// # Errors
     /// If a weight is not finite or its form cannot hold it; [`Error::Fallback`] where the plan is strict.
     pub fn quantize(&mut self, roles: &[Role], sums: Sums) -> Result<Vec<Tensor>, Error> {
-        let members: Vec<(usize, &'a PlannedTensor)> =
-            roles.iter().filter_map(|&role| self.planned(role)).collect();
+        let members: Vec<(Role, usize, &'a PlannedTensor)> = roles
+            .iter()
+            .copied()
+            .chain(self.changed_beside(roles))
+            .filter_map(|role| self.planned(role).map(|(index, planned)| (role, index, planned)))
+            .collect();
         // Those that factor come first: matrices that share inputs factor in one way, see `refuse_unlike_methods`.
-        let methods = || members.iter().map(|(_, planned)| planned.method);
+        let methods = || members.iter().map(|(_, _, planned)| planned.method);
         let method =
             methods().find(|method| method.factors()).or_else(|| methods().find(|&m| m == Method::Weighed));
         let spent = match (method, sums.hessian) {
             (Some(method), Some(hessian)) => {
-                Some(Spent::new(method, self.plan.recipe.shrinkage(method), hessian, sums.cross))
+                Some(Spent::new(method, self.plan().recipe.shrinkage(method), hessian, sums.cross))
             }
             _ => None,
         };
+        let isa = self.compute.isa();
         let mut stored = Vec::new();
-        for (index, planned) in members {
-            let tensor = self.checkpoint.tensor(&planned.source)?;
-            let run = TensorRun::new(self.checkpoint, self.plan, planned, &tensor, self.compute.isa())?;
+        for (role, index, planned) in members {
             let spent = spent.as_ref().filter(|_| planned.method.is_calibrated());
-            if spent.is_none() && planned.to == planned.from && !planned.is_padded() {
+            let is_same =
+                planned.to == planned.from && !planned.is_padded() && !self.source.has_changed(role);
+            if spent.is_none() && is_same {
                 continue;
             }
+            let opened = self.source.open(isa, planned)?;
+            let run = TensorRun::new(&self.source, planned, &opened, isa)?;
             let run = match spent {
                 Some(Spent { failure: None, diagonal, .. }) if planned.method == Method::Weighed => {
                     run.weighed_by(diagonal.clone())
                 }
                 _ => run,
             };
+            let ranges = match planned.to {
+                Encoding::Grouped(grouped) if self.clips(planned) => {
+                    group_ranges(&run, planned, &grouped, &part(&sums.some, sums.some.rows(), sums.cols))?
+                        .map(|ranges| (ranges, grouped.group_size.get()))
+                }
+                _ => None,
+            };
+            let clipped = ranges.is_some();
+            let run = match ranges {
+                Some((ranges, group_size)) => run.clipped_by(ranges, group_size),
+                None => run,
+            };
             let (rows, method) = self.encode(&run, planned, spent)?;
-            let replacement = as_stored(self.compute.isa(), &tensor, planned, &run, &rows);
+            let replacement = as_stored(isa, &opened.tensor, planned, &run, &rows);
+            let scaled = self.scales.get(&role).cloned();
+            let method = method.or_else(|| {
+                let alone = planned.method.fallback(planned.to).to_owned();
+                (clipped || scaled.is_some()).then(|| MethodRecord { method: alone, ..MethodRecord::default() })
+            });
             let method = method.map(|method| MethodRecord {
-                output_error: output_error(&self.compute, &tensor, &replacement, &sums.some),
+                output_error: output_error(&self.compute, &opened.tensor, &replacement, &sums.some),
+                scaled,
+                clipped,
                 ..method
             });
-            tensor.release();
+            opened.tensor.release();
             stored.push(replacement);
             self.done.insert(index, Done { encoded: rows.encoded, method, global: run.global() });
         }
         Ok(stored)
+    }
+
+    /// Changed biases and routers that the layer meets with the matrices of `roles`: the layer runs on with them as stored.
+    fn changed_beside(&self, roles: &[Role]) -> Vec<Role> {
+        let beside = |role: &Role| {
+            let kinds: &[RoleKind] = match role.kind {
+                RoleKind::AttnV => &[RoleKind::AttnVBias],
+                RoleKind::AttnOutput => &[RoleKind::AttnOutputBias, RoleKind::Router],
+                RoleKind::SharedDown => &[RoleKind::SharedRouter],
+                _ => &[],
+            };
+            let layer = role.layer;
+            kinds.iter().map(move |&kind| Role { layer, expert: None, kind })
+        };
+        roles.iter().flat_map(beside).filter(|&role| self.source.has_changed(role)).collect()
+    }
+
+    /// What was encoded, with all else that was changed.
+    ///
+    /// # Errors
+    /// As [`quantize`](Self::quantize).
+    pub fn finish(mut self) -> Result<HashMap<usize, Done>, Error> {
+        let isa = self.compute.isa();
+        for role in self.source.changed() {
+            let Some((index, planned)) = self.planned(role) else { continue };
+            if self.done.contains_key(&index) {
+                continue;
+            }
+            let opened = self.source.open(isa, planned)?;
+            let run = TensorRun::new(&self.source, planned, &opened, isa)?;
+            let encoded = encode_alone(&run, planned)?.encoded;
+            self.done.insert(index, Done { encoded, method: None, global: run.global() });
+        }
+        Ok(self.done)
     }
 
     /// All rows of a matrix and how they came about.
@@ -224,10 +309,10 @@ impl<'a> Compressing<'a> {
         spent: Option<&Spent>,
     ) -> Result<(Rows, Option<MethodRecord>), Error> {
         let Some(spent) = spent else { return Ok((encode_alone(run, planned)?, None)) };
-        let fall_back = |why: String| match self.plan.strict {
+        let fall_back = |why: String| match self.plan().strict {
             true => Err(Error::Fallback { tensor: planned.name.clone(), why }),
             false => {
-                let (method, fallback) = (planned.method.fallback().to_owned(), Some(why));
+                let (method, fallback) = (planned.method.fallback(planned.to).to_owned(), Some(why));
                 Ok((
                     encode_alone(run, planned)?,
                     Some(MethodRecord { method, fallback, ..MethodRecord::default() }),
