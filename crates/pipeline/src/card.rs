@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::calibrated::HeldOut;
-use crate::compress::TensorRecord;
+use crate::compress::{TensorRecord, beyond_f16};
 use crate::plan::Plan;
 
 /// The name of the card in a folder, and the end of its name beside a GGUF file.
@@ -76,6 +76,15 @@ pub(crate) fn card(plan: &Plan, records: &[TensorRecord], held_out: Option<&Held
         records.iter().filter_map(|record| Some((record, record.method.as_ref()?.fallback.as_ref()?)));
     for (record, why) in fallbacks {
         let _ = writeln!(text, "\n`{}` was rounded by its weights alone: {why}.", record.name);
+    }
+    let beyond: Vec<_> = beyond_f16(records).collect();
+    if let Some((record, largest)) = beyond.iter().max_by(|a, b| a.1.total_cmp(&b.1)) {
+        let _ = writeln!(
+            text,
+            "\nInputs of {} tensors reach beyond what f16 holds, those of `{}` {largest:.0}: run it in bf16.",
+            beyond.len(),
+            record.name,
+        );
     }
     let _ = write!(text, "\n## Recipe\n\n```toml\n{}```\n", plan.recipe.to_toml());
     text

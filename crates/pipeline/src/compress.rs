@@ -194,10 +194,23 @@ fn document(plan: &Plan, records: &[TensorRecord], held_out: Option<&HeldOut>) -
     }
     // Records hold strings and finite numbers: they always have a JSON form.
     document["tensors"] = serde_json::to_value(records).unwrap_or_default();
+    let beyond: Vec<&str> = beyond_f16(records).map(|(record, _)| record.name.as_str()).collect();
+    if !beyond.is_empty() {
+        document["inputs_beyond_f16"] = beyond.into();
+    }
     if let Some(held_out) = held_out {
         document["held_out"] = serde_json::to_value(held_out).unwrap_or_default();
     }
     document
+}
+
+/// Tensors whose inputs, on calibration tokens, reach beyond what f16 holds, and how far.
+pub(crate) fn beyond_f16(records: &[TensorRecord]) -> impl Iterator<Item = (&TensorRecord, f64)> {
+    const LARGEST: f64 = 65504.0;
+    records.iter().filter_map(|record| {
+        let largest = record.method.as_ref()?.largest_input.filter(|largest| *largest > LARGEST)?;
+        Some((record, largest))
+    })
 }
 
 /// Peak memory of a run with these tensors: the pages of the largest chunk of a source, the bytes of chunks that are

@@ -8,12 +8,13 @@ use bitmill_checkpoint::{Role, RoleKind, Tensor};
 use bitmill_kernels::Compute;
 use bitmill_quant::Clip;
 use bitmill_stats::{Cross, CrossAccumulator, Factor, HessianAccumulator};
-use bitmill_tensor::{Encoding, Matrix};
+use bitmill_tensor::{Encoding, Extent, Matrix};
 
 use super::reshaping::ScaleRecord;
+use super::sample::Sample;
 use super::tensor::{
     ERROR_TOKENS, MethodRecord, Rows, Statistics, as_stored, encode_alone, encode_calibrated, group_ranges,
-    output_error, six_digits, some_rows,
+    output_error, six_digits,
 };
 use crate::Error;
 use crate::balancing::{AwqStep, Balance};
@@ -40,9 +41,10 @@ pub(crate) struct Sums {
     cross: Option<CrossAccumulator>,
     /// Columns of the matrices, those that pad included.
     cols: usize,
-    /// Some calibration rows, to measure errors on and to search ranges by, and how many are wanted.
-    some: Matrix,
-    wanted: usize,
+    /// Some calibration rows, to measure errors on and to search ranges by.
+    some: Sample,
+    /// The largest `|x|` of each column that is there.
+    largest: Vec<f32>,
 }
 
 impl Sums {
@@ -52,8 +54,11 @@ impl Sums {
         if rows == 0 {
             return;
         }
-        if self.some.rows() == 0 {
-            self.some = some_rows(inputs.x, rows, self.wanted);
+        self.some.add(inputs.x, rows);
+        self.largest.resize(inputs.x.cols(), 0.0);
+        for row in 0..rows {
+            // A NaN is none: where there is one, no statistics are taken at their word.
+            self.largest.iter_mut().zip(inputs.x.row(row)).for_each(|(most, x)| *most = most.max(x.abs()));
         }
         let Some(hessian) = &mut self.hessian else { return };
         let x = part(inputs.x, rows, self.cols);
@@ -74,6 +79,29 @@ pub(crate) fn part(x: &Matrix, rows: usize, cols: usize) -> Cow<'_, Matrix> {
         part.row_mut(row)[..x.cols()].copy_from_slice(x.row(row));
     }
     Cow::Owned(part)
+}
+
+/// The largest of all inputs, to six digits.
+fn largest_input(of_columns: &[f32]) -> Option<f64> {
+    let most = of_columns.iter().copied().reduce(f32::max)?;
+    most.is_finite().then(|| six_digits(f64::from(most)))
+}
+
+/// What LLM.int8() (arXiv:2208.07339) calls an outlier: a feature whose magnitude reaches this.
+const OUTLIER: f32 = 6.0;
+
+/// Columns whose inputs are outliers.
+fn outliers(of_columns: &[f32]) -> usize {
+    of_columns.iter().filter(|most| **most >= OUTLIER).count()
+}
+
+/// Whether one scale spans all columns.
+fn spans_rows(planned: &PlannedTensor) -> bool {
+    match planned.to {
+        Encoding::Grouped(grouped) => grouped.group_size.get() == planned.in_features(),
+        Encoding::Scaled(layout) => matches!(layout.extent, Extent::Row | Extent::Matrix),
+        _ => false,
+    }
 }
 
 /// What sums became.
@@ -169,10 +197,11 @@ impl<'a> Compressing<'a> {
         Some((index, &self.plan().tensors[index]))
     }
 
-    /// What is to be summed of the inputs of `roles`.
-    pub fn sums(&self, roles: &[Role]) -> Sums {
+    /// What is to be summed of the inputs of `roles`, about `expected` of them.
+    pub fn sums(&self, roles: &[Role], expected: usize) -> Sums {
         let members = || roles.iter().filter_map(|&role| self.planned(role)).map(|(_, planned)| planned);
         let cols = members().map(PlannedTensor::in_features).max().unwrap_or(0);
+        let wanted = if members().any(|planned| self.clips(planned)) { CLIP_TOKENS } else { ERROR_TOKENS };
         Sums {
             hessian: members()
                 .any(|planned| planned.method.is_calibrated())
@@ -181,8 +210,8 @@ impl<'a> Compressing<'a> {
                 .any(|planned| planned.method.wants_dense_inputs())
                 .then(|| CrossAccumulator::new(cols)),
             cols,
-            some: Matrix::default(),
-            wanted: if members().any(|planned| self.clips(planned)) { CLIP_TOKENS } else { ERROR_TOKENS },
+            some: Sample::new(wanted, expected),
+            largest: Vec::new(),
         }
     }
 
@@ -219,6 +248,7 @@ impl<'a> Compressing<'a> {
             _ => None,
         };
         let isa = self.compute.isa();
+        let (some, largest) = (sums.some.into_matrix(), sums.largest);
         let mut stored = Vec::new();
         for (role, index, planned) in members {
             let spent = spent.as_ref().filter(|_| planned.method.is_calibrated());
@@ -237,7 +267,7 @@ impl<'a> Compressing<'a> {
             };
             let ranges = match planned.to {
                 Encoding::Grouped(grouped) if self.clips(planned) => {
-                    group_ranges(&run, planned, &grouped, &part(&sums.some, sums.some.rows(), sums.cols))?
+                    group_ranges(&run, planned, &grouped, &part(&some, some.rows(), sums.cols))?
                         .map(|ranges| (ranges, grouped.group_size.get()))
                 }
                 _ => None,
@@ -255,9 +285,11 @@ impl<'a> Compressing<'a> {
                 (clipped || scaled.is_some()).then(|| MethodRecord { method: alone, ..MethodRecord::default() })
             });
             let method = method.map(|method| MethodRecord {
-                output_error: output_error(&self.compute, &opened.tensor, &replacement, &sums.some),
+                output_error: output_error(&self.compute, &opened.tensor, &replacement, &some),
                 scaled,
                 clipped,
+                largest_input: largest_input(&largest),
+                outlier_columns: if spans_rows(planned) { outliers(&largest) } else { 0 },
                 ..method
             });
             opened.tensor.release();

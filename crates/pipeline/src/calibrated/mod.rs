@@ -11,6 +11,7 @@ mod compressing;
 mod material;
 mod quality;
 mod reshaping;
+mod sample;
 mod states;
 mod tensor;
 
@@ -18,7 +19,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use bitmill_calib::{Streams, pass_layer};
+use bitmill_calib::{Inputs, Streams, pass_layer};
 use bitmill_checkpoint::{Checkpoint, ModelConfig, Role, RoleKind, Tensor};
 use bitmill_kernels::{Compute, Isa, Path as ComputePath};
 use bitmill_model::Model;
@@ -198,18 +199,16 @@ impl<'a> Calibrated<'a> {
     fn look(&mut self) -> Result<Collected, Error> {
         let mut collected = Collected::default();
         let material = self.material;
-        let config = self.model.config();
-        let tokens = material.windows() * material.length();
-        let of_expert = config.experts.as_ref().map_or(tokens, |experts| tokens * experts.used / experts.count);
-        for windows in material.batches(config) {
+        let batches = material.batches(self.model.config());
+        for windows in &batches {
             let windows = windows.start..windows.end.min(material.windows());
             if windows.is_empty() {
                 continue;
             }
             let mut streams = Streams { dense: None, ..self.streams(windows)? };
-            pass_layer(&mut self.model, &self.compute, &mut streams, &mut |_, roles, inputs| {
-                let is_expert = roles.iter().any(|role| role.expert.is_some());
-                collected.add(roles, &inputs, if is_expert { of_expert } else { tokens });
+            pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
+                let expected = expected_inputs(material, model.config(), batches.len(), roles, &inputs);
+                collected.add(roles, &inputs, expected);
                 Ok::<_, Error>(Vec::new())
             })?;
         }
@@ -224,7 +223,7 @@ impl<'a> Calibrated<'a> {
     ) -> Result<(), Error> {
         let mut streams = self.streams(windows)?;
         pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
-            let mut sums = compressing.sums(roles);
+            let mut sums = compressing.sums(roles, inputs.calibration_rows);
             sums.add(&inputs);
             let stored = compressing.quantize(roles, sums)?;
             Ok::<_, Error>(stored.into_iter().filter_map(|tensor| model.replace(tensor)).collect())
@@ -246,9 +245,11 @@ impl<'a> Calibrated<'a> {
         let mut next = self.folder.create(self.next + 1)?;
         for windows in batches {
             let mut streams = self.streams(windows.clone())?;
-            pass_layer(&mut self.model, &self.compute, &mut streams, &mut |_, roles, inputs| {
+            let material = self.material;
+            pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
                 let place = collected.iter().position(|(other, _)| other == roles).unwrap_or_else(|| {
-                    collected.push((roles.to_vec(), compressing.sums(roles)));
+                    let expected = expected_inputs(material, model.config(), batches.len(), roles, &inputs);
+                    collected.push((roles.to_vec(), compressing.sums(roles, expected)));
                     collected.len() - 1
                 });
                 collected[place].1.add(&inputs);
@@ -264,7 +265,7 @@ impl<'a> Calibrated<'a> {
         for windows in batches {
             let mut streams = Streams { dense: None, ..self.streams(windows.clone())? };
             let run_on =
-                &mut |_: &mut Model, _: &[Role], _: bitmill_calib::Inputs<'_>| Ok::<_, Error>(Vec::new());
+                &mut |_: &mut Model, _: &[Role], _: Inputs<'_>| Ok::<_, Error>(Vec::new());
             pass_layer(&mut self.model, &self.compute, &mut streams, run_on)?;
             self.keep_compressed(&streams, &mut next)?;
         }
@@ -313,6 +314,23 @@ impl<'a> Calibrated<'a> {
         let (calibration, held_out) = hidden.as_slice().split_at(rows * hidden.cols());
         next.add(Section::DenseCalibration, calibration)?;
         next.add(Section::DenseHeldOut, held_out)
+    }
+}
+
+/// How many inputs matrices are going to see in all batches: those at hand if there is one, else a fair share of tokens for
+/// an expert.
+fn expected_inputs(
+    material: &Material,
+    config: &ModelConfig,
+    batches: usize,
+    roles: &[Role],
+    inputs: &Inputs<'_>,
+) -> usize {
+    let tokens = material.windows() * material.length();
+    match (&config.experts, roles.iter().any(|role| role.expert.is_some())) {
+        _ if batches == 1 => inputs.calibration_rows,
+        (Some(experts), true) => tokens * experts.used / experts.count.max(1),
+        _ => tokens,
     }
 }
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::LayerTensors;
 use super::compressing::part;
+use super::sample::Sample;
 use super::tensor::six_digits;
 use crate::Error;
 use crate::balancing::Balance;
@@ -50,25 +51,8 @@ pub struct ScaleRecord {
 /// What some matrices of a layer multiply.
 struct Seen {
     channels: ChannelAccumulator,
-    /// Some of the inputs.
-    tokens: Vec<f32>,
+    some: Sample,
     cols: usize,
-}
-
-impl Seen {
-    /// Adds inputs, `expected` of which there will be about; so many are kept, evenly spread.
-    fn add(&mut self, inputs: &Inputs<'_>, expected: usize) {
-        let x = part(inputs.x, inputs.calibration_rows, self.cols);
-        let before = self.channels.tokens() as usize;
-        for row in 0..x.rows() {
-            let at = before + row;
-            let is_taken = (at + 1) * TOKENS / expected.max(TOKENS) > at * TOKENS / expected.max(TOKENS);
-            if is_taken && self.tokens.len() < TOKENS * self.cols {
-                self.tokens.extend_from_slice(x.row(row));
-            }
-        }
-        self.channels.add(&x);
-    }
 }
 
 /// What all matrices of a layer multiply.
@@ -83,11 +67,13 @@ impl Collected {
         }
         let place = self.0.iter().position(|(others, _)| others == roles).unwrap_or_else(|| {
             let cols = inputs.x.cols();
-            let seen = Seen { channels: ChannelAccumulator::new(cols), tokens: Vec::new(), cols };
-            self.0.push((roles.to_vec(), seen));
+            let some = Sample::new(TOKENS, expected);
+            self.0.push((roles.to_vec(), Seen { channels: ChannelAccumulator::new(cols), some, cols }));
             self.0.len() - 1
         });
-        self.0[place].1.add(inputs, expected);
+        let (_, seen) = &mut self.0[place];
+        seen.some.add(inputs.x, inputs.calibration_rows);
+        seen.channels.add(&part(inputs.x, inputs.calibration_rows, seen.cols));
     }
 
     /// What the matrices of `roles` multiply, all of which read the same features, if only some tokens each; `None` if no
@@ -125,7 +111,7 @@ impl Collected {
                 mean_square: mean(|stats| &stats.mean_square),
             },
         };
-        let rows: Vec<&[f32]> = seen.iter().flat_map(|(_, seen)| seen.tokens.chunks_exact(cols)).collect();
+        let rows: Vec<&[f32]> = seen.iter().flat_map(|(_, seen)| seen.some.as_slice().chunks_exact(cols)).collect();
         let count = rows.len().min(TOKENS);
         let some = (0..count).flat_map(|at| rows[at * rows.len() / count]).copied().collect();
         Some((stats, some))

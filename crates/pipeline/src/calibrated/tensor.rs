@@ -38,6 +38,12 @@ pub struct MethodRecord {
     /// `‖x·(w − ŵ)ᵀ‖² / ‖x·wᵀ‖²` over some calibration tokens, to six digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_error: Option<f64>,
+    /// The largest `|x|` of all calibration tokens that the tensor multiplies, to six digits: f16 holds no more than 65504.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest_input: Option<f64>,
+    /// Columns whose inputs reach 6 in magnitude, what LLM.int8() takes for outliers, where one scale spans all columns.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub outlier_columns: usize,
     /// What was added to the Hessian's diagonal, as a fraction of its mean, to six digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damping: Option<f64>,
@@ -268,16 +274,6 @@ fn widened(isa: Isa, planned: &PlannedTensor, parts: &Parts, global: f32) -> Vec
     let mut values = vec![0.0; rows * cols];
     values.par_chunks_mut(cols).enumerate().for_each(|(row, out)| dequantize_rows(isa, &view, row, out));
     values
-}
-
-/// Some of the first `rows` of `x`, evenly spread: `wanted` if there are as many.
-pub(crate) fn some_rows(x: &Matrix, rows: usize, wanted: usize) -> Matrix {
-    let count = rows.min(wanted);
-    let mut some = Matrix::zeros(count, x.cols());
-    for place in 0..count {
-        some.row_mut(place).copy_from_slice(x.row(place * rows / count));
-    }
-    some
 }
 
 /// `‖x·(w − ŵ)ᵀ‖² / ‖x·wᵀ‖²`; none for no `x`, or one that is not finite.
