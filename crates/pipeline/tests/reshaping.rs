@@ -57,7 +57,7 @@ fn method<'r>(record: &'r CompressRecord, name: &str) -> &'r Value {
 
 /// As many as the shortest context holds.
 fn logits(path: &Path) -> Vec<f32> {
-    first_logits(path, 32)
+    first_logits(path, 16)
 }
 
 /// The largest difference, relative to the largest of `expected`.
