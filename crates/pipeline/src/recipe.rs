@@ -595,7 +595,9 @@ impl Recipe {
         let kind = step.kind();
         let beside = |other: &&Step| match other {
             Step::Keep { .. } | Step::Search { .. } | Step::Magnitude(_) => true,
-            other => matches!((step, *other), (Step::Awq(_), Step::Smooth(_)) | (Step::Smooth(_), Step::Awq(_))),
+            other => {
+                matches!((step, *other), (Step::Awq(_), Step::Smooth(_)) | (Step::Smooth(_), Step::Awq(_)))
+            }
         };
         match self.steps.iter().find(beside) {
             Some(other @ Step::Keep { .. }) => {
@@ -609,9 +611,9 @@ impl Recipe {
             None if self.imatrix.is_some() => {
                 Err(format!("`imatrix` beside `{kind}`: it is of the model as it was"))
             }
-            None if self.steps[at + 1..].iter().any(|later| matches!(later, Step::Rotate(_))) => {
-                Err(format!("`rotate` comes after `{kind}`: scales are found for the model that rotating leaves"))
-            }
+            None if self.steps[at + 1..].iter().any(|later| matches!(later, Step::Rotate(_))) => Err(
+                format!("`rotate` comes after `{kind}`: scales are found for the model that rotating leaves"),
+            ),
             None => Ok(()),
         }
     }

@@ -95,7 +95,10 @@ impl Turn {
             None => String::new(),
         };
         let head = if is_untied { "; the head becomes a tensor of its own" } else { "" };
-        format!("`rotate` turns the residual stream in blocks of {} features{values}{head}", self.stream.block())
+        format!(
+            "`rotate` turns the residual stream in blocks of {} features{values}{head}",
+            self.stream.block()
+        )
     }
 
     /// States of the model as it was become those of the turned one, row by row.

@@ -105,7 +105,10 @@ fn a_tied_head_becomes_a_tensor_of_its_own() {
     let record = run(&checkpoint, &recipe(&steps), &gguf).unwrap();
     assert!(difference(&logits(&gguf), &expected) < 1e-4);
     let head = record.document["tensors"].as_array().unwrap().last().unwrap();
-    assert_eq!((&head["name"], &head["source"]), (&"lm_head.weight".into(), &"model.embed_tokens.weight".into()));
+    assert_eq!(
+        (&head["name"], &head["source"]),
+        (&"lm_head.weight".into(), &"model.embed_tokens.weight".into())
+    );
     assert!(record.document["notes"].to_string().contains("a tensor of its own"));
     // From there back, and once more.
     let again = Checkpoint::open(&gguf).unwrap();
@@ -215,10 +218,7 @@ fn held_out_figures_are_those_of_the_output() {
     );
     let written = Checkpoint::open(&out.path().join("m")).unwrap();
     let of_output = held_out(&run(&written, &again, &out.path().join("n")).unwrap());
-    assert!(
-        (found.perplexity / of_output.dense_perplexity - 1.0).abs() < 1e-4,
-        "{found:?} {of_output:?}"
-    );
+    assert!((found.perplexity / of_output.dense_perplexity - 1.0).abs() < 1e-4, "{found:?} {of_output:?}");
     let of_source = held_out(&run(&checkpoint, &again, &out.path().join("o")).unwrap());
     assert!(
         (found.dense_perplexity / of_source.dense_perplexity - 1.0).abs() < 1e-5,
@@ -227,30 +227,41 @@ fn held_out_figures_are_those_of_the_output() {
 }
 
 #[test]
-fn scales_and_ranges_lose_less_than_rounding_to_nearest_on_a_trained_model() {
+fn scales_ranges_and_rotations_lose_less_than_rounding_to_nearest_on_a_trained_model() {
     let millet = embedded::checkpoint().unwrap();
     let out = tempfile::tempdir().unwrap();
     let kl = |name: &str, steps: &str| {
-        let few = "[calibration]\nsamples = 60\nlength = 128\n";
-        let recipe = recipe(&format!("format = \"compressed-tensors\"\n{few}\n{steps}"));
+        let some = "[calibration]\nsamples = 60\nlength = 128\nheld_out = 30\n";
+        let recipe = recipe(&format!("format = \"compressed-tensors\"\n{some}\n{steps}"));
         let record = run(&millet, &recipe, &out.path().join(name)).unwrap();
         (held_out(&record).kl_mean, record)
     };
-    let rtn = groups("rtn", 3, 128);
+    let grid = |kind: &str, bits: u8, size: usize, more: &str| {
+        format!("{}zero_point = \"asymmetric\"\n{more}", groups(kind, bits, size))
+    };
     // All but one matrix rounded to nearest, so that the run measures that.
-    let one = "[[step]]\nkind = \"gptq\"\ntargets = [\"model.layers.3.self_attn.o_proj.weight\"]\nbits = 3\ngranularity = { group = { size = 128 } }\n";
-    let (nearest, _) = kl("nearest", &format!("{rtn}{one}"));
-    let (scaled, record) = kl("scaled", &format!("[[step]]\nkind = \"awq\"\nclip = false\n{rtn}"));
-    let (clipped, with_clips) = kl("clipped", &format!("{AWQ}{rtn}"));
-    assert!(scaled < 0.9 * nearest, "{scaled} {nearest}");
-    assert!(clipped < scaled, "{clipped} {scaled}");
+    let one = "targets = [\"model.layers.3.self_attn.o_proj.weight\"]\n";
+    let scales_alone = "[[step]]\nkind = \"awq\"\nclip = false\n";
+
+    let (nearest, _) = kl("a", &(grid("rtn", 3, 128, "") + &grid("gptq", 3, 128, one)));
+    let (scaled, record) = kl("b", &(scales_alone.to_owned() + &grid("rtn", 3, 128, "")));
+    let (found, _) = kl("c", &grid("gptq", 3, 128, ""));
+    let (turned, _) = kl("d", &(ROTATE.to_owned() + &grid("gptq", 3, 128, "")));
+    assert!(scaled < nearest, "{scaled} {nearest}");
+    assert!(turned < found && found < scaled, "{turned} {found} {scaled}");
     let up = method(&record, "model.layers.1.mlp.up_proj.weight");
-    assert_eq!((&up["method"], &up["scaled"]["by"], &up["clipped"]), (&"rtn".into(), &"awq".into(), &Value::Null));
+    assert_eq!(
+        (&up["method"], &up["scaled"]["by"], &up["clipped"]),
+        (&"rtn".into(), &"awq".into(), &Value::Null)
+    );
     assert!(up["scaled"]["error"].as_f64().unwrap() <= 1.0 && up["output_error"].as_f64().unwrap() > 0.0);
-    assert_eq!(method(&with_clips, "model.layers.1.mlp.up_proj.weight")["clipped"], true);
-    assert_eq!(method(&with_clips, "model.layers.1.self_attn.q_proj.weight")["clipped"], Value::Null);
-    let (rotated, _) = kl("rotated", &format!("{ROTATE}{}", groups("gptq", 3, 128)));
-    assert!(rotated < nearest, "{rotated} {nearest}");
+    assert!(up["largest_input"].as_f64().unwrap() > 1.0);
+
+    let (nearest, _) = kl("e", &(grid("rtn", 2, 64, "") + &grid("gptq", 2, 64, one)));
+    let (clipped, record) = kl("f", &(AWQ.to_owned() + &grid("rtn", 2, 64, "")));
+    assert!(clipped < 0.97 * nearest, "{clipped} {nearest}");
+    assert_eq!(method(&record, "model.layers.1.mlp.up_proj.weight")["clipped"], true);
+    assert_eq!(method(&record, "model.layers.1.self_attn.q_proj.weight")["clipped"], Value::Null);
 }
 
 #[test]
@@ -294,12 +305,22 @@ fn threads_change_no_byte() {
         (
             Variant::Qwen2Wide,
             "m",
-            calibrated("compressed-tensors", &text, "", &format!("{ROTATE_VALUES}{AWQ}{}", groups("rtn", 3, 32))),
+            calibrated(
+                "compressed-tensors",
+                &text,
+                "",
+                &format!("{ROTATE_VALUES}{AWQ}{}", groups("rtn", 3, 32)),
+            ),
         ),
         (
             Variant::Qwen3Moe,
             "m",
-            calibrated("compressed-tensors", &text, "asymmetry = 0.5", &format!("{AWQ}{}", groups("gptq", 4, 32))),
+            calibrated(
+                "compressed-tensors",
+                &text,
+                "asymmetry = 0.5",
+                &format!("{AWQ}{}", groups("gptq", 4, 32)),
+            ),
         ),
         (Variant::LlamaWide, "m.gguf", calibrated("gguf", &text, "", &format!("{SMOOTH}{MIX}"))),
     ] {
@@ -335,12 +356,8 @@ fn an_expert_that_no_token_meets_keeps_its_scale_and_is_told_of() {
     let source = tiny(Variant::Qwen2Moe);
     let checkpoint = Checkpoint::open(source.path()).unwrap();
     let place = tempfile::tempdir().unwrap();
-    let mut few = calibrated(
-        "compressed-tensors",
-        &text(place.path()),
-        "",
-        &format!("{AWQ}{}", groups("rtn", 4, 32)),
-    );
+    let mut few =
+        calibrated("compressed-tensors", &text(place.path()), "", &format!("{AWQ}{}", groups("rtn", 4, 32)));
     let options = few.calibration.as_mut().unwrap();
     (options.samples, options.length, options.held_out) = (1, 2, 0);
     let record = run(&checkpoint, &few, &place.path().join("m")).unwrap();
@@ -364,8 +381,18 @@ fn padded_widths_are_scaled_over_the_columns_that_are_there() {
     let place = tempfile::tempdir().unwrap();
     let text = text(place.path());
     for (name, format, steps) in [
-        ("m.gguf", "gguf", format!("[[step]]\nkind = \"pad\"\nffn = 256\n{ROTATE}{AWQ}[[step]]\nkind = \"mix\"\nmix = \"q5_k_s\"\n")),
-        ("m", "compressed-tensors", format!("[[step]]\nkind = \"pad\"\nffn = 512\n{AWQ}{}", groups("rtn", 8, 32))),
+        (
+            "m.gguf",
+            "gguf",
+            format!(
+                "[[step]]\nkind = \"pad\"\nffn = 256\n{ROTATE}{AWQ}[[step]]\nkind = \"mix\"\nmix = \"q5_k_s\"\n"
+            ),
+        ),
+        (
+            "m",
+            "compressed-tensors",
+            format!("[[step]]\nkind = \"pad\"\nffn = 512\n{AWQ}{}", groups("rtn", 8, 32)),
+        ),
     ] {
         let record =
             run(&checkpoint, &calibrated(format, &text, "", &steps), &place.path().join(name)).unwrap();

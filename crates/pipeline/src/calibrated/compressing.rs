@@ -11,7 +11,7 @@ use bitmill_stats::{Cross, CrossAccumulator, Factor, HessianAccumulator};
 use bitmill_tensor::{Encoding, Extent, Matrix};
 
 use super::reshaping::ScaleRecord;
-use super::sample::Sample;
+use super::sample::{Sample, of_one_length};
 use super::tensor::{
     ERROR_TOKENS, MethodRecord, Rows, Statistics, as_stored, encode_alone, encode_calibrated, group_ranges,
     output_error, six_digits,
@@ -267,7 +267,8 @@ impl<'a> Compressing<'a> {
             };
             let ranges = match planned.to {
                 Encoding::Grouped(grouped) if self.clips(planned) => {
-                    group_ranges(&run, planned, &grouped, &part(&some, some.rows(), sums.cols))?
+                    let x = of_one_length(part(&some, some.rows(), sums.cols).into_owned());
+                    group_ranges(&run, planned, &grouped, &x)?
                         .map(|ranges| (ranges, grouped.group_size.get()))
                 }
                 _ => None,
@@ -282,7 +283,8 @@ impl<'a> Compressing<'a> {
             let scaled = self.scales.get(&role).cloned();
             let method = method.or_else(|| {
                 let alone = planned.method.fallback(planned.to).to_owned();
-                (clipped || scaled.is_some()).then(|| MethodRecord { method: alone, ..MethodRecord::default() })
+                (clipped || scaled.is_some())
+                    .then(|| MethodRecord { method: alone, ..MethodRecord::default() })
             });
             let method = method.map(|method| MethodRecord {
                 output_error: output_error(&self.compute, &opened.tensor, &replacement, &some),

@@ -26,6 +26,7 @@ use bitmill_model::Model;
 use bitmill_tensor::Matrix;
 
 use crate::Error;
+use crate::balancing::Balance;
 use crate::method::Method;
 use crate::plan::{Plan, PlannedTensor, rows_and_columns};
 use crate::progress::Progress;
@@ -188,7 +189,7 @@ impl<'a> Calibrated<'a> {
         let (checkpoint, plan, isa) = (self.checkpoint, self.plan, self.compute.isa());
         reshaped.turn(&mut self.model, checkpoint, plan, isa, &self.layers[self.next])?;
         if let Some(balance) = plan.recipe.balance() {
-            let collected = self.look()?;
+            let collected = self.look(balance)?;
             let layer = &self.layers[self.next];
             reshaped.balance(&mut self.model, checkpoint, plan, isa, layer, balance, &collected)?;
         }
@@ -196,7 +197,7 @@ impl<'a> Calibrated<'a> {
     }
 
     /// Runs the calibration windows through the layer as it is and keeps what its matrices multiply.
-    fn look(&mut self) -> Result<Collected, Error> {
+    fn look(&mut self, balance: Balance) -> Result<Collected, Error> {
         let mut collected = Collected::default();
         let material = self.material;
         let batches = material.batches(self.model.config());
@@ -208,7 +209,7 @@ impl<'a> Calibrated<'a> {
             let mut streams = Streams { dense: None, ..self.streams(windows)? };
             pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
                 let expected = expected_inputs(material, model.config(), batches.len(), roles, &inputs);
-                collected.add(roles, &inputs, expected);
+                collected.add(balance, roles, &inputs, expected);
                 Ok::<_, Error>(Vec::new())
             })?;
         }
@@ -216,11 +217,7 @@ impl<'a> Calibrated<'a> {
     }
 
     /// All tokens together: each matrix is quantized as soon as its inputs are there, and runs on quantized.
-    fn run_at_once(
-        &mut self,
-        windows: Range<usize>,
-        compressing: &mut Compressing<'_>,
-    ) -> Result<(), Error> {
+    fn run_at_once(&mut self, windows: Range<usize>, compressing: &mut Compressing<'_>) -> Result<(), Error> {
         let mut streams = self.streams(windows)?;
         pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
             let mut sums = compressing.sums(roles, inputs.calibration_rows);
@@ -264,8 +261,7 @@ impl<'a> Calibrated<'a> {
         }
         for windows in batches {
             let mut streams = Streams { dense: None, ..self.streams(windows.clone())? };
-            let run_on =
-                &mut |_: &mut Model, _: &[Role], _: Inputs<'_>| Ok::<_, Error>(Vec::new());
+            let run_on = &mut |_: &mut Model, _: &[Role], _: Inputs<'_>| Ok::<_, Error>(Vec::new());
             pass_layer(&mut self.model, &self.compute, &mut streams, run_on)?;
             self.keep_compressed(&streams, &mut next)?;
         }

@@ -1,6 +1,7 @@
 //! What steps before rounding make of a layer: its tensors turned, then scaled by what the model runs over. The layer runs
 //! with them in the place of its own, those of the dense model's stream included: they compute the same.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use bitmill_calib::Inputs;
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::LayerTensors;
 use super::compressing::part;
-use super::sample::Sample;
+use super::sample::{Sample, of_one_length};
 use super::tensor::six_digits;
 use crate::Error;
 use crate::balancing::Balance;
@@ -60,20 +61,25 @@ struct Seen {
 pub(crate) struct Collected(Vec<(Vec<Role>, Seen)>);
 
 impl Collected {
-    /// Adds what `roles` multiply; about `expected` of them are going to be added.
-    pub fn add(&mut self, roles: &[Role], inputs: &Inputs<'_>, expected: usize) {
+    /// Adds what `roles` multiply, as `balance` counts it; about `expected` of them are going to be added.
+    pub fn add(&mut self, balance: Balance, roles: &[Role], inputs: &Inputs<'_>, expected: usize) {
         if inputs.calibration_rows == 0 {
             return;
         }
+        let x = part(inputs.x, inputs.calibration_rows, inputs.x.cols());
+        let x = match balance {
+            Balance::Awq(_) => Cow::Owned(of_one_length(x.into_owned())),
+            Balance::Smooth(_) => x,
+        };
         let place = self.0.iter().position(|(others, _)| others == roles).unwrap_or_else(|| {
-            let cols = inputs.x.cols();
+            let cols = x.cols();
             let some = Sample::new(TOKENS, expected);
             self.0.push((roles.to_vec(), Seen { channels: ChannelAccumulator::new(cols), some, cols }));
             self.0.len() - 1
         });
         let (_, seen) = &mut self.0[place];
-        seen.some.add(inputs.x, inputs.calibration_rows);
-        seen.channels.add(&part(inputs.x, inputs.calibration_rows, seen.cols));
+        seen.some.add(&x, x.rows());
+        seen.channels.add(&x);
     }
 
     /// What the matrices of `roles` multiply, all of which read the same features, if only some tokens each; `None` if no
@@ -98,7 +104,11 @@ impl Collected {
         };
         let largest = |col: usize| {
             let most = |most: f32, stats: &ChannelStats| {
-                if stats.max_abs[col] > most || stats.max_abs[col].is_nan() { stats.max_abs[col] } else { most }
+                if stats.max_abs[col] > most || stats.max_abs[col].is_nan() {
+                    stats.max_abs[col]
+                } else {
+                    most
+                }
             };
             of_groups.iter().fold(0.0, most)
         };
@@ -111,7 +121,8 @@ impl Collected {
                 mean_square: mean(|stats| &stats.mean_square),
             },
         };
-        let rows: Vec<&[f32]> = seen.iter().flat_map(|(_, seen)| seen.some.as_slice().chunks_exact(cols)).collect();
+        let rows: Vec<&[f32]> =
+            seen.iter().flat_map(|(_, seen)| seen.some.as_slice().chunks_exact(cols)).collect();
         let count = rows.len().min(TOKENS);
         let some = (0..count).flat_map(|at| rows[at * rows.len() / count]).copied().collect();
         Some((stats, some))
@@ -177,7 +188,8 @@ impl Reshaped {
                 .filter(|role| role.is_matrix())
                 .filter_map(|role| Some((*role, planned(role)?)))
                 .collect();
-            if matches!(balance, Balance::Awq(_)) && !readers.iter().any(|(_, planned)| planned.to.is_quantized())
+            if matches!(balance, Balance::Awq(_))
+                && !readers.iter().any(|(_, planned)| planned.to.is_quantized())
             {
                 continue;
             }
@@ -240,7 +252,8 @@ impl Reshaped {
                     Some(sharing) => first_of_each(&sharing, &scales),
                     None => scales.clone(),
                 };
-                for role in [Some(weight), bias.filter(|bias| planned(bias).is_some())].into_iter().flatten() {
+                for role in [Some(weight), bias.filter(|bias| planned(bias).is_some())].into_iter().flatten()
+                {
                     let mut values = self.widened(checkpoint, isa, role)?;
                     fold::divide_rows(&mut values, &of_rows);
                     self.put_values(model, checkpoint, role, values)?;
@@ -357,7 +370,9 @@ impl Search<'_> {
             }
             Balance::Awq(_) => {
                 let sharing = match folding.made_by {
-                    MadeBy::Matrix { features_for_each_row, .. } => sharing(self.model, features_for_each_row),
+                    MadeBy::Matrix { features_for_each_row, .. } => {
+                        sharing(self.model, features_for_each_row)
+                    }
                     MadeBy::Norm(_) => None,
                 };
                 let rows = (ROWS / self.readers.len().max(1)).max(LEAST_ROWS);

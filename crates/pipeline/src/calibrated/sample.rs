@@ -43,6 +43,21 @@ impl Sample {
     }
 }
 
+/// Inputs of equal length, each divided by its root mean square. A few tokens, the first of a text above all, have activations
+/// hundreds of times as large as others (arXiv:2402.17762); what they lose vanishes in a residual stream as large, and if it
+/// were counted as it is, scales and ranges would be theirs alone.
+pub(crate) fn of_one_length(mut x: Matrix) -> Matrix {
+    for row in 0..x.rows() {
+        let row = x.row_mut(row);
+        let square: f64 = row.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
+        let rms = (square / row.len().max(1) as f64).sqrt();
+        if rms > 0.0 {
+            row.iter_mut().for_each(|value| *value = (f64::from(*value) / rms) as f32);
+        }
+    }
+    x
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,6 +71,16 @@ mod tests {
             next += rows;
         }
         sample.into_matrix().into_vec()
+    }
+
+    #[test]
+    fn inputs_of_one_length_point_where_they_did() {
+        let x = of_one_length(Matrix::from_vec(3, 2, vec![3e4, 4e4, 0.0, 0.0, -7.0, 1.0]));
+        let root = 0.5f32.sqrt();
+        let expected = [1.2 * root, 1.6 * root, 0.0, 0.0, -1.4, 0.2];
+        assert!(x.as_slice().iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{x:?}");
+        let wild = of_one_length(Matrix::from_vec(1, 2, vec![f32::INFINITY, 1.0]));
+        assert!(wild.as_slice()[0].is_nan(), "what is not finite stays so");
     }
 
     #[test]
