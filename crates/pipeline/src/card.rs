@@ -64,7 +64,15 @@ pub(crate) fn card(plan: &Plan, records: &[TensorRecord], held_out: Option<&Held
         );
     }
     for record in lossy.iter().take(WORST) {
-        let by = record.method.as_ref().map_or("", |method| method.method.as_str());
+        let by = record.method.as_ref().map_or_else(String::new, |method| {
+            let scales = method.scaled.as_ref().filter(|scaled| scaled.alpha.is_some());
+            scales
+                .iter()
+                .map(|scaled| scaled.by.as_str())
+                .chain([method.method.as_str()])
+                .collect::<Vec<_>>()
+                .join(" + ")
+        });
         let outputs = error(record).map_or_else(String::new, |error| format!("{:.4}", error.sqrt()));
         let _ = writeln!(
             text,

@@ -56,7 +56,7 @@ impl<'a> Source<'a> {
         Ok(match turn.of(isa, self.checkpoint, &tensor, planned.role.kind)? {
             Turned::Same => Opened { tensor, change: None },
             Turned::Rows(change) => Opened { tensor, change: Some(change) },
-            Turned::Whole(tensor) => Opened { tensor, change: None },
+            Turned::Whole(values) => Opened { tensor: tensor.with_values(values), change: None },
         })
     }
 }

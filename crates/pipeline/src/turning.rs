@@ -65,8 +65,8 @@ pub(crate) enum Turned<'a> {
     Same,
     /// Each row is changed for itself.
     Rows(RowChange<'a>),
-    /// All of it at once.
-    Whole(Tensor),
+    /// All of it at once: its values, in the order in which it stores them.
+    Whole(Vec<f32>),
 }
 
 impl Turn {
@@ -160,7 +160,7 @@ impl Turn {
                 self.stream.rotate_columns(&mut values);
             }
         }
-        Ok(Turned::Whole(tensor.with_values(values)))
+        Ok(Turned::Whole(values))
     }
 
     fn rows(
@@ -214,4 +214,37 @@ pub(crate) fn widened(isa: Isa, tensor: &Tensor) -> Vec<f32> {
         .for_each(|(row, out)| dequantize_rows(isa, &view, row, out));
     tensor.release();
     values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded;
+
+    #[test]
+    fn widths_that_mix_in_pairs_at_most_are_refused() {
+        let config = embedded::checkpoint().unwrap().config().clone();
+        let turn = |hidden_size, head_dim, values| {
+            let config = ModelConfig { hidden_size, head_dim, ..config.clone() };
+            Turn::new("m", &config, RotateStep { seed: 0, values })
+        };
+        assert!(turn(768, 7, false).is_ok());
+        for (hidden_size, values, width) in [(14, false, 14), (7, false, 7), (768, true, 7)] {
+            let error = turn(hidden_size, 7, values).unwrap_err();
+            assert!(matches!(error, Error::NoRotation { width: found, .. } if found == width), "{error}");
+            assert!(error.hint().is_some());
+        }
+    }
+
+    #[test]
+    fn states_are_turned_and_turned_back() {
+        let config = embedded::checkpoint().unwrap().config().clone();
+        let turn = Turn::new("m", &config, RotateStep::default()).unwrap();
+        let states: Vec<f32> = (0..3 * config.hidden_size).map(|at| (at * 37 % 101) as f32 - 50.0).collect();
+        let mut turned = states.clone();
+        turn.turn(&mut turned);
+        assert!(turned.iter().zip(&states).any(|(a, b)| (a - b).abs() > 1.0));
+        turn.turn_back(&mut turned);
+        assert!(turned.iter().zip(&states).all(|(a, b)| (a - b).abs() < 1e-3));
+    }
 }

@@ -402,6 +402,29 @@ fn padded_widths_are_scaled_over_the_columns_that_are_there() {
 }
 
 #[test]
+fn layers_that_stay_are_turned_and_scaled_by_their_own_norms() {
+    let source = tiny(Variant::Qwen2);
+    let checkpoint = Checkpoint::open(source.path()).unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let text = text(place.path());
+    let depth = "[[step]]\nkind = \"depth\"\nlayers = [0]\n";
+    let plain = place.path().join("plain");
+    run(&checkpoint, &recipe(&format!("format = \"hugging-face\"\n{depth}{F32}")), &plain).unwrap();
+    for (name, steps) in
+        [("a", format!("{depth}{ROTATE_VALUES}{F32}")), ("b", format!("{depth}{ROTATE}{SMOOTH}{F32}"))]
+    {
+        let recipe = match name {
+            "a" => recipe(&format!("format = \"hugging-face\"\n{steps}")),
+            _ => calibrated("hugging-face", &text, "", &steps),
+        };
+        let target = place.path().join(name);
+        run(&checkpoint, &recipe, &target).unwrap();
+        let found = difference(&logits(&target), &logits(&plain));
+        assert!(found < 1e-3, "{name}: {found}");
+    }
+}
+
+#[test]
 fn plans_say_what_is_turned_and_scaled() {
     let source = tiny(Variant::Qwen2Tied);
     let checkpoint = Checkpoint::open(source.path()).unwrap();

@@ -378,3 +378,15 @@ impl<'a> Compressing<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outliers_reach_six_and_the_largest_is_told_if_it_is_a_number() {
+        assert_eq!(outliers(&[5.99, 6.0, 0.0, 1e5]), 2);
+        assert_eq!(largest_input(&[5.99, 6.0, 123_456.7]), Some(123_457.0));
+        assert_eq!((largest_input(&[]), largest_input(&[f32::INFINITY])), (None, None));
+    }
+}

@@ -177,7 +177,9 @@ impl<'a> Calibrated<'a> {
             several => self.run_in_batches(several, &mut compressing)?,
         }
         self.done = compressing.finish()?;
-        Reshaped::put_back(originals, &mut self.model);
+        for tensor in originals {
+            self.model.replace(tensor);
+        }
         self.model.release();
         self.next += 1;
         Ok(())

@@ -297,14 +297,7 @@ impl Reshaped {
         }
     }
 
-    /// Has the model run with its own tensors again.
-    pub fn put_back(originals: Vec<Tensor>, model: &mut Model) {
-        for tensor in originals {
-            model.replace(tensor);
-        }
-    }
-
-    /// What the model had before.
+    /// What the model had before, and is to have again once the layer has run.
     pub fn take_originals(&mut self) -> Vec<Tensor> {
         std::mem::take(&mut self.originals)
     }
@@ -481,5 +474,50 @@ fn group_size(planned: &PlannedTensor) -> usize {
             Extent::Row | Extent::Matrix => planned.in_features(),
         },
         Encoding::Float(_) | Encoding::Sparse { .. } => planned.in_features(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitmill_checkpoint::RoleKind;
+    use bitmill_tensor::Matrix;
+
+    fn seen(balance: Balance, groups: &[(Role, &[f32])]) -> Collected {
+        let mut collected = Collected::default();
+        for &(role, x) in groups {
+            let x = Matrix::from_vec(x.len() / 2, 2, x.to_vec());
+            let rows = x.rows();
+            let inputs = Inputs { x: &x, calibration_rows: rows, dense: None };
+            collected.add(balance, &[role], &inputs, rows);
+        }
+        collected
+    }
+
+    #[test]
+    fn features_of_experts_are_those_of_all_their_tokens() {
+        let experts = [0, 1, 2].map(|expert| Role::in_expert(3, expert, RoleKind::FfnUp));
+        let smooth = Balance::Smooth(crate::SmoothStep { alpha: crate::recipe::Damping(0.5) });
+        let mut groups: Vec<(Role, &[f32])> =
+            vec![(experts[0], &[1.0, -2.0, 3.0, 0.0]), (experts[1], &[-5.0, 1.0])];
+        let (stats, tokens) = seen(smooth, &groups).of(&experts).unwrap();
+        assert_eq!((stats.tokens, stats.mean_abs, stats.max_abs), (3, vec![3.0, 1.0], vec![5.0, 2.0]));
+        assert_eq!(tokens, [1.0, -2.0, 3.0, 0.0, -5.0, 1.0]);
+        assert!(seen(smooth, &groups).of(&experts[2..]).is_none(), "no token met it");
+        // What is no expert's has met every token.
+        let shared = Role::in_layer(3, RoleKind::SharedUp);
+        groups.push((shared, &[1.0, 1.0]));
+        let (stats, _) = seen(smooth, &groups).of(&[experts[0], experts[1], shared]).unwrap();
+        assert_eq!((stats.tokens, stats.max_abs), (1, vec![1.0, 1.0]));
+    }
+
+    #[test]
+    fn awq_counts_tokens_alike_and_smoothing_takes_the_largest_as_it_is() {
+        let role = Role::in_layer(0, RoleKind::FfnDown);
+        let groups: [(Role, &[f32]); 1] = [(role, &[3e3, 4e3, 1.2, 1.6])];
+        let (stats, _) = seen(Balance::Awq(crate::AwqStep::default()), &groups).of(&[role]).unwrap();
+        assert!((stats.mean_abs[0] / stats.mean_abs[1] - 0.75).abs() < 1e-6 && stats.max_abs[1] < 1.2);
+        let smooth = Balance::Smooth(crate::SmoothStep { alpha: crate::recipe::Damping(0.5) });
+        assert_eq!(seen(smooth, &groups).of(&[role]).unwrap().0.max_abs, [3e3, 4e3]);
     }
 }
