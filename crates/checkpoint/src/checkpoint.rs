@@ -376,6 +376,23 @@ impl Tensor {
         Ok(Self { info, parts: Parts::Grouped { layout, packed, scales, zero_points } })
     }
 
+    /// The same tensor with these values, in the order in which this one stores them; nothing is copied.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn with_values(&self, values: Vec<f32>) -> Self {
+        let (rows, cols) = matrix_shape(&self.info.shape);
+        assert_eq!(values.len(), rows * cols, "a value for each of `{}`", self.info.name);
+        let bytes = Region::from_floats(values);
+        let encoding = Encoding::Float(FloatType::F32);
+        let info = TensorInfo { encoding, stored_bytes: bytes.len() as u64, ..self.info.clone() };
+        let parts = match self.parts {
+            Parts::Permuted { head_dim, .. } => Parts::Permuted { bytes, head_dim },
+            _ => Parts::Whole(bytes),
+        };
+        Self { info, parts }
+    }
+
     /// Lets go of its pages of the mapped file.
     pub fn release(&self) {
         self.parts.each(Region::release);

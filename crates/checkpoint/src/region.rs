@@ -33,6 +33,7 @@ pub struct Region {
 enum Source {
     Static(&'static [u8]),
     Owned(Arc<Vec<u8>>),
+    Floats(Arc<Vec<f32>>),
     Mapped(Arc<Mapped>),
 }
 
@@ -53,6 +54,17 @@ impl Region {
     pub fn from_vec(bytes: Vec<u8>) -> Self {
         let len = bytes.len();
         Self { source: Source::Owned(Arc::new(bytes)), start: 0, len }
+    }
+
+    /// The bytes of floats on the heap, as this machine has them.
+    ///
+    /// ```
+    /// use bitmill_checkpoint::Region;
+    /// assert_eq!(&*Region::from_floats(vec![0.0, 1.0]), [0.0f32.to_ne_bytes(), 1.0f32.to_ne_bytes()].concat());
+    /// ```
+    pub fn from_floats(values: Vec<f32>) -> Self {
+        let len = std::mem::size_of_val(values.as_slice());
+        Self { source: Source::Floats(Arc::new(values)), start: 0, len }
     }
 
     /// Maps the whole file.
@@ -125,7 +137,7 @@ impl Region {
     pub(crate) fn path(&self) -> Option<&Path> {
         match &self.source {
             Source::Mapped(mapped) => Some(&mapped.path),
-            Source::Static(_) | Source::Owned(_) => None,
+            Source::Static(_) | Source::Owned(_) | Source::Floats(_) => None,
         }
     }
 
@@ -147,6 +159,7 @@ impl Deref for Region {
         let all: &[u8] = match &self.source {
             Source::Static(bytes) => bytes,
             Source::Owned(bytes) => bytes,
+            Source::Floats(values) => bytemuck::cast_slice(values),
             Source::Mapped(mapped) => &mapped.map,
         };
         &all[self.start..self.start + self.len]
@@ -163,7 +176,7 @@ impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.source {
             Source::Static(_) => "static",
-            Source::Owned(_) => "owned",
+            Source::Owned(_) | Source::Floats(_) => "owned",
             Source::Mapped(_) => "mapped",
         };
         write!(f, "Region({kind}, {} bytes)", self.len)

@@ -52,9 +52,18 @@ fn the_peak_that_a_plan_foretells_is_the_one_that_the_run_has() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("model");
     write_model(&source);
-    for (recipe, threads) in [("q8_0", "1"), ("q4_0", "3"), ("w4a16_g128_asym", "2"), ("bf16", "2")] {
+    let few: &[&str] = &["--samples", "6", "--length", "64", "--held-out", "0"];
+    for (recipe, threads, more) in [
+        ("q8_0", "1", &[][..]),
+        ("q4_0", "3", &[]),
+        ("w4a16_g128_asym", "2", &[]),
+        ("bf16", "2", &[]),
+        ("rotated_w4a16_g128", "2", &[]),
+        ("awq_w4a16_g128", "2", few),
+    ] {
         let output = Command::new(env!("CARGO_BIN_EXE_bitmill"))
             .args(["compress", "--recipe", recipe, "--threads", threads, "--json"])
+            .args(more)
             .arg(&source)
             .arg("-o")
             .arg(folder.path().join(recipe))

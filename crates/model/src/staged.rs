@@ -7,7 +7,7 @@ use bitmill_tensor::Matrix;
 
 use crate::experts::FeedForward;
 use crate::model::Scratch;
-use crate::weights::{Ffn, Layer};
+use crate::weights::{Ffn, Layer, vector};
 use crate::{Cache, Error, Model, Sequence, Want};
 
 /// Whole texts on their way through a model, before one of its layers; made by [`Model::enter`].
@@ -330,13 +330,19 @@ impl Model {
         stage.scratch.normed = normed;
     }
 
-    /// Puts `tensor` in the place of the matrix with its role, and returns that; `None` if the model has no such
-    /// matrix.
+    /// Puts `tensor` in the place of the matrix, router, norm or bias with its role, and returns what was there; `None` if
+    /// the model has no such tensor.
     ///
     /// # Panics
-    /// If it has another shape.
+    /// If it has another shape, or a norm or bias is no float.
     pub fn replace(&mut self, tensor: Tensor) -> Option<Tensor> {
-        let place = self.weights.matrix_mut(tensor.info.role)?;
+        let role = tensor.info.role;
+        if let Some(place) = self.weights.vector_mut(role) {
+            let values = vector(&tensor).expect("a vector of floats");
+            assert_eq!(place.len(), values.len(), "a vector of the same length");
+            return Some(tensor.with_values(std::mem::replace(place, values)));
+        }
+        let place = self.weights.matrix_mut(role)?;
         assert_eq!(place.info.shape, tensor.info.shape, "a matrix of the same shape");
         Some(std::mem::replace(place, tensor))
     }

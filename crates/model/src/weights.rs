@@ -99,6 +99,15 @@ impl Weights {
             _ => None,
         }
     }
+
+    /// The norm or bias with this role, if the model has it.
+    pub(crate) fn vector_mut(&mut self, role: Role) -> Option<&mut Vec<f32>> {
+        match (role.layer, role.kind) {
+            (None, RoleKind::OutputNorm) => Some(&mut self.norm),
+            (Some(layer), kind) => self.layers.get_mut(layer)?.vector_mut(kind),
+            _ => None,
+        }
+    }
 }
 
 impl Layer {
@@ -114,8 +123,11 @@ impl Layer {
         [q, k, v, o].into_iter().map(|linear| &linear.weight).chain(plain).chain(experts)
     }
 
+    /// Routers included.
     fn matrix_mut(&mut self, role: Role) -> Option<&mut Tensor> {
         let linear = match role.kind {
+            RoleKind::Router => &mut self.ffn.experts_mut()?.router,
+            RoleKind::SharedRouter => &mut self.ffn.experts_mut()?.shared.as_mut()?.gate,
             RoleKind::AttnQ => &mut self.q,
             RoleKind::AttnK => &mut self.k,
             RoleKind::AttnV => &mut self.v,
@@ -123,6 +135,20 @@ impl Layer {
             kind => self.ffn.block_mut(role)?.linear_mut(kind)?,
         };
         Some(&mut linear.weight)
+    }
+
+    fn vector_mut(&mut self, kind: RoleKind) -> Option<&mut Vec<f32>> {
+        match kind {
+            RoleKind::AttnNorm => Some(&mut self.attn_norm),
+            RoleKind::FfnNorm => Some(&mut self.ffn_norm),
+            RoleKind::AttnQBias => self.q.bias.as_mut(),
+            RoleKind::AttnKBias => self.k.bias.as_mut(),
+            RoleKind::AttnVBias => self.v.bias.as_mut(),
+            RoleKind::AttnOutputBias => self.o.bias.as_mut(),
+            RoleKind::AttnQNorm => self.q_norm.as_mut(),
+            RoleKind::AttnKNorm => self.k_norm.as_mut(),
+            _ => None,
+        }
     }
 
     fn load(checkpoint: &Checkpoint, index: usize) -> Result<Self, Error> {
@@ -148,6 +174,13 @@ impl Layer {
 }
 
 impl Ffn {
+    fn experts_mut(&mut self) -> Option<&mut Experts> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Experts(experts) => Some(experts),
+        }
+    }
+
     /// The block that has the matrix with this role.
     fn block_mut(&mut self, role: Role) -> Option<&mut FeedForward> {
         match (self, role.expert) {
@@ -227,7 +260,7 @@ fn checked(checkpoint: &Checkpoint, tensor: Tensor) -> Result<Tensor, Error> {
 }
 
 /// A norm or bias, widened.
-fn vector(tensor: &Tensor) -> Result<Vec<f32>, Error> {
+pub(crate) fn vector(tensor: &Tensor) -> Result<Vec<f32>, Error> {
     let WeightData::Float { float, bytes } = tensor.view().data() else {
         let (name, encoding) = (tensor.info.name.clone(), tensor.info.encoding.to_string());
         return Err(Error::PackedVector { tensor: name, encoding });

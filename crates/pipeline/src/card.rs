@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::calibrated::{Continuation, HeldOut};
-use crate::compress::TensorRecord;
+use crate::compress::{TensorRecord, beyond_f16};
 use crate::plan::Plan;
 
 /// The name of the card in a folder, and the end of its name beside a GGUF file.
@@ -71,7 +71,15 @@ pub(crate) fn card(plan: &Plan, records: &[TensorRecord], held_out: Option<&Held
         );
     }
     for record in lossy.iter().take(WORST) {
-        let by = record.method.as_ref().map_or("", |method| method.method.as_str());
+        let by = record.method.as_ref().map_or_else(String::new, |method| {
+            let scales = method.scaled.as_ref().filter(|scaled| scaled.alpha.is_some());
+            scales
+                .iter()
+                .map(|scaled| scaled.by.as_str())
+                .chain([method.method.as_str()])
+                .collect::<Vec<_>>()
+                .join(" + ")
+        });
         let outputs = error(record).map_or_else(String::new, |error| format!("{:.4}", error.sqrt()));
         let _ = writeln!(
             text,
@@ -83,6 +91,15 @@ pub(crate) fn card(plan: &Plan, records: &[TensorRecord], held_out: Option<&Held
         records.iter().filter_map(|record| Some((record, record.method.as_ref()?.fallback.as_ref()?)));
     for (record, why) in fallbacks {
         let _ = writeln!(text, "\n`{}` was rounded by its weights alone: {why}.", record.name);
+    }
+    let beyond: Vec<_> = beyond_f16(records).collect();
+    if let Some((record, largest)) = beyond.iter().max_by(|a, b| a.1.total_cmp(&b.1)) {
+        let _ = writeln!(
+            text,
+            "\nInputs of {} tensors reach beyond what f16 holds, those of `{}` {largest:.0}: run it in bf16.",
+            beyond.len(),
+            record.name,
+        );
     }
     let _ = write!(text, "\n## Recipe\n\n```toml\n{}```\n", plan.recipe.to_toml());
     text

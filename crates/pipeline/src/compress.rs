@@ -22,6 +22,7 @@ use crate::read_back::read_back;
 use crate::recipe::Format;
 use crate::stream::{WAITING, stream};
 use crate::tensor_run::rows_per_chunk;
+use crate::turning::Turn;
 
 /// What happened to one tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -193,16 +194,29 @@ fn document(plan: &Plan, records: &[TensorRecord], held_out: Option<&HeldOut>) -
     }
     // Records hold strings and finite numbers: they always have a JSON form.
     document["tensors"] = serde_json::to_value(records).unwrap_or_default();
+    let beyond: Vec<&str> = beyond_f16(records).map(|(record, _)| record.name.as_str()).collect();
+    if !beyond.is_empty() {
+        document["inputs_beyond_f16"] = beyond.into();
+    }
     if let Some(held_out) = held_out {
         document["held_out"] = serde_json::to_value(held_out).unwrap_or_default();
     }
     document
 }
 
+/// Tensors whose inputs, on calibration tokens, reach beyond what f16 holds, and how far.
+pub(crate) fn beyond_f16(records: &[TensorRecord]) -> impl Iterator<Item = (&TensorRecord, f64)> {
+    const LARGEST: f64 = 65504.0;
+    records.iter().filter_map(|record| {
+        let largest = record.method.as_ref()?.largest_input.filter(|largest| *largest > LARGEST)?;
+        Some((record, largest))
+    })
+}
+
 /// Peak memory of a run with these tensors: the pages of the largest chunk of a source, the bytes of chunks that are
 /// encoded, wait, and are written, what threads work in, and what the program takes by now, the model's vocabulary and
 /// whatever else planning read included; or what planning took, if that was more.
-pub(crate) fn peak_bytes(tensors: &[PlannedTensor], format: Format) -> u64 {
+pub(crate) fn peak_bytes(tensors: &[PlannedTensor], format: Format, turn: Option<&Turn>) -> u64 {
     // Where the system does not tell.
     const PROGRAM: u64 = 24 << 20;
     let threads = rayon::current_num_threads();
@@ -229,7 +243,9 @@ pub(crate) fn peak_bytes(tensors: &[PlannedTensor], format: Format) -> u64 {
         let task_rows = rows_per_task(cols).min(rows);
         let copies = 2 + usize::from(tensor.removal.is_some()) + usize::from(tensor.is_padded());
         let mask = if tensor.removal.is_some() { chunk_rows * mask_bytes(cols) } else { 0 };
-        (threads * copies * 4 * task_rows * cols + bytes + held + mask) as u64
+        let turned =
+            if turn.is_some_and(|turn| turn.is_whole(tensor.role.kind)) { 4 * rows * cols } else { 0 };
+        (threads * copies * 4 * task_rows * cols + bytes + held + mask + turned) as u64
     };
     let program = bitmill_bench::resident_bytes().unwrap_or(PROGRAM);
     let run = program + tensors.iter().map(chunk).max().unwrap_or(0);

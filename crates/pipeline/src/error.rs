@@ -50,6 +50,14 @@ pub enum Error {
         /// Whether it is what calibration takes.
         calibrates: bool,
     },
+    /// Features that no Hadamard matrix mixes.
+    #[error("{model}: {width} features cannot be rotated: no Hadamard matrix of more than 2 divides them")]
+    NoRotation {
+        /// The model.
+        model: String,
+        /// How many features there are.
+        width: usize,
+    },
     /// Matrices that share their inputs are asked to be compressed by different statistics.
     #[error("`{tensor}` and `{other}` share their inputs but not how they are quantized")]
     UnlikeMethods {
@@ -510,6 +518,7 @@ impl Error {
             Self::UnlikeMethods { .. } => Some("give both one step, or one `damping`, `order` and `asymmetry`".into()),
             Self::MalformedLine { .. } => Some("correct or remove the line".into()),
             Self::NotAdjustable { .. } => None,
+            Self::NoRotation { .. } => Some("take the step of kind `rotate` out, or its `values`".into()),
             Self::ReadRecipe { .. } => Some("`bitmill recipes` lists what needs no file".into()),
             Self::MalformedRecipe { .. } => {
                 Some("`bitmill recipes NAME` prints a preset as a file to start from".into())

@@ -197,12 +197,15 @@ fn folder(
         }
         parts.push((first..specs.len()).collect());
     }
-    if checkpoint.config().tied {
+    if cut.config.tied {
         // The head is a Linear module all the same, and loaders look for it here.
         ignore.push("lm_head".into());
     }
     let mut config = checkpoint.to_config_json()?;
     cut.rewrite(&mut config);
+    if checkpoint.config().tied && !cut.config.tied {
+        config["tie_word_embeddings"] = false.into();
+    }
     let padded = padding::weights_that_pad(checkpoint, cut.config.n_layers, tensors);
     if padded > 0 {
         padding::rewrite(&mut config, &cut.config, padded);

@@ -9,6 +9,7 @@
 //! [`search`](search()) writes the recipe itself: it measures how sensitive each tensor is. [`compare`] runs several recipes on one model and measures each result from disk; [`embedded`] is the model that
 //! every command falls back to.
 
+mod balancing;
 mod baseline;
 mod calibrated;
 pub mod calibration;
@@ -44,14 +45,17 @@ mod ranks;
 mod read_back;
 mod recipe;
 mod search;
+mod source;
 mod stream;
 mod tensor_run;
 mod tensor_type;
 mod tensor_write;
+mod turning;
 mod watch;
 
+pub use balancing::{AwqStep, SmoothStep};
 pub use baseline::{read_baseline, record_baseline};
-pub use calibrated::{Continuation, HeldOut, MethodRecord};
+pub use calibrated::{Continuation, HeldOut, MethodRecord, ScaleRecord};
 pub use calibration::{Calibration, CalibrationOptions, Fit};
 pub use chat::Chat;
 pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};
@@ -81,4 +85,5 @@ pub use search::{
     Sensitivity, UnitSensitivity, adjust, most_sensitive, parse_size, resolve, search,
 };
 pub use tensor_type::TensorType;
+pub use turning::RotateStep;
 pub use watch::{WatchOptions, append_history, read_history, watch};

@@ -1,6 +1,7 @@
 //! How the codes of a tensor are chosen.
 
 use bitmill_quant::Compensation;
+use bitmill_tensor::Encoding;
 use serde::{Deserialize, Serialize};
 
 /// How the codes of a tensor are chosen.
@@ -63,11 +64,11 @@ impl Method {
         }
     }
 
-    /// What takes its place where statistics do not allow it.
-    pub(crate) fn fallback(self) -> &'static str {
-        match self {
-            Self::Gptq(_) => "rtn",
-            Self::Alone | Self::Weighed | Self::Compensated(_) => "ggml",
+    /// What takes its place where statistics do not allow it, for matrices that are stored as `to`.
+    pub(crate) fn fallback(self, to: Encoding) -> &'static str {
+        match (self, to) {
+            (_, Encoding::Block(_)) | (Self::Weighed | Self::Compensated(_), _) => "ggml",
+            (Self::Gptq(_) | Self::Alone, _) => "rtn",
         }
     }
 

@@ -7,6 +7,7 @@ use bitmill_quant::{BlockSearch, Clip, Compensation, MixTensor, RtnGrid, can_com
 use bitmill_tensor::{Encoding, FloatType, WeightData};
 use serde::Serialize;
 
+use crate::balancing::Balance;
 use crate::calibrated::Material;
 use crate::depth::{Cut, Depth};
 use crate::error::Error;
@@ -17,6 +18,7 @@ use crate::padding::{self, PadWidth};
 use crate::pattern::Pattern;
 use crate::pruning::{Removal, Storage};
 use crate::recipe::{Format, Recipe, SearchName, Step};
+use crate::turning::Turn;
 use crate::{packings, ranks};
 
 /// Choices of a run that are no part of the recipe.
@@ -79,6 +81,8 @@ pub struct PlannedTensor {
     pub method: Method,
     /// What small numbers are multiplied with; of no matter to other encodings.
     pub activations: Activations,
+    /// Whether a step gives it other values beforehand, with which the model computes the same.
+    pub reshaped: bool,
     /// Why this encoding, where the recipe alone does not say: a fallback, a `skip`.
     pub reason: String,
 }
@@ -125,7 +129,11 @@ impl PlannedTensor {
 
     /// Whether nothing happens to it.
     fn is_kept(&self) -> bool {
-        self.from == self.to && self.removal.is_none() && !self.is_padded() && !self.is_quantized_again()
+        self.from == self.to
+            && self.removal.is_none()
+            && !self.is_padded()
+            && !self.reshaped
+            && !self.is_quantized_again()
     }
 
     /// Weights that become zero, by number; exact.
@@ -172,6 +180,8 @@ pub struct Plan {
     pub peak_bytes: u64,
     /// What weighs the errors of blocks.
     pub(crate) weighed: Option<Weighed>,
+    /// How the residual stream is turned.
+    pub(crate) turn: Option<Turn>,
     /// What the model runs over, where a method looks at what tensors multiply.
     pub(crate) material: Option<Material>,
     /// Whether falling back is an error.
@@ -192,8 +202,11 @@ impl Plan {
         if recipe.is_search() {
             return Err(Error::NotSearched { recipe: recipe.name.clone() });
         }
+        let turn = recipe.rotation().map(|step| Turn::new(&checkpoint.name(), checkpoint.config(), step));
+        let turn = turn.transpose()?;
+        let untied = if turn.is_some() { untied_head(checkpoint)? } else { None };
         let mut sources: Vec<&TensorInfo> =
-            checkpoint.tensors().iter().filter(|info| is_written(checkpoint, info)).collect();
+            checkpoint.tensors().iter().filter(|info| is_written(checkpoint, info)).chain(&untied).collect();
         sources.sort_by_key(|info| reading_order(&info.role));
         let weights = crate::own_weights(checkpoint);
         let depth = recipe.steps.iter().find_map(|step| match step {
@@ -202,6 +215,7 @@ impl Plan {
         });
         let depth = depth.transpose()?;
         let mut cut = Cut::new(checkpoint.config(), depth.as_ref());
+        cut.config.tied &= untied.is_none();
         sources.retain(|info| cut.role(info.role).is_some());
         let steps = resolve_steps(checkpoint, recipe, &sources)?;
         let planned = |padding: Option<PadWidth>| -> Result<Vec<PlannedTensor>, Error> {
@@ -255,10 +269,13 @@ impl Plan {
             _ => bitmill_checkpoint::folder_notes(&cut.config),
         };
         notes.extend(note);
+        notes.extend(turn.as_ref().map(|turn| turn.note(untied.is_some())));
+        notes.extend(recipe.balance().map(Balance::note));
         if let Some(weighed) = &weighed {
             notes.extend(weighed.check(checkpoint, &tensors)?);
         }
-        let material = match tensors.iter().any(|tensor| tensor.method.is_calibrated()) {
+        let looks = recipe.balance().is_some() || tensors.iter().any(|tensor| tensor.method.is_calibrated());
+        let material = match looks {
             true => {
                 let options = recipe.calibration.clone().unwrap_or_default();
                 Some(Material::read(checkpoint, &options)?)
@@ -269,10 +286,12 @@ impl Plan {
         let layout = layout::layout(checkpoint, recipe, &cut, &tensors, provenance, options)?;
         let output_bytes = layout.total_bytes();
         let measuring = depth.as_ref().map_or(0, |depth| depth.peak_bytes(checkpoint.config()));
-        let running = material
-            .as_ref()
-            .map_or(0, |material| crate::calibrated::peak_bytes(material, checkpoint.config(), &tensors));
-        let peak_bytes = crate::compress::peak_bytes(&tensors, recipe.format).max(measuring).max(running);
+        let reshapes = recipe.steps.iter().any(Step::reshapes);
+        let running = material.as_ref().map_or(0, |material| {
+            crate::calibrated::peak_bytes(material, checkpoint.config(), &tensors, reshapes)
+        });
+        let alone = crate::compress::peak_bytes(&tensors, recipe.format, turn.as_ref());
+        let peak_bytes = alone.max(measuring).max(running);
         if let Some(allowed) = options.max_memory.filter(|&allowed| peak_bytes > allowed) {
             return Err(Error::TooMuchMemory { needed: peak_bytes, allowed, calibrates: material.is_some() });
         }
@@ -287,6 +306,7 @@ impl Plan {
             tensors,
             depth,
             weighed,
+            turn,
             material,
             strict: options.strict,
             notes,
@@ -473,6 +493,17 @@ impl Padded {
     }
 }
 
+/// The head of a tied model as a tensor of its own; `None` where it is one.
+fn untied_head(checkpoint: &Checkpoint) -> Result<Option<TensorInfo>, Error> {
+    if !checkpoint.config().tied {
+        return Ok(None);
+    }
+    let name = |kind| Role::outside(kind).canonical_name().unwrap_or_default();
+    let embedding = checkpoint.tensor(&name(RoleKind::TokenEmbedding))?.info;
+    let role = Role::outside(RoleKind::Output);
+    Ok(Some(TensorInfo { name: name(role.kind), role, ..embedding }))
+}
+
 /// A tied model may still store its head; it is the embedding again, and no runtime reads it.
 pub(crate) fn is_written(checkpoint: &Checkpoint, info: &TensorInfo) -> bool {
     !(checkpoint.config().tied && info.role.kind == RoleKind::Output)
@@ -564,7 +595,12 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
     match step {
         Step::Float { .. } | Step::Keep { .. } => !is_fixed(format, info),
         // Every tensor that stays is stored by another step, or kept.
-        Step::Depth(_) | Step::Pad { .. } | Step::Search { .. } => false,
+        Step::Depth(_)
+        | Step::Pad { .. }
+        | Step::Rotate(_)
+        | Step::Awq(_)
+        | Step::Smooth(_)
+        | Step::Search { .. } => false,
         Step::Magnitude(step) if step.storage == Storage::Dense => info.role.kind.is_matrix(),
         Step::Magnitude(_)
         | Step::Mix { .. }
@@ -639,9 +675,13 @@ fn plan_tensor(
     // Copied codes know nothing of zeros.
     let treatment = if removal.is_some() || shape != info.shape { Treatment::Rounded } else { treatment };
     let (rows, cols) = rows_and_columns(&shape);
+    // A head that is untied is made from the embedding.
+    let is_untied = checkpoint.config().tied && role.kind == RoleKind::Output;
+    let embedding = Role::outside(RoleKind::TokenEmbedding).canonical_name();
+    let turned = recipe.rotation().is_some_and(|step| step.changes(role.kind));
     Ok(PlannedTensor {
         name: role.canonical_name().unwrap_or_else(|| info.name.clone()),
-        source: info.name.clone(),
+        source: embedding.filter(|_| is_untied).unwrap_or_else(|| info.name.clone()),
         role,
         shape,
         source_shape: info.shape.clone(),
@@ -656,6 +696,7 @@ fn plan_tensor(
         search: recipe.search.into(),
         method,
         activations,
+        reshaped: turned || recipe.balance().is_some_and(|balance| balance.changes(role.kind)),
         reason,
     })
 }
@@ -782,8 +823,13 @@ fn decide(
             bitmill_quant::layout_of(&layout, in_features).map_err(refused)?;
             Ok(Decision { activations: (*activations).into(), ..Decision::rounded(Encoding::Scaled(layout)) })
         }
-        // A step that prunes or pads stores nothing: it decides as none would.
-        Step::Depth(_) | Step::Magnitude(_) | Step::Pad { .. } => as_floats(checkpoint, recipe.format, info),
+        // A step that comes first stores nothing: it decides as none would.
+        Step::Depth(_)
+        | Step::Magnitude(_)
+        | Step::Pad { .. }
+        | Step::Rotate(_)
+        | Step::Awq(_)
+        | Step::Smooth(_) => as_floats(checkpoint, recipe.format, info),
         Step::Float { float, .. } => Ok(Decision::rounded(Encoding::Float(float.0))),
         Step::Keep { .. } => match info.encoding {
             Encoding::Block(_) if recipe.format == Format::Gguf && shape == info.shape => {

@@ -6,6 +6,7 @@ use bitmill_prune::{NOfM, RowRule, Sparsity};
 use bitmill_quant::Mix;
 use bitmill_tensor::{Bits, FloatType};
 
+use crate::balancing::{AwqStep, SmoothStep};
 use crate::calibration::CalibrationOptions;
 use crate::conversion::conversion;
 use crate::method::Order;
@@ -15,6 +16,7 @@ use crate::recipe::{
     SearchName, Step, ZeroPointName,
 };
 use crate::search::{Budget, Measure};
+use crate::turning::RotateStep;
 
 /// A preset as `bitmill recipes` lists it.
 #[derive(Debug, Clone, Copy)]
@@ -70,12 +72,24 @@ pub const PRESETS: &[Preset] = &[
         about: "the same at its best: clipped, refined, and making up for what earlier layers lost (GPTAQ)",
     },
     Preset {
+        name: "awq_w4a16_g128",
+        about: "4-bit codes after features that matter are scaled up and ranges searched (AWQ), before any of these",
+    },
+    Preset {
+        name: "rotated_w4a16_g128",
+        about: "4-bit codes of a model whose outliers are spread first (QuaRot), before any of these: without data",
+    },
+    Preset {
         name: "w8a8_int8",
         about: "compressed-tensors, 8-bit integers, activations too as the model runs",
     },
     Preset {
         name: "w8a8_fp8",
         about: "compressed-tensors, 8-bit floats, activations too (`w8a16_fp8`: weights alone)",
+    },
+    Preset {
+        name: "smoothquant_w8a8_int8",
+        about: "8-bit integers after outliers of activations are moved into weights (before any `w8a8_`)",
     },
     Preset { name: "w8a8_fp8_block", about: "the same with one scale for 128 x 128 weights" },
     Preset { name: "nvfp4", about: "compressed-tensors, 4-bit floats, a scale for 16 weights: 4.5 bits" },
@@ -122,11 +136,42 @@ pub fn preset(name: &str) -> Option<Recipe> {
         return Some(conversion(Format::Gguf, Some(float)));
     }
     mixed(name)
+        .or_else(|| reshaped(name))
         .or_else(|| chosen(name))
         .or_else(|| weight_only(name))
         .or_else(|| small_numbers(name))
         .or_else(|| pruned(name))
         .or_else(|| shallower(name))
+}
+
+/// `awq_`, `rotated_` or `smoothquant_` before a preset: a step in front of its own.
+fn reshaped(name: &str) -> Option<Recipe> {
+    let (step, recipe) = if let Some(what) = name.strip_prefix("awq_") {
+        (Step::Awq(AwqStep::default()), codes(what)?)
+    } else if let Some(what) = name.strip_prefix("rotated_") {
+        let awq = || reshaped(what).filter(|_| what.starts_with("awq_"));
+        (Step::Rotate(RotateStep::default()), codes(what).or_else(|| small_numbers(what)).or_else(awq)?)
+    } else {
+        let recipe = small_numbers(name.strip_prefix("smoothquant_")?)?;
+        let rounds_activations =
+            |step: &Step| matches!(step, Step::Scaled { activations: ActivationsName::Dynamic, .. });
+        if !recipe.steps.iter().any(rounds_activations) {
+            return None;
+        }
+        // What llm-compressor's recipes for W8A8 take; its default and the paper's is a half.
+        (Step::Smooth(SmoothStep { alpha: Damping(0.8) }), recipe)
+    };
+    let steps = std::iter::once(step).chain(recipe.steps).collect();
+    Some(Recipe { name: name.into(), steps, ..recipe })
+}
+
+/// A weight-only grid or a mix of GGUF blocks, by weights alone or by what they multiply.
+fn codes(name: &str) -> Option<Recipe> {
+    let mix = || {
+        let mix = name.parse::<Mix>().ok()?;
+        Some(Recipe::new(mix.name(), Format::Gguf, vec![Step::Mix { mix: MixName(mix) }]))
+    };
+    weight_only(name).or_else(|| chosen(name)).or_else(mix)
 }
 
 /// `gptq_` or `gptaq_` before a mix of GGUF blocks (`gptq_q4_k_m`) or a weight-only grid.
@@ -292,6 +337,24 @@ mod tests {
     }
 
     #[test]
+    fn what_reshapes_stands_in_front() {
+        let kinds = |name: &str| -> Vec<&str> {
+            let recipe = preset(name).unwrap();
+            assert_eq!(recipe.name, name);
+            let again = Recipe::parse(&recipe.to_toml(), std::path::Path::new("again.toml")).unwrap();
+            assert_eq!(again, recipe);
+            recipe.steps.iter().map(Step::kind).collect()
+        };
+        assert_eq!(kinds("awq_w4a16_g128_asym"), ["awq", "rtn"]);
+        assert_eq!(kinds("awq_gptq_w3a16_g64"), ["awq", "gptq"]);
+        assert_eq!(kinds("awq_q4_k_m"), ["awq", "mix"]);
+        assert_eq!(kinds("rotated_awq_w4a16_g128"), ["rotate", "awq", "rtn"]);
+        assert_eq!(kinds("rotated_gptaq_w4a16_g128"), ["rotate", "gptq"]);
+        assert_eq!(kinds("rotated_nvfp4"), ["rotate", "scaled"]);
+        assert_eq!(kinds("smoothquant_w8a8_int8"), ["smooth", "scaled"]);
+    }
+
+    #[test]
     fn near_misses_are_no_presets() {
         for name in [
             "",
@@ -325,6 +388,13 @@ mod tests {
             "depth_100",
             "depth_-5",
             "depth",
+            "awq_",
+            "awq_awq_w4a16",
+            "awq_rotated_w4a16",
+            "awq_w8a8_int8",
+            "smoothquant_w4a16",
+            "smoothquant_w8a16_fp8",
+            "rotated_prune_50",
         ] {
             assert!(preset(name).is_none(), "{name}");
         }

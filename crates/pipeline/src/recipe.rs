@@ -16,8 +16,8 @@
 //! granularity = "channel"
 //! ```
 //!
-//! Steps are read in order and the last one that targets a tensor decides; those that prune come before those that
-//! store, and compose with them. A step without `targets` means every
+//! Steps are read in order and the last one that targets a tensor decides; those that prune, pad, rotate or scale come before
+//! those that store, and compose with them. A step without `targets` means every
 //! matrix of the decoder layers. A pattern that matches nothing is an error, and so is a key nobody knows.
 
 use std::num::{NonZeroU16, NonZeroUsize};
@@ -30,11 +30,13 @@ use bitmill_tensor::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::balancing::{AwqStep, Balance, SmoothStep};
 use crate::calibration::CalibrationOptions;
 use crate::method::{Method, Order};
 use crate::padding::{Pad, PadWidth};
 use crate::pruning::{DepthStep, MagnitudeStep, Storage};
 use crate::search::{Budget, Measure};
+use crate::turning::RotateStep;
 use crate::{Error, presets};
 
 /// What a run writes.
@@ -79,7 +81,12 @@ impl Format {
     pub(crate) fn takes(self, step: &Step) -> bool {
         match step {
             Step::Magnitude(step) => step.storage == Storage::Dense || self == Self::CompressedTensors,
-            Step::Depth(_) | Step::Pad { .. } | Step::Float { .. } => true,
+            Step::Depth(_)
+            | Step::Pad { .. }
+            | Step::Rotate(_)
+            | Step::Awq(_)
+            | Step::Smooth(_)
+            | Step::Float { .. } => true,
             Step::Mix { .. } | Step::Block { .. } => self == Self::Gguf,
             Step::Rtn { .. } | Step::Gptq { .. } => self.packs_modules(),
             Step::Scaled { .. } => self == Self::CompressedTensors,
@@ -132,6 +139,12 @@ pub enum Step {
         /// Their width is rounded up to a multiple of this.
         ffn: PadWidth,
     },
+    /// The residual stream turned, so that outliers are spread; stands before what stores weights.
+    Rotate(RotateStep),
+    /// Features scaled so that weights of large ones get more of the grid; stands before what stores weights.
+    Awq(AwqStep),
+    /// Outliers of activations moved into weights; stands before what stores weights.
+    Smooth(SmoothStep),
     /// llama.cpp's own choice of a type for each tensor.
     Mix {
         /// As llama-quantize calls it: `q8_0`, `q4_k_m`, `iq4_xs`.
@@ -260,6 +273,9 @@ impl Step {
             Self::Depth(_) => "depth",
             Self::Magnitude(_) => "magnitude",
             Self::Pad { .. } => "pad",
+            Self::Rotate(_) => "rotate",
+            Self::Awq(_) => "awq",
+            Self::Smooth(_) => "smooth",
             Self::Mix { .. } => "mix",
             Self::Block { .. } => "block",
             Self::Rtn { .. } => "rtn",
@@ -276,15 +292,26 @@ impl Step {
         matches!(self, Self::Depth(_) | Self::Magnitude(_))
     }
 
+    /// Whether it gives weights other values that compute the same.
+    pub(crate) fn reshapes(&self) -> bool {
+        matches!(self, Self::Rotate(_) | Self::Awq(_) | Self::Smooth(_))
+    }
+
     /// Whether it stands before what stores weights.
     fn comes_first(&self) -> bool {
-        self.prunes() || matches!(self, Self::Pad { .. })
+        self.prunes() || self.reshapes() || matches!(self, Self::Pad { .. })
     }
 
     /// The patterns of what it is for; `None`: every matrix of the decoder layers, or (a mix) everything.
     pub(crate) fn targets(&self) -> Option<&[String]> {
         match self {
-            Self::Depth(_) | Self::Pad { .. } | Self::Mix { .. } | Self::Search { .. } => None,
+            Self::Depth(_)
+            | Self::Pad { .. }
+            | Self::Rotate(_)
+            | Self::Awq(_)
+            | Self::Smooth(_)
+            | Self::Mix { .. }
+            | Self::Search { .. } => None,
             Self::Magnitude(step) => step.targets.as_deref(),
             Self::Block { targets, .. }
             | Self::Rtn { targets, .. }
@@ -298,7 +325,13 @@ impl Step {
     /// The patterns of what it leaves alone.
     pub(crate) fn skip(&self) -> &[String] {
         match self {
-            Self::Depth(_) | Self::Pad { .. } | Self::Mix { .. } | Self::Search { .. } => &[],
+            Self::Depth(_)
+            | Self::Pad { .. }
+            | Self::Rotate(_)
+            | Self::Awq(_)
+            | Self::Smooth(_)
+            | Self::Mix { .. }
+            | Self::Search { .. } => &[],
             Self::Magnitude(step) => &step.skip,
             Self::Block { skip, .. }
             | Self::Rtn { skip, .. }
@@ -341,7 +374,7 @@ impl Recipe {
     /// # Errors
     /// [`Error::NoUse`] if none of its steps makes blocks.
     pub fn with_imatrix(self, path: &Path) -> Result<Self, Error> {
-        if !self.weighs() {
+        if !self.weighs() || self.steps.iter().any(Step::reshapes) {
             return Err(Error::NoUse { recipe: self.name, what: "an importance matrix" });
         }
         Ok(Self { imatrix: Some(path.into()), ..self })
@@ -382,7 +415,8 @@ impl Recipe {
 
     /// Whether a step looks at what weights multiply.
     pub fn calibrates(&self) -> bool {
-        self.steps.iter().any(|step| matches!(step, Step::Gptq { .. }))
+        self.balance().is_some()
+            || self.steps.iter().any(|step| matches!(step, Step::Gptq { .. }))
             || (self.search == SearchName::Compensated && self.makes_blocks())
     }
 
@@ -395,6 +429,20 @@ impl Recipe {
             return Err(Error::NoUse { recipe: self.name, what: "being told not to pad" });
         }
         Ok(Self { pad: Pad::Off, ..self })
+    }
+
+    /// How features are scaled beforehand.
+    pub(crate) fn balance(&self) -> Option<Balance> {
+        self.steps.iter().find_map(|step| match step {
+            Step::Awq(step) => Some(Balance::Awq(*step)),
+            Step::Smooth(step) => Some(Balance::Smooth(*step)),
+            _ => None,
+        })
+    }
+
+    /// What its step of kind `rotate` asks for.
+    pub(crate) fn rotation(&self) -> Option<RotateStep> {
+        self.steps.iter().find_map(|step| if let Step::Rotate(step) = step { Some(*step) } else { None })
     }
 
     /// What its step of kind `pad` asks for.
@@ -476,15 +524,20 @@ impl Recipe {
         for pair in recipe.steps.windows(2) {
             if pair[1].comes_first() && !pair[0].comes_first() {
                 let (late, early) = (pair[1].kind(), pair[0].kind());
-                let what = if pair[1].prunes() { "pruning" } else { "padding" };
+                let what = match pair[1].prunes() {
+                    true => "pruning",
+                    false if pair[1].reshapes() => "what rounding starts from",
+                    false => "padding",
+                };
                 return Err(malformed(format!("`{late}` comes after `{early}`: {what} comes first")));
             }
         }
-        for kind in ["depth", "pad"] {
+        for kind in ["depth", "pad", "rotate", "awq", "smooth"] {
             if recipe.steps.iter().filter(|step| step.kind() == kind).count() > 1 {
                 return Err(malformed(format!("two steps of kind `{kind}`")));
             }
         }
+        recipe.refuse_beside_reshaping().map_err(malformed)?;
         let is_sparse =
             |step: &Step| matches!(step, Step::Magnitude(step) if step.storage == Storage::Sparse);
         if recipe.padding().is_some() && recipe.steps.iter().any(is_sparse) {
@@ -508,7 +561,7 @@ impl Recipe {
         }
         if recipe.calibration.is_some() && !recipe.calibrates() {
             return Err(malformed(
-                "`[calibration]` is for steps of kind `gptq` and `search = \"compensated\"`: there is none"
+                "`[calibration]` is for steps of kind `gptq`, `awq` and `smooth` and `search = \"compensated\"`: there is none"
                     .into(),
             ));
         }
@@ -532,6 +585,37 @@ impl Recipe {
             ));
         }
         Ok(recipe)
+    }
+
+    /// Refuses what does not go together with steps that give weights other values.
+    fn refuse_beside_reshaping(&self) -> Result<(), String> {
+        let Some((at, step)) = self.steps.iter().enumerate().find(|(_, step)| step.reshapes()) else {
+            return Ok(());
+        };
+        let kind = step.kind();
+        let beside = |other: &&Step| match other {
+            Step::Keep { .. } | Step::Search { .. } | Step::Magnitude(_) => true,
+            other => {
+                matches!((step, *other), (Step::Awq(_), Step::Smooth(_)) | (Step::Smooth(_), Step::Awq(_)))
+            }
+        };
+        match self.steps.iter().find(beside) {
+            Some(other @ Step::Keep { .. }) => {
+                Err(format!("`{}` beside `{kind}`: what is kept is not changed", other.kind()))
+            }
+            Some(other @ Step::Magnitude(_)) => {
+                Err(format!("`{}` beside `{kind}`: prune first, and compress what that wrote", other.kind()))
+            }
+            Some(Step::Search { .. }) => Ok(()),
+            Some(_) => Err("`awq` and `smooth`: features have one scale".into()),
+            None if self.imatrix.is_some() => {
+                Err(format!("`imatrix` beside `{kind}`: it is of the model as it was"))
+            }
+            None if self.steps[at + 1..].iter().any(|later| matches!(later, Step::Rotate(_))) => Err(
+                format!("`rotate` comes after `{kind}`: scales are found for the model that rotating leaves"),
+            ),
+            None => Ok(()),
+        }
     }
 
     /// Whether it asks for a search, whose result can be planned: see [`resolve`](crate::resolve).

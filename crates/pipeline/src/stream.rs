@@ -26,6 +26,7 @@ use crate::journal;
 use crate::layout::Output;
 use crate::plan::{Plan, PlannedTensor, rows_and_columns};
 use crate::progress::Progress;
+use crate::source::Source;
 use crate::tensor_run::{Encoded, TensorRun, rows_per_chunk};
 use crate::tensor_write::TensorWrite;
 
@@ -105,6 +106,7 @@ fn encode(
     progress: &dyn Progress,
 ) -> Result<(), Error> {
     let isa = Isa::best();
+    let source = Source::new(checkpoint, plan);
     let mut tensors = plan.tensors.iter().enumerate().skip(first).peekable();
     while let Some((index, planned)) = tensors.next() {
         if let Some(calibrated) = &mut calibrated
@@ -118,8 +120,9 @@ fn encode(
             }
             continue;
         }
-        let tensor = checkpoint.tensor(&planned.source)?;
-        let run = TensorRun::new(checkpoint, plan, planned, &tensor, isa)?;
+        let opened = source.open(isa, planned)?;
+        let tensor = &opened.tensor;
+        let run = TensorRun::new(&source, planned, &opened, isa)?;
         let (rows, cols) = (planned.out_features(), planned.in_features());
         let chunk_rows = rows_per_chunk(cols).next_multiple_of(rows_together(planned.to));
         for first in (0..rows).step_by(chunk_rows) {
@@ -129,7 +132,7 @@ fn encode(
             let chunk = chunk_rows.min(rows - first);
             let last = first + chunk == rows;
             if !last {
-                ask_for(&tensor, planned, first + chunk);
+                ask_for(tensor, planned, first + chunk);
             } else if let Some((_, next)) = tensors.peek() {
                 ask_for(&checkpoint.tensor(&next.source)?, next, 0);
             }

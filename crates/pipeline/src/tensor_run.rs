@@ -2,10 +2,10 @@
 
 use std::convert::Infallible;
 
-use bitmill_checkpoint::{Checkpoint, Pairing, RoleKind, Tensor, halves_row};
+use bitmill_checkpoint::{Pairing, RoleKind, halves_row};
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_prune::{Sparsity, Threshold};
-use bitmill_quant::{Importance, first_non_finite, global_scale};
+use bitmill_quant::{Importance, awq, first_non_finite, global_scale};
 use bitmill_tensor::{Encoding, ScaleType, WeightData};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
@@ -13,10 +13,11 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::encode::{Parts, Rounding, encode_scaled, encode_sparse, rows_per_task, rows_together};
 use crate::error::Error;
 use crate::importance::is_weighed;
-use crate::plan::{FUSIONS, Plan, PlannedTensor, Treatment, rows_and_columns};
+use crate::plan::{FUSIONS, PlannedTensor, Treatment, rows_and_columns};
 use crate::pruned::Mask;
 use crate::pruning::Removal;
 use crate::recipe::Format;
+use crate::source::{Opened, Source};
 
 /// Weights of one chunk for each thread: tasks enough that threads end together, and few enough that what waits to be
 /// written is small.
@@ -54,19 +55,22 @@ struct Scratch {
     weight: Vec<f32>,
     pruned: Vec<f32>,
     padded: Vec<f32>,
+    clipped: Vec<f32>,
     decided: Vec<f32>,
 }
 
 /// Reads and encodes the rows of one tensor.
 pub(crate) struct TensorRun<'a> {
     planned: &'a PlannedTensor,
-    tensor: &'a Tensor,
+    opened: &'a Opened<'a>,
     isa: Isa,
     /// Of each column; the order of rows is of no matter to it.
     importance: Option<Vec<f32>>,
     /// Head width, where the output wants the rows of each head in adjacent pairs.
     adjacent_pairs: Option<usize>,
     mask: Option<Mask>,
+    /// The range of each group, row by row in the output's order, and how many weights a group has.
+    clips: Option<(Vec<f32>, usize)>,
     /// What scales of fp8 are divided by.
     global: f32,
 }
@@ -78,19 +82,19 @@ impl<'a> TensorRun<'a> {
     /// # Errors
     /// If its importance is another tensor's.
     pub fn new(
-        checkpoint: &Checkpoint,
-        plan: &Plan,
+        source: &Source<'_>,
         planned: &'a PlannedTensor,
-        tensor: &'a Tensor,
+        opened: &'a Opened<'a>,
         isa: Isa,
     ) -> Result<Self, Error> {
+        let Source { checkpoint, plan, .. } = source;
         let config = checkpoint.config();
         let rotated = matches!(
             planned.role.kind,
             RoleKind::AttnQ | RoleKind::AttnK | RoleKind::AttnQBias | RoleKind::AttnKBias
         );
         let importance = match &plan.weighed {
-            Some(weighed) if is_weighed(planned) => weighed.of(checkpoint, planned, &tensor.info)?,
+            Some(weighed) if is_weighed(planned) => weighed.of(checkpoint, planned, &opened.tensor.info)?,
             _ => None,
         };
         let adjacent = rotated
@@ -99,11 +103,12 @@ impl<'a> TensorRun<'a> {
         let adjacent_pairs = adjacent.then_some(config.head_dim);
         let global = match planned.to {
             Encoding::Scaled(layout) if layout.scale == ScaleType::Fp8 => {
-                global_scale(fused_absmax(checkpoint, plan, planned, isa)?)
+                global_scale(fused_absmax(source, planned, isa)?)
             }
             _ => 1.0,
         };
-        let mut run = Self { planned, tensor, isa, importance, adjacent_pairs, mask: None, global };
+        let mut run =
+            Self { planned, opened, isa, importance, adjacent_pairs, mask: None, clips: None, global };
         run.mask = planned.removal.map(|removal| match removal {
             Removal::Rows(rule) => Mask::Rows(rule),
             Removal::Tensor(sparsity) => Mask::Tensor(run.threshold(sparsity)),
@@ -114,6 +119,12 @@ impl<'a> TensorRun<'a> {
     /// The same with the errors of blocks weighed by the `importance` of each column.
     pub fn weighed_by(self, importance: Vec<f32>) -> Self {
         Self { importance: Some(importance), ..self }
+    }
+
+    /// The same with the weights of each group of `group_size` held within its range before they are rounded; errors are
+    /// still counted from where they were. Ranges are of rows in the output's order.
+    pub fn clipped_by(self, ranges: Vec<f32>, group_size: usize) -> Self {
+        Self { clips: Some((ranges, group_size)), ..self }
     }
 
     /// What scales of fp8 are divided by; 1 where there are none.
@@ -180,7 +191,7 @@ impl<'a> TensorRun<'a> {
     /// Where row `row` of the output lies in the source; rows that pad come after all of its.
     pub fn stored_row(&self, row: usize) -> usize {
         let (source_rows, _) = rows_and_columns(&self.planned.source_shape);
-        if row < source_rows { self.tensor.stored_row(self.source_row(row)) } else { row }
+        if row < source_rows { self.opened.tensor.stored_row(self.source_row(row)) } else { row }
     }
 
     /// Widens, prunes, rounds and measures rows while they are in the cache.
@@ -193,7 +204,7 @@ impl<'a> TensorRun<'a> {
     ) -> Result<Encoded, Error> {
         let cols = self.planned.in_features();
         let (source_rows, source_cols) = rows_and_columns(&self.planned.source_shape);
-        let Scratch { weight, pruned, padded, decided } = scratch;
+        let Scratch { weight, pruned, padded, clipped, decided } = scratch;
         weight.resize(rows * source_cols, 0.0);
         decided.resize(rows * cols, 0.0);
         let (there, zeros) = weight.split_at_mut(source_rows.saturating_sub(first).min(rows) * source_cols);
@@ -211,6 +222,16 @@ impl<'a> TensorRun<'a> {
             }
         };
         let left = if cols == source_cols { left } else { pad_columns(left, source_cols, cols, padded) };
+        let left = match &self.clips {
+            None => left,
+            Some((ranges, group_size)) => {
+                clipped.clear();
+                clipped.extend_from_slice(left);
+                let groups = cols / group_size;
+                awq::clip(clipped, &ranges[first * groups..(first + rows) * groups], *group_size);
+                clipped
+            }
+        };
         let parts = self.encode_rows(importance, first, left, bits, decided)?;
         let count_zeros = self.mask.is_some();
         // What pads is no part of the error: whatever a column of zeros becomes, it is multiplied with zeros.
@@ -264,7 +285,7 @@ impl<'a> TensorRun<'a> {
                     self.read_rows(|row| first + task * tasks + row, out);
                 });
                 take(&weight);
-                self.tensor.release();
+                self.opened.tensor.release();
             }
             Ok::<(), Infallible>(())
         });
@@ -274,20 +295,22 @@ impl<'a> TensorRun<'a> {
 
     /// Rows of the checkpoint, widened; `source_row` gives the place of each in canonical order.
     fn read_rows(&self, source_row: impl Fn(usize) -> usize, out: &mut [f32]) {
-        let view = self.tensor.view();
+        let tensor = &self.opened.tensor;
+        let view = tensor.view();
         let (isa, cols) = (self.isa, view.in_features());
         if self.planned.shape.len() < 2 {
             // A vector is one row; its elements are what is permuted.
             let mut stored = vec![0.0; cols];
-            dequantize_rows(isa, &view, 0, &mut stored);
+            self.opened.read_rows(isa, 0, &mut stored);
             for (at, value) in out.iter_mut().enumerate() {
-                *value = stored[self.tensor.stored_row(source_row(at))];
+                *value = stored[tensor.stored_row(source_row(at))];
             }
             return;
         }
         for (row, out) in out.chunks_exact_mut(cols).enumerate() {
-            dequantize_rows(isa, &view, self.tensor.stored_row(source_row(row)), out);
+            dequantize_rows(isa, &view, tensor.stored_row(source_row(row)), out);
         }
+        self.opened.change(out);
     }
 
     /// Which row of the checkpoint, in canonical order, becomes row `row` of the output.
@@ -330,14 +353,15 @@ impl<'a> TensorRun<'a> {
 
     /// The stored bytes of rows `first..first + rows` of the output, in the output's order. Blocks end with their rows.
     fn copy_rows(&self, first: usize, rows: usize) -> Vec<u8> {
-        let view = self.tensor.view();
+        let tensor = &self.opened.tensor;
+        let view = tensor.view();
         let WeightData::Block { block, bytes } = view.data() else {
             unreachable!("only blocks are copied");
         };
         let row_bytes = view.in_features() / block.weights() * block.bytes();
         let mut copied = Vec::with_capacity(rows * row_bytes);
         for row in first..first + rows {
-            let at = self.tensor.stored_row(self.source_row(row)) * row_bytes;
+            let at = self.opened.tensor.stored_row(self.source_row(row)) * row_bytes;
             copied.extend_from_slice(&bytes[at..at + row_bytes]);
         }
         copied
@@ -349,12 +373,7 @@ impl<'a> TensorRun<'a> {
 }
 
 /// The largest magnitude of `planned` and of the matrices that a runtime makes one of with it.
-fn fused_absmax(
-    checkpoint: &Checkpoint,
-    plan: &Plan,
-    planned: &PlannedTensor,
-    isa: Isa,
-) -> Result<f32, Error> {
+fn fused_absmax(source: &Source<'_>, planned: &PlannedTensor, isa: Isa) -> Result<f32, Error> {
     let fused = |kind| FUSIONS.iter().find(|(_, kinds)| kinds.contains(&kind)).map(|(_, kinds)| *kinds);
     let own = planned.role;
     let is_member = |other: &&PlannedTensor| {
@@ -364,9 +383,9 @@ fn fused_absmax(
                 && fused(own.kind).is_some_and(|kinds| kinds.contains(&role.kind)))
     };
     let mut most = 0f32;
-    for member in plan.tensors.iter().filter(is_member) {
-        let tensor = checkpoint.tensor(&member.source)?;
-        let view = tensor.view();
+    for member in source.plan.tensors.iter().filter(is_member) {
+        let opened = source.open(isa, member)?;
+        let view = opened.tensor.view();
         let (rows, cols) = (view.out_features(), view.in_features());
         let tasks = rows_per_task(cols);
         for first in (0..rows).step_by(rows_per_chunk(cols)) {
@@ -374,12 +393,12 @@ fn fused_absmax(
             let found = (0..chunk.div_ceil(tasks)).into_par_iter().map_init(Vec::new, |weight, task| {
                 let first = first + task * tasks;
                 weight.resize(tasks.min(rows - first) * cols, 0.0);
-                dequantize_rows(isa, &view, first, weight);
+                opened.read_rows(isa, first, weight);
                 weight.iter().fold(0f32, |most, weight| most.max(weight.abs()))
             });
             // The largest is the same in any order.
             most = most.max(found.reduce(|| 0.0, f32::max));
-            tensor.release();
+            opened.tensor.release();
         }
     }
     Ok(most)

@@ -227,6 +227,7 @@ mod tests {
     use bitmill_testkit::{Variant, tiny};
 
     use crate::read_back::read_back;
+    use crate::source::Source;
     use crate::tensor_run::TensorRun;
     use crate::{Format, Plan, PlanOptions, Silent};
 
@@ -241,8 +242,9 @@ mod tests {
         let output = plan.layout.resume(&target, vec!["m.json".into()], Identity::default()).unwrap();
         let mut records = Vec::new();
         for (index, planned) in plan.tensors.iter().enumerate() {
-            let tensor = checkpoint.tensor(&planned.source).unwrap();
-            let run = TensorRun::new(&checkpoint, &plan, planned, &tensor, Isa::best()).unwrap();
+            let source = Source::new(&checkpoint, &plan);
+            let opened = source.open(Isa::best(), planned).unwrap();
+            let run = TensorRun::new(&source, planned, &opened, Isa::best()).unwrap();
             let mut write = TensorWrite::new(planned, index);
             let last_first = || (0..planned.in_features()).rev().map(|column| (column / 32) as u32).collect();
             for mut encoded in run.encode(0, planned.out_features()).unwrap() {

@@ -116,6 +116,34 @@ pub fn search_scales(
     inputs: Inputs<'_>,
     options: &AwqOptions<'_>,
 ) -> Result<AwqScales, Error> {
+    let round = |_, rows: &[f32], decided: &mut [f32]| {
+        quantize_rows_clipped(grid, clip, rows, mean_abs.len(), decided).map(drop)
+    };
+    search_scales_by(&round, grid.group_size.get(), matrices, mean_abs, inputs, options)
+}
+
+/// Rounds rows of the matrix of this number, and puts what they become in place of the last.
+pub type Round<'a> = &'a (dyn Fn(usize, &[f32], &mut [f32]) -> Result<(), Error> + Sync);
+
+/// [`search_scales`] for matrices that are stored in any way, each in its own: `round` says what becomes of rows, and
+/// `group_size` how many weights share a scale.
+///
+/// # Shapes
+/// As [`search_scales`].
+///
+/// # Errors
+/// As [`search_scales`], and what `round` returns for rows that are not scaled.
+///
+/// # Panics
+/// As [`search_scales`].
+pub fn search_scales_by(
+    round: Round<'_>,
+    group_size: usize,
+    matrices: &[&[f32]],
+    mean_abs: &[f32],
+    inputs: Inputs<'_>,
+    options: &AwqOptions<'_>,
+) -> Result<AwqScales, Error> {
     assert!(options.steps > 0, "no value of alpha");
     let in_features = mean_abs.len();
     check_activations(mean_abs)?;
@@ -125,14 +153,14 @@ pub fn search_scales(
     }
     let chosen: Vec<Vec<&[f32]>> =
         matrices.iter().map(|weight| spread_rows(weight, in_features, options.rows)).collect();
-    let error = |scales: Option<&[f32]>| output_error(grid, clip, &chosen, scales, inputs, in_features);
+    let error = |scales: Option<&[f32]>| output_error(round, &chosen, scales, inputs, in_features);
 
     let unscaled_error = error(None)?;
     let mut best = AwqScales { scales: None, alpha: 0.0, error: unscaled_error, unscaled_error };
     if unscaled_error == 0.0 {
         return Ok(best);
     }
-    let mean_weight = mean_weights(matrices, in_features, grid.group_size.get());
+    let mean_weight = mean_weights(matrices, in_features, group_size);
     let (mean_x, mean_w) = match options.sharing {
         Some(sharing) => (sharing.mean(mean_abs), sharing.mean(&mean_weight)),
         None => (mean_abs.to_vec(), mean_weight),
@@ -203,15 +231,14 @@ const TASK_ROWS: usize = 32;
 
 /// `Σ ‖(Q(W·s)/s − W)·x‖²` over rows and inputs.
 fn output_error(
-    grid: &Grouped,
-    clip: Clip,
+    round: Round<'_>,
     matrices: &[Vec<&[f32]>],
     scales: Option<&[f32]>,
     inputs: Inputs<'_>,
     in_features: usize,
 ) -> Result<f64, Error> {
     let mut total = 0.0;
-    for rows in matrices {
+    for (matrix, rows) in matrices.iter().enumerate() {
         let errors: Vec<f64> = rows
             .par_chunks(TASK_ROWS)
             .map(|rows| {
@@ -220,7 +247,7 @@ fn output_error(
                     crate::fold::multiply_columns(&mut scaled, scales);
                 }
                 let mut moved = vec![0.0; scaled.len()];
-                quantize_rows_clipped(grid, clip, &scaled, in_features, &mut moved)?;
+                round(matrix, &scaled, &mut moved)?;
                 for (moved, row) in moved.chunks_exact_mut(in_features).zip(rows) {
                     for (at, (moved, weight)) in moved.iter_mut().zip(*row).enumerate() {
                         let decided = scales.map_or(*moved, |scales| *moved / scales[at]);

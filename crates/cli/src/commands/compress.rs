@@ -99,5 +99,13 @@ fn quality(document: &serde_json::Value) -> String {
             first["method"]["fallback"].as_str().unwrap_or_default(),
         );
     }
+    let beyond = document["inputs_beyond_f16"].as_array().map_or(&[][..], Vec::as_slice);
+    if let Some(first) = beyond.first() {
+        text += &format!(
+            "note: inputs of {} tensors reach beyond what f16 holds, such as {}: run the model in bf16\n",
+            beyond.len(),
+            first.as_str().unwrap_or_default(),
+        );
+    }
     text
 }

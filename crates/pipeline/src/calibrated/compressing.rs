@@ -4,19 +4,27 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use bitmill_calib::Inputs;
-use bitmill_checkpoint::{Checkpoint, Role, Tensor};
+use bitmill_checkpoint::{Role, RoleKind, Tensor};
 use bitmill_kernels::Compute;
+use bitmill_quant::Clip;
 use bitmill_stats::{Cross, CrossAccumulator, Factor, HessianAccumulator};
-use bitmill_tensor::Matrix;
+use bitmill_tensor::{Encoding, Extent, Matrix};
 
+use super::reshaping::ScaleRecord;
+use super::sample::{Sample, of_one_length};
 use super::tensor::{
-    MethodRecord, Rows, Statistics, as_stored, encode_alone, encode_calibrated, output_error, six_digits,
-    some_rows,
+    ERROR_TOKENS, MethodRecord, Rows, Statistics, as_stored, encode_alone, encode_calibrated, group_ranges,
+    output_error, six_digits,
 };
 use crate::Error;
+use crate::balancing::{AwqStep, Balance};
 use crate::method::{Method, Order};
 use crate::plan::{Plan, PlannedTensor};
+use crate::source::Source;
 use crate::tensor_run::{Encoded, TensorRun};
+
+/// Calibration tokens by which ranges of groups are searched.
+const CLIP_TOKENS: usize = 512;
 
 /// A matrix that is encoded.
 pub(crate) struct Done {
@@ -33,8 +41,10 @@ pub(crate) struct Sums {
     cross: Option<CrossAccumulator>,
     /// Columns of the matrices, those that pad included.
     cols: usize,
-    /// Some calibration rows, to measure errors on.
-    some: Matrix,
+    /// Some calibration rows, to measure errors on and to search ranges by.
+    some: Sample,
+    /// The largest `|x|` of each column that is there.
+    largest: Vec<f32>,
 }
 
 impl Sums {
@@ -44,8 +54,11 @@ impl Sums {
         if rows == 0 {
             return;
         }
-        if self.some.rows() == 0 {
-            self.some = some_rows(inputs.x, rows);
+        self.some.add(inputs.x, rows);
+        self.largest.resize(inputs.x.cols(), 0.0);
+        for row in 0..rows {
+            // A NaN is none: where there is one, no statistics are taken at their word.
+            self.largest.iter_mut().zip(inputs.x.row(row)).for_each(|(most, x)| *most = most.max(x.abs()));
         }
         let Some(hessian) = &mut self.hessian else { return };
         let x = part(inputs.x, rows, self.cols);
@@ -57,7 +70,7 @@ impl Sums {
 }
 
 /// The first `rows` of `x`, with columns of zeros up to `cols`.
-fn part(x: &Matrix, rows: usize, cols: usize) -> Cow<'_, Matrix> {
+pub(crate) fn part(x: &Matrix, rows: usize, cols: usize) -> Cow<'_, Matrix> {
     if (rows, cols) == (x.rows(), x.cols()) {
         return Cow::Borrowed(x);
     }
@@ -66,6 +79,29 @@ fn part(x: &Matrix, rows: usize, cols: usize) -> Cow<'_, Matrix> {
         part.row_mut(row)[..x.cols()].copy_from_slice(x.row(row));
     }
     Cow::Owned(part)
+}
+
+/// The largest of all inputs, to six digits.
+fn largest_input(of_columns: &[f32]) -> Option<f64> {
+    let most = of_columns.iter().copied().reduce(f32::max)?;
+    most.is_finite().then(|| six_digits(f64::from(most)))
+}
+
+/// What LLM.int8() (arXiv:2208.07339) calls an outlier: a feature whose magnitude reaches this.
+const OUTLIER: f32 = 6.0;
+
+/// Columns whose inputs are outliers.
+fn outliers(of_columns: &[f32]) -> usize {
+    of_columns.iter().filter(|most| **most >= OUTLIER).count()
+}
+
+/// Whether one scale spans all columns.
+fn spans_rows(planned: &PlannedTensor) -> bool {
+    match planned.to {
+        Encoding::Grouped(grouped) => grouped.group_size.get() == planned.in_features(),
+        Encoding::Scaled(layout) => matches!(layout.extent, Extent::Row | Extent::Matrix),
+        _ => false,
+    }
 }
 
 /// What sums became.
@@ -133,33 +169,39 @@ impl Spent {
 
 /// Encodes the matrices of one layer.
 pub(crate) struct Compressing<'a> {
-    checkpoint: &'a Checkpoint,
-    plan: &'a Plan,
+    source: Source<'a>,
     compute: Compute,
     /// Places in the plan.
     tensors: HashMap<Role, usize>,
-    pub done: HashMap<usize, Done>,
+    /// How columns were scaled beforehand.
+    scales: HashMap<Role, ScaleRecord>,
+    done: HashMap<usize, Done>,
 }
 
 impl<'a> Compressing<'a> {
     pub fn new(
-        checkpoint: &'a Checkpoint,
-        plan: &'a Plan,
+        source: Source<'a>,
         compute: Compute,
         tensors: HashMap<Role, usize>,
+        scales: HashMap<Role, ScaleRecord>,
     ) -> Self {
-        Self { checkpoint, plan, compute, tensors, done: HashMap::new() }
+        Self { source, compute, tensors, scales, done: HashMap::new() }
+    }
+
+    fn plan(&self) -> &'a Plan {
+        self.source.plan
     }
 
     fn planned(&self, role: Role) -> Option<(usize, &'a PlannedTensor)> {
         let index = *self.tensors.get(&role)?;
-        Some((index, &self.plan.tensors[index]))
+        Some((index, &self.plan().tensors[index]))
     }
 
-    /// What is to be summed of the inputs of `roles`.
-    pub fn sums(&self, roles: &[Role]) -> Sums {
+    /// What is to be summed of the inputs of `roles`, about `expected` of them.
+    pub fn sums(&self, roles: &[Role], expected: usize) -> Sums {
         let members = || roles.iter().filter_map(|&role| self.planned(role)).map(|(_, planned)| planned);
         let cols = members().map(PlannedTensor::in_features).max().unwrap_or(0);
+        let wanted = if members().any(|planned| self.clips(planned)) { CLIP_TOKENS } else { ERROR_TOKENS };
         Sums {
             hessian: members()
                 .any(|planned| planned.method.is_calibrated())
@@ -168,52 +210,129 @@ impl<'a> Compressing<'a> {
                 .any(|planned| planned.method.wants_dense_inputs())
                 .then(|| CrossAccumulator::new(cols)),
             cols,
-            some: Matrix::default(),
+            some: Sample::new(wanted, expected),
+            largest: Vec::new(),
         }
     }
 
-    /// Encodes the matrices of `roles`; returns what the layer runs on with instead of them.
+    /// Whether the ranges of its groups are searched by what they multiply. As in AutoAWQ not those of q and k, whose
+    /// product no layer's output shows.
+    fn clips(&self, planned: &PlannedTensor) -> bool {
+        let is_asked = matches!(self.plan().recipe.balance(), Some(Balance::Awq(AwqStep { clip: true })));
+        let is_plain = planned.method == Method::Alone && planned.clip == Clip::None;
+        is_asked
+            && is_plain
+            && matches!(planned.to, Encoding::Grouped(_))
+            && !matches!(planned.role.kind, RoleKind::AttnQ | RoleKind::AttnK)
+    }
+
+    /// Encodes the matrices of `roles`, and what was changed beside them; returns what the layer runs on with instead.
     ///
     /// # Errors
     /// If a weight is not finite or its form cannot hold it; [`Error::Fallback`] where the plan is strict.
     pub fn quantize(&mut self, roles: &[Role], sums: Sums) -> Result<Vec<Tensor>, Error> {
-        let members: Vec<(usize, &'a PlannedTensor)> =
-            roles.iter().filter_map(|&role| self.planned(role)).collect();
+        let members: Vec<(Role, usize, &'a PlannedTensor)> = roles
+            .iter()
+            .copied()
+            .chain(self.changed_beside(roles))
+            .filter_map(|role| self.planned(role).map(|(index, planned)| (role, index, planned)))
+            .collect();
         // Those that factor come first: matrices that share inputs factor in one way, see `refuse_unlike_methods`.
-        let methods = || members.iter().map(|(_, planned)| planned.method);
+        let methods = || members.iter().map(|(_, _, planned)| planned.method);
         let method =
             methods().find(|method| method.factors()).or_else(|| methods().find(|&m| m == Method::Weighed));
         let spent = match (method, sums.hessian) {
             (Some(method), Some(hessian)) => {
-                Some(Spent::new(method, self.plan.recipe.shrinkage(method), hessian, sums.cross))
+                Some(Spent::new(method, self.plan().recipe.shrinkage(method), hessian, sums.cross))
             }
             _ => None,
         };
+        let isa = self.compute.isa();
+        let (some, largest) = (sums.some.into_matrix(), sums.largest);
         let mut stored = Vec::new();
-        for (index, planned) in members {
-            let tensor = self.checkpoint.tensor(&planned.source)?;
-            let run = TensorRun::new(self.checkpoint, self.plan, planned, &tensor, self.compute.isa())?;
+        for (role, index, planned) in members {
             let spent = spent.as_ref().filter(|_| planned.method.is_calibrated());
-            if spent.is_none() && planned.to == planned.from && !planned.is_padded() {
+            let is_same =
+                planned.to == planned.from && !planned.is_padded() && !self.source.has_changed(role);
+            if spent.is_none() && is_same {
                 continue;
             }
+            let opened = self.source.open(isa, planned)?;
+            let run = TensorRun::new(&self.source, planned, &opened, isa)?;
             let run = match spent {
                 Some(Spent { failure: None, diagonal, .. }) if planned.method == Method::Weighed => {
                     run.weighed_by(diagonal.clone())
                 }
                 _ => run,
             };
+            let ranges = match planned.to {
+                Encoding::Grouped(grouped) if self.clips(planned) => {
+                    let x = of_one_length(part(&some, some.rows(), sums.cols).into_owned());
+                    group_ranges(&run, planned, &grouped, &x)?
+                        .map(|ranges| (ranges, grouped.group_size.get()))
+                }
+                _ => None,
+            };
+            let clipped = ranges.is_some();
+            let run = match ranges {
+                Some((ranges, group_size)) => run.clipped_by(ranges, group_size),
+                None => run,
+            };
             let (rows, method) = self.encode(&run, planned, spent)?;
-            let replacement = as_stored(self.compute.isa(), &tensor, planned, &run, &rows);
+            let replacement = as_stored(isa, &opened.tensor, planned, &run, &rows);
+            let scaled = self.scales.get(&role).cloned();
+            let method = method.or_else(|| {
+                let alone = planned.method.fallback(planned.to).to_owned();
+                (clipped || scaled.is_some())
+                    .then(|| MethodRecord { method: alone, ..MethodRecord::default() })
+            });
             let method = method.map(|method| MethodRecord {
-                output_error: output_error(&self.compute, &tensor, &replacement, &sums.some),
+                output_error: output_error(&self.compute, &opened.tensor, &replacement, &some),
+                scaled,
+                clipped,
+                largest_input: largest_input(&largest),
+                outlier_columns: if spans_rows(planned) { outliers(&largest) } else { 0 },
                 ..method
             });
-            tensor.release();
+            opened.tensor.release();
             stored.push(replacement);
             self.done.insert(index, Done { encoded: rows.encoded, method, global: run.global() });
         }
         Ok(stored)
+    }
+
+    /// Changed biases and routers that the layer meets with the matrices of `roles`: the layer runs on with them as stored.
+    fn changed_beside(&self, roles: &[Role]) -> Vec<Role> {
+        let beside = |role: &Role| {
+            let kinds: &[RoleKind] = match role.kind {
+                RoleKind::AttnV => &[RoleKind::AttnVBias],
+                RoleKind::AttnOutput => &[RoleKind::AttnOutputBias, RoleKind::Router],
+                RoleKind::SharedDown => &[RoleKind::SharedRouter],
+                _ => &[],
+            };
+            let layer = role.layer;
+            kinds.iter().map(move |&kind| Role { layer, expert: None, kind })
+        };
+        roles.iter().flat_map(beside).filter(|&role| self.source.has_changed(role)).collect()
+    }
+
+    /// What was encoded, with all else that was changed.
+    ///
+    /// # Errors
+    /// As [`quantize`](Self::quantize).
+    pub fn finish(mut self) -> Result<HashMap<usize, Done>, Error> {
+        let isa = self.compute.isa();
+        for role in self.source.changed() {
+            let Some((index, planned)) = self.planned(role) else { continue };
+            if self.done.contains_key(&index) {
+                continue;
+            }
+            let opened = self.source.open(isa, planned)?;
+            let run = TensorRun::new(&self.source, planned, &opened, isa)?;
+            let encoded = encode_alone(&run, planned)?.encoded;
+            self.done.insert(index, Done { encoded, method: None, global: run.global() });
+        }
+        Ok(self.done)
     }
 
     /// All rows of a matrix and how they came about.
@@ -224,10 +343,10 @@ impl<'a> Compressing<'a> {
         spent: Option<&Spent>,
     ) -> Result<(Rows, Option<MethodRecord>), Error> {
         let Some(spent) = spent else { return Ok((encode_alone(run, planned)?, None)) };
-        let fall_back = |why: String| match self.plan.strict {
+        let fall_back = |why: String| match self.plan().strict {
             true => Err(Error::Fallback { tensor: planned.name.clone(), why }),
             false => {
-                let (method, fallback) = (planned.method.fallback().to_owned(), Some(why));
+                let (method, fallback) = (planned.method.fallback(planned.to).to_owned(), Some(why));
                 Ok((
                     encode_alone(run, planned)?,
                     Some(MethodRecord { method, fallback, ..MethodRecord::default() }),
@@ -257,5 +376,17 @@ impl<'a> Compressing<'a> {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outliers_reach_six_and_the_largest_is_told_if_it_is_a_number() {
+        assert_eq!(outliers(&[5.99, 6.0, 0.0, 1e5]), 2);
+        assert_eq!(largest_input(&[5.99, 6.0, 123_456.7]), Some(123_457.0));
+        assert_eq!((largest_input(&[]), largest_input(&[f32::INFINITY])), (None, None));
     }
 }

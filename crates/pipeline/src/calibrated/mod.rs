@@ -10,6 +10,8 @@
 mod compressing;
 mod material;
 mod quality;
+mod reshaping;
+mod sample;
 mod states;
 mod tensor;
 
@@ -17,24 +19,28 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use bitmill_calib::{Streams, pass_layer};
+use bitmill_calib::{Inputs, Streams, pass_layer};
 use bitmill_checkpoint::{Checkpoint, ModelConfig, Role, RoleKind, Tensor};
 use bitmill_kernels::{Compute, Isa, Path as ComputePath};
 use bitmill_model::Model;
 use bitmill_tensor::Matrix;
 
 use crate::Error;
+use crate::balancing::Balance;
 use crate::method::Method;
 use crate::plan::{Plan, PlannedTensor, rows_and_columns};
 use crate::progress::Progress;
+use crate::source::Source;
 use crate::tensor_run::TensorRun;
 
 pub(crate) use compressing::Done;
 pub(crate) use material::Material;
 pub use quality::{Continuation, HeldOut};
+pub use reshaping::ScaleRecord;
 pub use tensor::MethodRecord;
 
 use compressing::{Compressing, Sums};
+use reshaping::{Collected, Reshaped};
 use states::{Section, Shape, States, StatesFolder, StatesWriter};
 
 /// A layer's number in the source, and its tensors' places in the plan by their roles there.
@@ -148,7 +154,10 @@ impl<'a> Calibrated<'a> {
         let written = Model::load(&checkpoint)?;
         let rows = self.material.held_out * self.material.length();
         let states = self.states.read(Section::HeldOut, 0..rows);
-        let dense = self.states.read(Section::DenseHeldOut, 0..rows);
+        let mut dense = self.states.read(Section::DenseHeldOut, 0..rows);
+        if let Some(turn) = &self.plan.turn {
+            turn.turn_back(dense.as_mut_slice());
+        }
         let windows = &self.material.calibration.windows;
         let windows: Vec<&[u32]> =
             (self.material.windows()..windows.len()).map(|at| windows.get(at)).collect();
@@ -159,27 +168,68 @@ impl<'a> Calibrated<'a> {
 
     fn run_layer(&mut self) -> Result<(), Error> {
         self.done.clear();
+        let mut reshaped = self.reshape_layer()?;
+        let originals = reshaped.take_originals();
+        let Reshaped { tensors, scales, .. } = reshaped;
+        let (_, places) = &self.layers[self.next];
+        let source = Source::with_changed(self.checkpoint, self.plan, tensors);
+        let mut compressing = Compressing::new(source, self.compute, places.clone(), scales);
         let batches = self.material.batches(self.model.config());
         match batches.as_slice() {
-            [all] => self.run_at_once(all.clone())?,
-            several => self.run_in_batches(several)?,
+            [all] => self.run_at_once(all.clone(), &mut compressing)?,
+            several => self.run_in_batches(several, &mut compressing)?,
+        }
+        self.done = compressing.finish()?;
+        for tensor in originals {
+            self.model.replace(tensor);
         }
         self.model.release();
         self.next += 1;
         Ok(())
     }
 
+    /// Turns and scales the layer as the recipe asks; the model then runs with what it became.
+    fn reshape_layer(&mut self) -> Result<Reshaped, Error> {
+        let mut reshaped = Reshaped::default();
+        let (checkpoint, plan, isa) = (self.checkpoint, self.plan, self.compute.isa());
+        reshaped.turn(&mut self.model, checkpoint, plan, isa, &self.layers[self.next])?;
+        if let Some(balance) = plan.recipe.balance() {
+            let collected = self.look(balance)?;
+            let layer = &self.layers[self.next];
+            reshaped.balance(&mut self.model, checkpoint, plan, isa, layer, balance, &collected)?;
+        }
+        Ok(reshaped)
+    }
+
+    /// Runs the calibration windows through the layer as it is and keeps what its matrices multiply.
+    fn look(&mut self, balance: Balance) -> Result<Collected, Error> {
+        let mut collected = Collected::default();
+        let material = self.material;
+        let batches = material.batches(self.model.config());
+        for windows in &batches {
+            let windows = windows.start..windows.end.min(material.windows());
+            if windows.is_empty() {
+                continue;
+            }
+            let mut streams = Streams { dense: None, ..self.streams(windows)? };
+            pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
+                let expected = expected_inputs(material, model.config(), batches.len(), roles, &inputs);
+                collected.add(balance, roles, &inputs, expected);
+                Ok::<_, Error>(Vec::new())
+            })?;
+        }
+        Ok(collected)
+    }
+
     /// All tokens together: each matrix is quantized as soon as its inputs are there, and runs on quantized.
-    fn run_at_once(&mut self, windows: Range<usize>) -> Result<(), Error> {
+    fn run_at_once(&mut self, windows: Range<usize>, compressing: &mut Compressing<'_>) -> Result<(), Error> {
         let mut streams = self.streams(windows)?;
-        let mut compressing = self.compressing();
         pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
-            let mut sums = compressing.sums(roles);
+            let mut sums = compressing.sums(roles, inputs.calibration_rows);
             sums.add(&inputs);
             let stored = compressing.quantize(roles, sums)?;
             Ok::<_, Error>(stored.into_iter().filter_map(|tensor| model.replace(tensor)).collect())
         })?;
-        self.done = compressing.done;
         let mut next = self.folder.create(self.next + 1)?;
         self.keep_compressed(&streams, &mut next)?;
         self.keep_dense(&streams, &mut next)?;
@@ -188,15 +238,20 @@ impl<'a> Calibrated<'a> {
     }
 
     /// Batch after batch: a first pass with the layer as it is collects all statistics, a second one runs it quantized.
-    fn run_in_batches(&mut self, batches: &[Range<usize>]) -> Result<(), Error> {
-        let mut compressing = self.compressing();
+    fn run_in_batches(
+        &mut self,
+        batches: &[Range<usize>],
+        compressing: &mut Compressing<'_>,
+    ) -> Result<(), Error> {
         let mut collected: Vec<(Vec<Role>, Sums)> = Vec::new();
         let mut next = self.folder.create(self.next + 1)?;
         for windows in batches {
             let mut streams = self.streams(windows.clone())?;
-            pass_layer(&mut self.model, &self.compute, &mut streams, &mut |_, roles, inputs| {
+            let material = self.material;
+            pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
                 let place = collected.iter().position(|(other, _)| other == roles).unwrap_or_else(|| {
-                    collected.push((roles.to_vec(), compressing.sums(roles)));
+                    let expected = expected_inputs(material, model.config(), batches.len(), roles, &inputs);
+                    collected.push((roles.to_vec(), compressing.sums(roles, expected)));
                     collected.len() - 1
                 });
                 collected[place].1.add(&inputs);
@@ -209,11 +264,9 @@ impl<'a> Calibrated<'a> {
             let stored = compressing.quantize(&roles, sums)?;
             replaced.extend(stored.into_iter().filter_map(|tensor| self.model.replace(tensor)));
         }
-        self.done = compressing.done;
         for windows in batches {
             let mut streams = Streams { dense: None, ..self.streams(windows.clone())? };
-            let run_on =
-                &mut |_: &mut Model, _: &[Role], _: bitmill_calib::Inputs<'_>| Ok::<_, Error>(Vec::new());
+            let run_on = &mut |_: &mut Model, _: &[Role], _: Inputs<'_>| Ok::<_, Error>(Vec::new());
             pass_layer(&mut self.model, &self.compute, &mut streams, run_on)?;
             self.keep_compressed(&streams, &mut next)?;
         }
@@ -222,11 +275,6 @@ impl<'a> Calibrated<'a> {
         }
         self.states = next.finish()?;
         Ok(())
-    }
-
-    fn compressing(&self) -> Compressing<'a> {
-        let (_, tensors) = &self.layers[self.next];
-        Compressing::new(self.checkpoint, self.plan, self.compute, tensors.clone())
     }
 
     /// The texts of `windows`, before the next layer.
@@ -270,6 +318,23 @@ impl<'a> Calibrated<'a> {
     }
 }
 
+/// How many inputs matrices are going to see in all batches: those at hand if there is one, else a fair share of tokens for
+/// an expert.
+fn expected_inputs(
+    material: &Material,
+    config: &ModelConfig,
+    batches: usize,
+    roles: &[Role],
+    inputs: &Inputs<'_>,
+) -> usize {
+    let tokens = material.windows() * material.length();
+    match (&config.experts, roles.iter().any(|role| role.expert.is_some())) {
+        _ if batches == 1 => inputs.calibration_rows,
+        (Some(experts), true) => tokens * experts.used / experts.count.max(1),
+        _ => tokens,
+    }
+}
+
 /// Of each layer of the output, its number in the source, and its tensors' places in the plan by their roles there.
 fn layers(checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<LayerTensors>, Error> {
     let mut layers: Vec<LayerTensors> = Vec::new();
@@ -299,19 +364,23 @@ fn enter(
     let windows = &material.calibration.windows;
     let texts: Vec<&[u32]> = windows.iter().collect();
     let rows_of_calibration = material.windows() * material.length() * model.config().hidden_size;
-    let stage = model.enter(compute, &texts)?;
-    let (calibration, held_out) = stage.hidden().as_slice().split_at(rows_of_calibration);
+    let mut hidden = model.enter(compute, &texts)?.hidden().clone();
+    if let Some(turn) = &plan.turn {
+        turn.turn(hidden.as_mut_slice());
+    }
+    let (calibration, held_out) = hidden.as_slice().split_at(rows_of_calibration);
     if folder.shape().dense_calibration {
         states.add(Section::DenseCalibration, calibration)?;
     }
     states.add(Section::DenseHeldOut, held_out)?;
     let embedding = plan.tensors.iter().find(|planned| planned.role.kind == RoleKind::TokenEmbedding);
     let stored = match embedding {
-        Some(planned) if planned.to != planned.from => {
-            let tensor = checkpoint.tensor(&planned.source)?;
-            let run = TensorRun::new(checkpoint, plan, planned, &tensor, compute.isa())?;
+        Some(planned) if planned.to != planned.from || planned.reshaped => {
+            let source = Source::new(checkpoint, plan);
+            let opened = source.open(compute.isa(), planned)?;
+            let run = TensorRun::new(&source, planned, &opened, compute.isa())?;
             let rows = tensor::encode_alone(&run, planned)?;
-            Some(tensor::as_stored(compute.isa(), &tensor, planned, &run, &rows))
+            Some(tensor::as_stored(compute.isa(), &opened.tensor, planned, &run, &rows))
         }
         _ => None,
     };
@@ -327,8 +396,13 @@ fn enter(
 }
 
 /// Peak memory of a run through the layers, about: activations, the statistics of the widest inputs, and the rows of a layer
-/// before they are written, beside what the program takes by now.
-pub(crate) fn peak_bytes(material: &Material, config: &ModelConfig, tensors: &[PlannedTensor]) -> u64 {
+/// before they are written, beside what the program takes by now; where steps reshape a layer, its tensors in f32 too.
+pub(crate) fn peak_bytes(
+    material: &Material,
+    config: &ModelConfig,
+    tensors: &[PlannedTensor],
+    reshapes: bool,
+) -> u64 {
     let statistics = |planned: &PlannedTensor| {
         let cols = planned.in_features() as u64;
         let squares = match planned.method {
@@ -342,11 +416,17 @@ pub(crate) fn peak_bytes(material: &Material, config: &ModelConfig, tensors: &[P
         4 * (squares * cols * cols + 3 * chunk)
     };
     let mut layers: HashMap<usize, u64> = HashMap::new();
+    let mut floats: HashMap<usize, u64> = HashMap::new();
     for planned in tensors {
         if let Some(layer) = planned.role.layer {
             *layers.entry(layer).or_default() += planned.bytes_after;
+            *floats.entry(layer).or_default() += 4 * planned.source_weights();
         }
     }
+    // One more while it is scaled.
+    let largest = tensors.iter().filter(|planned| planned.role.layer.is_some());
+    let largest = largest.map(|planned| 4 * planned.source_weights()).max().unwrap_or(0);
+    let reshaped = if reshapes { floats.values().max().copied().unwrap_or(0) + largest } else { 0 };
     let several = material.batches(config).len() > 1;
     let alone: u64 = tensors.iter().map(statistics).max().unwrap_or(0);
     // Batches sum all statistics of a layer side by side.
@@ -361,5 +441,5 @@ pub(crate) fn peak_bytes(material: &Material, config: &ModelConfig, tensors: &[P
     // The rows that wait, and what the layer runs on with.
     let rows = 2 * layers.values().max().copied().unwrap_or(0);
     let program = bitmill_bench::resident_bytes().unwrap_or(0);
-    program + material.activation_bytes(config) + alone.max(beside) + rows
+    program + material.activation_bytes(config) + alone.max(beside) + rows + reshaped
 }

@@ -4,13 +4,15 @@
 use bitmill_checkpoint::Tensor;
 use bitmill_kernels::{Compute, Isa, dequantize_rows};
 use bitmill_quant::{
-    Compensation, GptqOptions, GptqRows, GroupScales, gptq, pack_zero_points, quantize_blocks_compensated,
+    Compensation, GptqOptions, GptqRows, GroupScales, Inputs, awq, gptq, pack_zero_points,
+    quantize_blocks_compensated,
 };
 use bitmill_stats::{Cross, Factor};
-use bitmill_tensor::{BlockType, Encoding, FloatType, Matrix, WeightData, WeightView};
+use bitmill_tensor::{BlockType, Encoding, FloatType, Grouped, Matrix, WeightData, WeightView};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::reshaping::ScaleRecord;
 use crate::Error;
 use crate::encode::{Parts, rows_together};
 use crate::method::{Method, Order};
@@ -20,16 +22,28 @@ use crate::tensor_run::{Encoded, TensorRun, rows_per_chunk};
 /// Weights that are widened to f32 at once, twice: as they are and as they are decided.
 pub(crate) const CHUNK_WEIGHTS: usize = 1 << 25;
 /// Calibration tokens on which the error of what a matrix puts out is measured.
-const ERROR_TOKENS: usize = 128;
+pub(crate) const ERROR_TOKENS: usize = 128;
 
 /// How the codes of a tensor were chosen and what came of it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct MethodRecord {
-    /// `gptq`, `gptaq`, `compensated`; `rtn` or `ggml` where it was fallen back to.
+    /// `gptq`, `gptaq`, `compensated`; `rtn` or `ggml` where it was fallen back to, or only scales and ranges are chosen.
     pub method: String,
+    /// How its columns were scaled beforehand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaled: Option<ScaleRecord>,
+    /// Whether the ranges of its groups were searched by what they multiply.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub clipped: bool,
     /// `‖x·(w − ŵ)ᵀ‖² / ‖x·wᵀ‖²` over some calibration tokens, to six digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_error: Option<f64>,
+    /// The largest `|x|` of all calibration tokens that the tensor multiplies, to six digits: f16 holds no more than 65504.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest_input: Option<f64>,
+    /// Columns whose inputs reach 6 in magnitude, what LLM.int8() takes for outliers, where one scale spans all columns.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub outlier_columns: usize,
     /// What was added to the Hessian's diagonal, as a fraction of its mean, to six digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damping: Option<f64>,
@@ -43,6 +57,10 @@ pub struct MethodRecord {
 
 fn is_zero(number: &usize) -> bool {
     *number == 0
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// `value` to six digits: every parser reads them as the same number.
@@ -76,6 +94,35 @@ pub(crate) fn encode_alone(run: &TensorRun<'_>, planned: &PlannedTensor) -> Resu
         encoded.extend(run.encode(first, step.min(rows - first))?);
     }
     Ok(Rows { encoded, ..Rows::default() })
+}
+
+/// The range of each group of a matrix, row by row in the output's order, by the inputs `x`; `None` without any, or if they
+/// are not finite.
+pub(crate) fn group_ranges(
+    run: &TensorRun<'_>,
+    planned: &PlannedTensor,
+    grouped: &Grouped,
+    x: &Matrix,
+) -> Result<Option<Vec<f32>>, Error> {
+    let (rows, cols) = (planned.out_features(), planned.in_features());
+    if x.rows() == 0 || x.as_slice().iter().any(|value| !value.is_finite()) {
+        return Ok(None);
+    }
+    let step = (CHUNK_WEIGHTS / cols.max(1)).clamp(1, rows.max(1));
+    let mut ranges = Vec::with_capacity(rows * grouped.groups_per_row(cols));
+    let mut weight = Vec::new();
+    for first in (0..rows).step_by(step) {
+        run.widen(first, step.min(rows - first), &mut weight)?;
+        match awq::search_clips(grouped, &weight, cols, Inputs::Tokens(x.as_slice())) {
+            Ok(found) => ranges.extend(found),
+            Err(bitmill_quant::Error::BadInputs) => return Ok(None),
+            Err(source) => {
+                let source = source.relocate(first);
+                return Err(Error::Quantize { tensor: planned.name.clone(), source });
+            }
+        }
+    }
+    Ok(Some(ranges))
 }
 
 /// Encodes all rows of a matrix by the statistics of its inputs.
@@ -227,16 +274,6 @@ fn widened(isa: Isa, planned: &PlannedTensor, parts: &Parts, global: f32) -> Vec
     let mut values = vec![0.0; rows * cols];
     values.par_chunks_mut(cols).enumerate().for_each(|(row, out)| dequantize_rows(isa, &view, row, out));
     values
-}
-
-/// Some of the first `rows` of `x`, evenly spread.
-pub(crate) fn some_rows(x: &Matrix, rows: usize) -> Matrix {
-    let count = rows.min(ERROR_TOKENS);
-    let mut some = Matrix::zeros(count, x.cols());
-    for place in 0..count {
-        some.row_mut(place).copy_from_slice(x.row(place * rows / count));
-    }
-    some
 }
 
 /// `‖x·(w − ŵ)ᵀ‖² / ‖x·wᵀ‖²`; none for no `x`, or one that is not finite.
