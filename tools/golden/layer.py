@@ -7,7 +7,9 @@ The tiny models come from bitmill-testkit (`cargo run -p bitmill-testkit --examp
 it and what a loss says of its output, dy, both f32 [2, 24, 64] from a fixed seed; its output, and what the loss Σ output·dy says of x and of
 every parameter, each flattened and every seventh element kept. The manifest records the SHA-256 of the weights.
 """
-import hashlib, json, pathlib, subprocess, tempfile
+import hashlib, json, pathlib, subprocess, sys, tempfile
+
+sys.path.pop(0)  # hqq.py lies beside this file, and transformers would take it for the package
 import safetensors, torch, transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
