@@ -31,6 +31,7 @@ use bitmill_tensor::{
 use serde::{Deserialize, Serialize};
 
 use crate::calibration::CalibrationOptions;
+use crate::learned::LearnedStep;
 use crate::method::{Method, Order};
 use crate::padding::{Pad, PadWidth};
 use crate::pruning::{DepthStep, MagnitudeStep, Storage};
@@ -81,7 +82,7 @@ impl Format {
             Step::Magnitude(step) => step.storage == Storage::Dense || self == Self::CompressedTensors,
             Step::Depth(_) | Step::Pad { .. } | Step::Float { .. } => true,
             Step::Mix { .. } | Step::Block { .. } => self == Self::Gguf,
-            Step::Rtn { .. } | Step::Gptq { .. } => self.packs_modules(),
+            Step::Rtn { .. } | Step::Gptq { .. } | Step::Learned(_) => self.packs_modules(),
             Step::Scaled { .. } => self == Self::CompressedTensors,
             Step::Keep { .. } => !self.packs_modules(),
             Step::Search { .. } => matches!(self, Self::Gguf | Self::CompressedTensors),
@@ -203,6 +204,8 @@ pub enum Step {
         #[serde(default)]
         refine: u8,
     },
+    /// Codes whose rounding is learned, all matrices of a layer together.
+    Learned(LearnedStep),
     /// Small numbers with a scale for many: 8-bit integers and floats, 4-bit floats.
     Scaled {
         /// Patterns of canonical tensor names; absent: every matrix of the decoder layers.
@@ -264,6 +267,7 @@ impl Step {
             Self::Block { .. } => "block",
             Self::Rtn { .. } => "rtn",
             Self::Gptq { .. } => "gptq",
+            Self::Learned(_) => "learned",
             Self::Scaled { .. } => "scaled",
             Self::Float { .. } => "float",
             Self::Keep { .. } => "keep",
@@ -286,6 +290,7 @@ impl Step {
         match self {
             Self::Depth(_) | Self::Pad { .. } | Self::Mix { .. } | Self::Search { .. } => None,
             Self::Magnitude(step) => step.targets.as_deref(),
+            Self::Learned(step) => step.targets.as_deref(),
             Self::Block { targets, .. }
             | Self::Rtn { targets, .. }
             | Self::Gptq { targets, .. }
@@ -300,6 +305,7 @@ impl Step {
         match self {
             Self::Depth(_) | Self::Pad { .. } | Self::Mix { .. } | Self::Search { .. } => &[],
             Self::Magnitude(step) => &step.skip,
+            Self::Learned(step) => &step.skip,
             Self::Block { skip, .. }
             | Self::Rtn { skip, .. }
             | Self::Gptq { skip, .. }
@@ -382,7 +388,7 @@ impl Recipe {
 
     /// Whether a step looks at what weights multiply.
     pub fn calibrates(&self) -> bool {
-        self.steps.iter().any(|step| matches!(step, Step::Gptq { .. }))
+        self.steps.iter().any(|step| matches!(step, Step::Gptq { .. } | Step::Learned(_)))
             || (self.search == SearchName::Compensated && self.makes_blocks())
     }
 
@@ -508,7 +514,7 @@ impl Recipe {
         }
         if recipe.calibration.is_some() && !recipe.calibrates() {
             return Err(malformed(
-                "`[calibration]` is for steps of kind `gptq` and `search = \"compensated\"`: there is none"
+                "`[calibration]` is for steps of kind `gptq` and `learned`, and `search = \"compensated\"`: there is none"
                     .into(),
             ));
         }

@@ -100,7 +100,7 @@ impl Spent {
         }
         hessian.shrink(shrinkage);
         let factored = match method {
-            Method::Alone | Method::Weighed => return spent,
+            Method::Alone | Method::Weighed | Method::Learned(_) => return spent,
             Method::Gptq(how) => {
                 let order = (how.order != Order::None).then(|| hessian.falling_order());
                 hessian.factor(how.damping, order.as_deref())

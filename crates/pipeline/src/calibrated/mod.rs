@@ -8,6 +8,7 @@
 //! ```
 
 mod compressing;
+mod learning;
 mod material;
 mod quality;
 mod states;
@@ -83,7 +84,7 @@ impl<'a> Calibrated<'a> {
             columns: model.config().hidden_size,
             calibration: rows.len(),
             held_out: held_out.len(),
-            dense_calibration: plan.tensors.iter().any(|planned| planned.method.wants_dense_inputs()),
+            dense_calibration: plan.tensors.iter().any(|planned| planned.method.wants_dense_states()),
             float: material.states,
         };
         let states_folder = StatesFolder::new(folder.clone(), shape);
@@ -157,9 +158,10 @@ impl<'a> Calibrated<'a> {
     fn run_layer(&mut self) -> Result<(), Error> {
         self.done.clear();
         let batches = self.material.batches(self.model.config());
-        match batches.as_slice() {
-            [all] => self.run_at_once(all.clone())?,
-            several => self.run_in_batches(several)?,
+        match (self.learning(), batches.as_slice()) {
+            (Some(how), batches) => self.run_learned(batches, how)?,
+            (None, [all]) => self.run_at_once(all.clone())?,
+            (None, several) => self.run_in_batches(several)?,
         }
         self.model.release();
         self.next += 1;
@@ -329,7 +331,7 @@ pub(crate) fn peak_bytes(material: &Material, config: &ModelConfig, tensors: &[P
     let statistics = |planned: &PlannedTensor| {
         let cols = planned.in_features() as u64;
         let squares = match planned.method {
-            Method::Alone | Method::Weighed => 0,
+            Method::Alone | Method::Weighed | Method::Learned(_) => 0,
             Method::Gptq(_) => 1,
             Method::Compensated(_) => 2,
         } + u64::from(planned.method.wants_dense_inputs());
@@ -358,5 +360,6 @@ pub(crate) fn peak_bytes(material: &Material, config: &ModelConfig, tensors: &[P
     // The rows that wait, and what the layer runs on with.
     let rows = 2 * layers.values().max().copied().unwrap_or(0);
     let program = bitmill_bench::resident_bytes().unwrap_or(0);
-    program + material.activation_bytes(config) + alone.max(beside) + rows
+    let learning = learning::peak_bytes(material, config, tensors);
+    program + material.activation_bytes(config) + alone.max(beside).max(learning) + rows
 }

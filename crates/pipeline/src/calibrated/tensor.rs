@@ -25,7 +25,7 @@ const ERROR_TOKENS: usize = 128;
 /// How the codes of a tensor were chosen and what came of it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct MethodRecord {
-    /// `gptq`, `gptaq`, `compensated`; `rtn` or `ggml` where it was fallen back to.
+    /// `gptq`, `gptaq`, `compensated`, `learned`; `rtn` or `ggml` where it was fallen back to.
     pub method: String,
     /// `‖x·(w − ŵ)ᵀ‖² / ‖x·wᵀ‖²` over some calibration tokens, to six digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -36,6 +36,12 @@ pub struct MethodRecord {
     /// Columns that no calibration token had.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dead_columns: usize,
+    /// The mean squared error of what the layer puts out as learning began, on the windows that it looked at then; to six digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_before: Option<f64>,
+    /// The same of what was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_after: Option<f64>,
     /// Why another method was taken than the one asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
@@ -65,6 +71,14 @@ pub(crate) struct Rows {
     pub encoded: Vec<Encoded>,
     /// The values that they stand for, where they are not what the layer can run with.
     decided: Vec<f32>,
+}
+
+impl Rows {
+    /// All rows at once, and the values that they stand for.
+    pub fn whole(planned: &PlannedTensor, encoded: Encoded, decided: Vec<f32>) -> Self {
+        let has_view = !planned.is_padded() && encoded.parts.group_of.is_none();
+        Self { encoded: vec![encoded], decided: if has_view { Vec::new() } else { decided } }
+    }
 }
 
 /// Encodes all rows of a matrix as its weights alone say.
