@@ -390,7 +390,8 @@ mod tests {
         assert_eq!(dbias, [5.0, 8.0]);
         let (y, target) = (matrix("y", 3, 11), matrix("target", 3, 11));
         let mut dy = Matrix::default();
-        let run = |values: &[f32]| compute.squared_error(&with(&y, values), &target, 2.0, &mut Matrix::default());
+        let run =
+            |values: &[f32]| compute.squared_error(&with(&y, values), &target, 2.0, &mut Matrix::default());
         let found = compute.squared_error(&y, &target, 2.0, &mut dy);
         assert!((found - run(y.as_slice())).abs() < 1e-12);
         assert_close(dy.as_slice(), &differences(y.as_slice(), run), 1e-3, REASON);
@@ -416,7 +417,8 @@ mod tests {
                     compute.attention(shape, q, &starts, |sequence| &caches[sequence], &mut y);
                     loss(&dy, &y)
                 };
-                let [mut dq, mut dk, mut dv] = [const { Vec::new() }; 3].map(|data| Matrix::from_vec(0, 0, data));
+                let [mut dq, mut dk, mut dv] =
+                    [const { Vec::new() }; 3].map(|data| Matrix::from_vec(0, 0, data));
                 compute.attention_backward(shape, [&q, &k, &v], &starts, &dy, [&mut dq, &mut dk, &mut dv]);
                 let slopes = differences(q.as_slice(), |values| run([&with(&q, values), &k, &v]));
                 assert_close(dq.as_slice(), &slopes, 2e-3, REASON);
@@ -441,8 +443,9 @@ mod tests {
             compute.attention_backward(shape, [&q, &k, &v], &[0, 300], &dy, [dq, dk, dv]);
             found
         };
-        let [one, three] = [1, 3]
-            .map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run));
+        let [one, three] = [1, 3].map(|threads| {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run)
+        });
         assert_eq!(one, three);
         // By the definition, one query at a time.
         let row = |m: &Matrix, t: usize, head: usize| m.row(t)[head * 8..head * 8 + 8].to_vec();

@@ -184,7 +184,8 @@ impl PlainLayer {
     pub fn forward(&self, compute: &Compute, stage: &Stage, run: &mut LayerRun) {
         let scratch = stage.scratch();
         let x = &scratch.hidden;
-        let LayerRun { normed, raw, q, k, v, attended, middle, ffn_normed, gate, up, inner, output, .. } = run;
+        let LayerRun { normed, raw, q, k, v, attended, middle, ffn_normed, gate, up, inner, output, .. } =
+            run;
         compute.rms_norm(x, &self.attn_norm, self.eps, normed);
         for (at, out) in [(Q, &mut *q), (K, &mut *k), (V, &mut *v)] {
             self.linear(compute, at, normed, out);
@@ -236,7 +237,22 @@ impl PlainLayer {
         gradients: &mut LayerGradients,
     ) {
         let scratch = stage.scratch();
-        let LayerRun { normed, raw, q, k, v, attended, middle, ffn_normed, gate, up, inner, of, of_input, .. } = run;
+        let LayerRun {
+            normed,
+            raw,
+            q,
+            k,
+            v,
+            attended,
+            middle,
+            ffn_normed,
+            gate,
+            up,
+            inner,
+            of,
+            of_input,
+            ..
+        } = run;
         let [dq, dk, dv, d_o, dgate, dup, ddown] = &mut gradients.matrices;
 
         compute.product_backward_weight(of_output, inner, ddown);

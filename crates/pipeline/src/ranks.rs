@@ -11,8 +11,8 @@ use bitmill_checkpoint::{ModelConfig, RoleKind};
 use bitmill_tensor::{Encoding, Extent, ZeroPoint};
 
 use crate::error::Error;
-use crate::padding::PadWidth;
 use crate::learned::LearnedStep;
+use crate::padding::PadWidth;
 use crate::plan::PlannedTensor;
 use crate::recipe::{Format, GranularityName, Recipe, Step};
 

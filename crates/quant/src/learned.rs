@@ -168,7 +168,8 @@ impl Learned {
         assert_eq!(out.len(), self.in_features, "a row");
         let size = self.grid.group_size.get();
         let at = row * self.in_features..(row + 1) * self.in_features;
-        let weights = self.weight[at.clone()].chunks_exact(size).zip(self.offsets[at.clone()].chunks_exact(size));
+        let weights =
+            self.weight[at.clone()].chunks_exact(size).zip(self.offsets[at.clone()].chunks_exact(size));
         let groups = &self.groups[at.start / size..at.end / size];
         for (((weights, offsets), group), out) in weights.zip(groups).zip(out.chunks_exact_mut(size)) {
             let (scale, zero) = self.scale_and_zero(group);
@@ -183,7 +184,8 @@ impl Learned {
     pub fn step(&mut self, gradient: impl Fn(usize, &mut [f32]) + Sync, rate: f32) {
         let (size, in_features) = (self.grid.group_size.get(), self.in_features);
         let (grid, range, ranges) = (self.grid, self.range, self.ranges);
-        let rows = self.weight.par_chunks_exact(in_features).zip(self.offsets.par_chunks_exact_mut(in_features));
+        let rows =
+            self.weight.par_chunks_exact(in_features).zip(self.offsets.par_chunks_exact_mut(in_features));
         let rows = rows.zip(self.groups.par_chunks_exact_mut(in_features / size)).enumerate();
         rows.for_each_init(
             || vec![0.0; in_features],
@@ -302,7 +304,10 @@ fn move_offsets(
             of_low[lane] += if inside { 0.0 } else { *of };
         }
     }
-    Sums { scale: of_scale.iter().copied().map(f64::from).sum(), low: of_low.iter().copied().map(f64::from).sum() }
+    Sums {
+        scale: of_scale.iter().copied().map(f64::from).sum(),
+        low: of_low.iter().copied().map(f64::from).sum(),
+    }
 }
 
 impl Group {

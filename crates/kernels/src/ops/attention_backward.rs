@@ -9,8 +9,8 @@ use rayon::prelude::*;
 
 use super::attention::AttentionShape;
 use super::{backward, softmax};
-use crate::product::{Strided, add_product, set_product};
 use crate::Isa;
+use crate::product::{Strided, add_product, set_product};
 
 /// Queries of a block: with 2048 keys its scores are 1 MiB, and each gradient of keys is added to as seldom as that allows.
 const BLOCK_QUERIES: usize = 128;
@@ -80,8 +80,7 @@ fn one_kv_head(isa: Isa, shape: AttentionShape, [q, k, v, dy]: [Vec<f32>; 4], to
         let start = (first + 1).saturating_sub(window.unwrap_or(usize::MAX));
         let (count, keys) = (end - first, end - start);
         let of_keys = |values| Strided::new(values, keys, head_dim, head_dim);
-        let (key_block, value_block) =
-            (of_keys(&k[start * head_dim..]), of_keys(&v[start * head_dim..]));
+        let (key_block, value_block) = (of_keys(&k[start * head_dim..]), of_keys(&v[start * head_dim..]));
         p.resize(count * keys, 0.0);
         ds.resize(count * keys, 0.0);
         for head in 0..width / head_dim {

@@ -240,8 +240,7 @@ impl Calibrated<'_> {
         let mut rows = vec![0; places.len()];
         places.iter().enumerate().for_each(|(row, &place)| rows[place] = row);
         let learned = Learned::new(&grid, planned.clip, how.ranges, weight, planned.in_features());
-        let learned =
-            learned.map_err(|source| Error::Quantize { tensor: planned.name.clone(), source })?;
+        let learned = learned.map_err(|source| Error::Quantize { tensor: planned.name.clone(), source })?;
         Ok(Learner { index, kind, tensor, places, rows, learned })
     }
 
