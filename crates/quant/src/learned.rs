@@ -145,11 +145,6 @@ impl Learned {
         Ok(learned)
     }
 
-    /// Rows of the matrix.
-    pub fn rows(&self) -> usize {
-        self.weight.len() / self.in_features
-    }
-
     /// What is rounded: `[rows, in_features]`.
     pub fn weight(&self) -> &[f32] {
         &self.weight

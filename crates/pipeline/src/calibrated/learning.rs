@@ -44,7 +44,7 @@ struct Learner {
 /// What a tensor of the plan became, and what the layer runs on with.
 type Made = (usize, Done, Tensor);
 
-/// The best losses of a layer: mean squared errors of what it puts out.
+/// Mean squared errors of what a layer puts out: as learning began, and, as far as the windows that were looked at tell, of what was kept.
 #[derive(Debug, Clone, Copy)]
 struct Losses {
     before: f64,
@@ -266,35 +266,50 @@ impl Calibrated<'_> {
             stages: HashMap::new(),
             run: LayerRun::default(),
             gradients: LayerGradients::new(layer),
-            of_output: Matrix::default(),
         };
-        let mut losses: Option<Losses> = None;
+        for learner in &*learners {
+            learner.decide(layer.matrix_mut(learner.kind).expect("a matrix of a plain layer"));
+        }
+        let all: Vec<usize> = (0..windows).collect();
+        let begun = lesson.look(layer, &all, Look::Measure)?;
+        let total: f64 = begun.iter().sum();
+        if !total.is_finite() {
+            return Ok(Err("what the layer puts out is infinite or NaN".to_owned()));
+        }
+        let mut least = f64::INFINITY;
         for iteration in 0..how.iterations {
-            for learner in &*learners {
-                learner.decide(layer.matrix_mut(learner.kind).expect("a matrix of a plain layer"));
+            let drawn = draw.windows(how.batch);
+            let found = lesson.look(layer, &drawn, Look::Learn)?;
+            // Some windows always lose more than others: an iterate is judged by what its own lost as learning began.
+            let before: f64 = drawn.iter().map(|&window| begun[window]).sum();
+            let share = found.iter().sum::<f64>() / if before > 0.0 { before } else { 1.0 };
+            if !share.is_finite() {
+                break;
             }
-            let loss = lesson.look(layer, &draw.windows(how.batch))?;
-            let Losses { before, after } = match losses {
-                // Nothing that comes after is better than what was kept.
-                Some(_) if !loss.is_finite() => break,
-                None if !loss.is_finite() => {
-                    return Ok(Err("what the layer puts out is infinite or NaN".to_owned()));
-                }
-                Some(losses) => losses,
-                None => Losses { before: loss, after: f64::INFINITY },
-            };
-            if loss < after {
+            if share < least {
+                least = share;
                 learners.iter_mut().for_each(|learner| learner.learned.keep());
             }
-            losses = Some(Losses { before, after: after.min(loss) });
             let left = 1.0 - f64::from(iteration) / f64::from(how.iterations);
             let rate = (f64::from(how.rate) * left) as f32;
             for learner in &mut *learners {
                 learner.step(lesson.gradients.matrix(learner.kind).expect("as the layer's"), rate);
+                learner.decide(layer.matrix_mut(learner.kind).expect("a matrix of a plain layer"));
             }
         }
-        Ok(losses.ok_or_else(|| "there are no iterations".to_owned()))
+        let elements = (windows * self.material.length() * self.model.config().hidden_size) as f64;
+        let before = total / elements;
+        Ok(Ok(Losses { before, after: before * least.min(1.0) }))
     }
+}
+
+/// What states are run for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// Losses.
+    Measure,
+    /// And their gradients.
+    Learn,
 }
 
 /// What a loss is found with.
@@ -307,40 +322,48 @@ struct Lesson<'a, 'c> {
     stages: HashMap<usize, Stage>,
     run: LayerRun,
     gradients: LayerGradients,
-    of_output: Matrix,
 }
 
 impl Lesson<'_, '_> {
-    /// The mean squared error of what `layer` makes of `windows`; its gradients are those of the lesson then.
-    fn look(&mut self, layer: &PlainLayer, windows: &[usize]) -> Result<f64, Error> {
+    /// The squared error of what `layer` makes of each of `windows`; the gradients of their mean are those of the lesson then.
+    fn look(&mut self, layer: &PlainLayer, windows: &[usize], what: Look) -> Result<Vec<f64>, Error> {
         let Calibrated { compute, material, model, states, .. } = self.calibrated;
         let (length, columns) = (material.length(), model.config().hidden_size);
         let at_once = (TOKENS_AT_ONCE / length).max(1);
-        let elements = (windows.len() * length * columns) as f64;
-        self.gradients.clear();
-        let mut total = 0.0;
+        let factor = (2.0 / (windows.len() * length * columns) as f64) as f32;
+        if what == Look::Learn {
+            self.gradients.clear();
+        }
+        let mut losses = Vec::with_capacity(windows.len());
         for windows in windows.chunks(at_once) {
-            let (mut hidden, mut target) = (Vec::new(), Vec::new());
-            for &window in windows {
-                let (rows, _) = material.rows(&(window..window + 1));
-                target.extend_from_slice(&self.targets[rows.start * columns..rows.end * columns]);
-                hidden.extend_from_slice(states.read(Section::Calibration, rows).as_slice());
-            }
-            let rows = windows.len() * length;
+            let rows = |window: usize| material.rows(&(window..window + 1)).0;
+            let states = |&window: &usize| states.read(Section::Calibration, rows(window)).into_vec();
+            let hidden: Vec<f32> = windows.iter().flat_map(states).collect();
             let mut stage = match self.stages.remove(&windows.len()) {
                 Some(stage) => stage,
                 None => self.enter(model, compute, windows)?,
             };
-            stage.stand_before(self.layer, Matrix::from_vec(rows, columns, hidden));
+            let tokens = windows.len() * length;
+            stage.stand_before(self.layer, Matrix::from_vec(tokens, columns, hidden));
             layer.forward(compute, &stage, &mut self.run);
-            let target = Matrix::from_vec(rows, columns, target);
-            let factor = (2.0 / elements) as f32;
-            total += compute.squared_error(self.run.output(), &target, factor, &mut self.of_output);
-            let Self { run, of_output, gradients, .. } = self;
-            layer.backward(compute, &stage, run, of_output, Reach::Matrices, gradients);
+            let mut of_output = Vec::with_capacity(tokens * columns);
+            for (output, &window) in self.run.output().as_slice().chunks(length * columns).zip(windows) {
+                let rows = rows(window);
+                let target = &self.targets[rows.start * columns..rows.end * columns];
+                let [output, target] =
+                    [output, target].map(|part| Matrix::from_vec(length, columns, part.to_vec()));
+                let mut of = Matrix::default();
+                losses.push(compute.squared_error(&output, &target, factor, &mut of));
+                of_output.append(&mut of.into_vec());
+            }
+            if what == Look::Learn {
+                let of_output = Matrix::from_vec(tokens, columns, of_output);
+                let Self { run, gradients, .. } = self;
+                layer.backward(compute, &stage, run, &of_output, Reach::Matrices, gradients);
+            }
             self.stages.insert(windows.len(), stage);
         }
-        Ok(total / elements)
+        Ok(losses)
     }
 
     /// Positions are those of any windows of that length.
