@@ -295,7 +295,7 @@ fn largest(row: &[f32]) -> u32 {
 }
 
 /// Runs `body` on every row of `data`, split over threads if there is enough of it.
-fn each_row(data: &mut [f32], cols: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
+pub(crate) fn each_row(data: &mut [f32], cols: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
     if cols == 0 {
         return;
     }

@@ -10,6 +10,7 @@ mod columns;
 mod compute;
 mod dense_panel;
 mod dequant;
+mod gradients;
 mod grids;
 mod isa;
 mod matmul;

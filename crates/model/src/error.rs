@@ -47,6 +47,12 @@ pub enum Error {
         /// Rows of the embedding.
         vocab_size: usize,
     },
+    /// Gradients of a layer that has none here.
+    #[error("layer {layer} is a mixture of experts, whose gradients bitmill does not take")]
+    HasExperts {
+        /// The layer.
+        layer: usize,
+    },
     /// More positions than the model was made for.
     #[error("{positions} positions in a model made for {max_positions}")]
     TooLong {

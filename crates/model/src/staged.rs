@@ -99,6 +99,11 @@ impl Stage {
         self.layer
     }
 
+    /// Rows, positions and states.
+    pub(crate) fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
     /// What that layer reads: `[tokens, hidden_size]`, text after text.
     pub fn hidden(&self) -> &Matrix {
         &self.scratch.hidden

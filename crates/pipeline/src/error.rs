@@ -66,6 +66,14 @@ pub enum Error {
         /// The other.
         other: String,
     },
+    /// A layer some of whose matrices are learned, and others calibrated otherwise.
+    #[error("`{other}` is learned with its layer, and `{tensor}` is to be calibrated in another way")]
+    HalfLearned {
+        /// The other way.
+        tensor: String,
+        /// What is learned.
+        other: String,
+    },
     /// A task's items are not those that a baseline holds answers to.
     #[error("task `{task}` is not what the baseline's answers are to")]
     OtherTask {
@@ -516,6 +524,9 @@ impl Error {
             ),
             Self::TooMuchMemory { .. } => Some("raise --max-memory, or compute with fewer --threads".into()),
             Self::UnlikeMethods { .. } => Some("give both one step, or one `damping`, `order` and `asymmetry`".into()),
+            Self::HalfLearned { .. } => {
+                Some("learn all of the layer with the same `iterations`, `batch`, `rate` and `minmax`, or round the rest with `rtn`".into())
+            }
             Self::MalformedLine { .. } => Some("correct or remove the line".into()),
             Self::NotAdjustable { .. } => None,
             Self::NoRotation { .. } => Some("take the step of kind `rotate` out, or its `values`".into()),

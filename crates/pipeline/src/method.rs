@@ -1,6 +1,6 @@
 //! How the codes of a tensor are chosen.
 
-use bitmill_quant::Compensation;
+use bitmill_quant::{Compensation, Ranges};
 use bitmill_tensor::Encoding;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,8 @@ pub enum Method {
     Gptq(Gptq),
     /// The same on the grids of GGUF blocks.
     Compensated(Compensated),
+    /// With all matrices of a layer together, by what the error of the layer's output says of each weight.
+    Learned(Learning),
 }
 
 /// What GPTQ is asked for beside a grid.
@@ -39,6 +41,19 @@ pub struct Compensated {
     pub asymmetry: Option<f32>,
 }
 
+/// How rounding is learned.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Learning {
+    /// Steps of the descent.
+    pub iterations: u32,
+    /// Windows that a step looks at.
+    pub batch: usize,
+    /// How far the first step moves; it falls to nothing.
+    pub rate: f32,
+    /// Whether the ranges of groups are learned too.
+    pub ranges: Ranges,
+}
+
 /// The order in which GPTQ rounds columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -61,6 +76,7 @@ impl Method {
             Self::Gptq(Gptq { asymmetry: None, .. }) => "gptq",
             Self::Gptq(_) => "gptaq",
             Self::Compensated(_) => "compensated",
+            Self::Learned(_) => "learned",
         }
     }
 
@@ -68,13 +84,13 @@ impl Method {
     pub(crate) fn fallback(self, to: Encoding) -> &'static str {
         match (self, to) {
             (_, Encoding::Block(_)) | (Self::Weighed | Self::Compensated(_), _) => "ggml",
-            (Self::Gptq(_) | Self::Alone, _) => "rtn",
+            (Self::Gptq(_) | Self::Learned(_) | Self::Alone, _) => "rtn",
         }
     }
 
     /// Whether the model runs over text for it.
     pub(crate) fn is_calibrated(self) -> bool {
-        matches!(self, Self::Weighed | Self::Gptq(_) | Self::Compensated(_))
+        self != Self::Alone
     }
 
     /// Whether it wants the inputs of the dense model beside its own.
@@ -82,10 +98,20 @@ impl Method {
         self.asymmetry().is_some()
     }
 
+    /// Whether it wants the dense model's states kept beside its own.
+    pub(crate) fn wants_dense_states(self) -> bool {
+        self.wants_dense_inputs() || self.learning().is_some()
+    }
+
+    /// How it learns, if it does.
+    pub(crate) fn learning(self) -> Option<Learning> {
+        if let Self::Learned(learning) = self { Some(learning) } else { None }
+    }
+
     /// How much of what earlier layers changed in the inputs it makes up for.
     pub(crate) fn asymmetry(self) -> Option<f32> {
         match self {
-            Self::Alone | Self::Weighed => None,
+            Self::Alone | Self::Weighed | Self::Learned(_) => None,
             Self::Gptq(Gptq { asymmetry, .. }) | Self::Compensated(Compensated { asymmetry, .. }) => {
                 asymmetry
             }

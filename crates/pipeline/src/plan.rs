@@ -13,6 +13,7 @@ use crate::depth::{Cut, Depth};
 use crate::error::Error;
 use crate::importance::{Weighed, refuse_unweighed};
 use crate::layout::{self, Layout};
+use crate::learned::LearnedStep;
 use crate::method::{Compensated, Gptq, Method};
 use crate::padding::{self, PadWidth};
 use crate::pattern::Pattern;
@@ -262,6 +263,7 @@ impl Plan {
             refuse_split_fusion(&tensors)?;
         }
         refuse_unlike_methods(&tensors)?;
+        refuse_half_learned(&tensors)?;
         let weighed = recipe.imatrix.as_deref().map(Weighed::open).transpose()?;
         refuse_unweighed(checkpoint, recipe, weighed.as_ref(), &tensors)?;
         let mut notes = match recipe.format {
@@ -607,6 +609,7 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
         | Step::Block { .. }
         | Step::Rtn { .. }
         | Step::Gptq { .. }
+        | Step::Learned(_)
         | Step::Scaled { .. } => {
             let is_module = match info.role.kind {
                 RoleKind::TokenEmbedding => !format.packs_modules(),
@@ -798,7 +801,8 @@ fn decide(
             Ok(Decision::blocks(recipe, role, Encoding::Block(block.0)))
         }
         Step::Rtn { bits, granularity, zero_point, scale, clip, .. }
-        | Step::Gptq { bits, granularity, zero_point, scale, clip, .. } => {
+        | Step::Gptq { bits, granularity, zero_point, scale, clip, .. }
+        | Step::Learned(LearnedStep { bits, granularity, zero_point, scale, clip, .. }) => {
             let scale = scale.map_or_else(|| scale_of(recipe, info), |name| name.0);
             let grid = RtnGrid {
                 bits: bits.0,
@@ -814,6 +818,7 @@ fn decide(
                     asymmetry: recipe.asymmetry(),
                     refine: usize::from(*refine),
                 }),
+                Step::Learned(step) if is_met(role) => Method::Learned(step.learning()),
                 _ => Method::Alone,
             };
             Ok(Decision { clip: (*clip).into(), method, ..Decision::rounded(Encoding::Grouped(layout)) })
@@ -909,6 +914,25 @@ fn refuse_unlike_methods(tensors: &[PlannedTensor]) -> Result<(), Error> {
         if first.method != tensor.method {
             let (tensor, other) = (tensor.name.clone(), first.name.clone());
             return Err(Error::UnlikeMethods { tensor, other });
+        }
+    }
+    Ok(())
+}
+
+/// A layer is learned as a whole, in one way; beside that there may be matrices that are rounded by their weights alone.
+fn refuse_half_learned(tensors: &[PlannedTensor]) -> Result<(), Error> {
+    let mut learned: BTreeMap<usize, &PlannedTensor> = BTreeMap::new();
+    let calibrated = || tensors.iter().filter(|tensor| tensor.method.is_calibrated());
+    for tensor in calibrated().filter(|tensor| tensor.method.learning().is_some()) {
+        if let Some(layer) = tensor.role.layer {
+            learned.entry(layer).or_insert(tensor);
+        }
+    }
+    for tensor in calibrated() {
+        let first = tensor.role.layer.and_then(|layer| learned.get(&layer));
+        if let Some(first) = first.filter(|first| first.method != tensor.method) {
+            let (tensor, other) = (tensor.name.clone(), first.name.clone());
+            return Err(Error::HalfLearned { tensor, other });
         }
     }
     Ok(())

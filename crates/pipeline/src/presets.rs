@@ -9,6 +9,7 @@ use bitmill_tensor::{Bits, FloatType};
 use crate::balancing::{AwqStep, SmoothStep};
 use crate::calibration::CalibrationOptions;
 use crate::conversion::conversion;
+use crate::learned::LearnedStep;
 use crate::method::Order;
 use crate::pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 use crate::recipe::{
@@ -80,6 +81,10 @@ pub const PRESETS: &[Preset] = &[
         about: "4-bit codes of a model whose outliers are spread first (QuaRot), before any of these: without data",
     },
     Preset {
+        name: "autoround_w4a16_g128",
+        about: "4-bit codes whose rounding is learned layer by layer (AutoRound), before any of these: takes its time",
+    },
+    Preset {
         name: "w8a8_int8",
         about: "compressed-tensors, 8-bit integers, activations too as the model runs",
     },
@@ -138,6 +143,7 @@ pub fn preset(name: &str) -> Option<Recipe> {
     mixed(name)
         .or_else(|| reshaped(name))
         .or_else(|| chosen(name))
+        .or_else(|| learned(name))
         .or_else(|| weight_only(name))
         .or_else(|| small_numbers(name))
         .or_else(|| pruned(name))
@@ -193,6 +199,18 @@ fn chosen(name: &str) -> Option<Recipe> {
     };
     let calibration = asymmetry.map(|_| CalibrationOptions { asymmetry, ..CalibrationOptions::default() });
     Some(Recipe { calibration, ..recipe })
+}
+
+/// `autoround_` before a weight-only grid.
+fn learned(name: &str) -> Option<Recipe> {
+    let recipe = weight_only(name.strip_prefix("autoround_")?)?;
+    let learned = |step| match step {
+        Step::Rtn { bits, granularity, zero_point, clip, .. } => {
+            Step::Learned(LearnedStep::usual(bits, granularity, zero_point, clip))
+        }
+        other => other,
+    };
+    Some(Recipe::new(name, recipe.format, recipe.steps.into_iter().map(learned).collect()))
 }
 
 /// The step with codes chosen by GPTQ, as its authors have it, or as held-out tokens were found to like it best: damped

@@ -11,6 +11,7 @@ use bitmill_checkpoint::{ModelConfig, RoleKind};
 use bitmill_tensor::{Encoding, Extent, ZeroPoint};
 
 use crate::error::Error;
+use crate::learned::LearnedStep;
 use crate::padding::PadWidth;
 use crate::plan::PlannedTensor;
 use crate::recipe::{Format, GranularityName, Recipe, Step};
@@ -26,7 +27,9 @@ pub(crate) fn pad_width(recipe: &Recipe, ranks: usize) -> Option<PadWidth> {
 fn unit(step: &Step) -> usize {
     match step {
         // Words of any width end with 32 codes.
-        Step::Rtn { granularity, .. } | Step::Gptq { granularity, .. } => match granularity {
+        Step::Rtn { granularity, .. }
+        | Step::Gptq { granularity, .. }
+        | Step::Learned(LearnedStep { granularity, .. }) => match granularity {
             GranularityName::Channel => 32,
             GranularityName::Group { size } => lcm(size.get(), 32),
         },

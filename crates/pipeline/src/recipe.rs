@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::balancing::{AwqStep, Balance, SmoothStep};
 use crate::calibration::CalibrationOptions;
+use crate::learned::LearnedStep;
 use crate::method::{Method, Order};
 use crate::padding::{Pad, PadWidth};
 use crate::pruning::{DepthStep, MagnitudeStep, Storage};
@@ -88,7 +89,7 @@ impl Format {
             | Step::Smooth(_)
             | Step::Float { .. } => true,
             Step::Mix { .. } | Step::Block { .. } => self == Self::Gguf,
-            Step::Rtn { .. } | Step::Gptq { .. } => self.packs_modules(),
+            Step::Rtn { .. } | Step::Gptq { .. } | Step::Learned(_) => self.packs_modules(),
             Step::Scaled { .. } => self == Self::CompressedTensors,
             Step::Keep { .. } => !self.packs_modules(),
             Step::Search { .. } => matches!(self, Self::Gguf | Self::CompressedTensors),
@@ -216,6 +217,8 @@ pub enum Step {
         #[serde(default)]
         refine: u8,
     },
+    /// Codes whose rounding is learned, all matrices of a layer together.
+    Learned(LearnedStep),
     /// Small numbers with a scale for many: 8-bit integers and floats, 4-bit floats.
     Scaled {
         /// Patterns of canonical tensor names; absent: every matrix of the decoder layers.
@@ -280,6 +283,7 @@ impl Step {
             Self::Block { .. } => "block",
             Self::Rtn { .. } => "rtn",
             Self::Gptq { .. } => "gptq",
+            Self::Learned(_) => "learned",
             Self::Scaled { .. } => "scaled",
             Self::Float { .. } => "float",
             Self::Keep { .. } => "keep",
@@ -313,6 +317,7 @@ impl Step {
             | Self::Mix { .. }
             | Self::Search { .. } => None,
             Self::Magnitude(step) => step.targets.as_deref(),
+            Self::Learned(step) => step.targets.as_deref(),
             Self::Block { targets, .. }
             | Self::Rtn { targets, .. }
             | Self::Gptq { targets, .. }
@@ -333,6 +338,7 @@ impl Step {
             | Self::Mix { .. }
             | Self::Search { .. } => &[],
             Self::Magnitude(step) => &step.skip,
+            Self::Learned(step) => &step.skip,
             Self::Block { skip, .. }
             | Self::Rtn { skip, .. }
             | Self::Gptq { skip, .. }
@@ -416,7 +422,7 @@ impl Recipe {
     /// Whether a step looks at what weights multiply.
     pub fn calibrates(&self) -> bool {
         self.balance().is_some()
-            || self.steps.iter().any(|step| matches!(step, Step::Gptq { .. }))
+            || self.steps.iter().any(|step| matches!(step, Step::Gptq { .. } | Step::Learned(_)))
             || (self.search == SearchName::Compensated && self.makes_blocks())
     }
 
@@ -561,7 +567,7 @@ impl Recipe {
         }
         if recipe.calibration.is_some() && !recipe.calibrates() {
             return Err(malformed(
-                "`[calibration]` is for steps of kind `gptq`, `awq` and `smooth` and `search = \"compensated\"`: there is none"
+                "`[calibration]` is for steps of kind `gptq`, `learned`, `awq` and `smooth` and `search = \"compensated\"`: there is none"
                     .into(),
             ));
         }

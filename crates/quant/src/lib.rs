@@ -2,7 +2,7 @@
 //! it opens no file and runs no model.
 //!
 //! [`rtn`] rounds to the nearest code of a grid, [`hqq`] searches grids for heavy tails, [`gptq`] pushes each column's error onto
-//! the columns still to come; [`awq`] and [`smooth`] scale features beforehand, [`rotate`] mixes them, and [`fold`] carries that
+//! the columns still to come, [`learned`] finds by gradients which way each weight is rounded; [`awq`] and [`smooth`] scale features beforehand, [`rotate`] mixes them, and [`fold`] carries that
 //! into the rest of the model. [`ggml`] makes the blocks of GGUF files, [`mix`] says which encoding each tensor of a GGUF mix gets.
 
 pub mod awq;
@@ -13,6 +13,7 @@ pub mod fold;
 pub mod ggml;
 pub mod gptq;
 pub mod hqq;
+pub mod learned;
 pub mod mix;
 mod mix_rules;
 mod pack;
@@ -31,6 +32,7 @@ pub use ggml::{
 };
 pub use gptq::{GptqOptions, GptqRecord, GptqRows, GroupScales};
 pub use hqq::HqqOptions;
+pub use learned::{Learned, Ranges};
 pub use mix::{Choice, Mix, MixTensor, choose};
 pub use pack::pack_zero_points;
 pub use rotate::Rotation;

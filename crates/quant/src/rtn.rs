@@ -187,6 +187,7 @@ pub(crate) fn quantize_rows_by(
 }
 
 /// The signed codes of a width, as floats.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct CodeRange {
     pub lowest: f32,
     pub highest: f32,

@@ -5,6 +5,8 @@
 //! or over heads and blocks of queries, in pieces that do not depend on the number of threads.
 
 pub(crate) mod attention;
+pub(crate) mod attention_backward;
+pub(crate) mod backward;
 pub(crate) mod exp;
 pub(crate) mod norm;
 pub(crate) mod rope;

@@ -194,6 +194,15 @@ impl Rotations {
         let (cos, sin) = self.angles.row(row).split_at(self.head_dim() / 2);
         if self.adjacent { rotate_adjacent(isa, cos, sin, x) } else { rotate_halves(isa, cos, sin, x) }
     }
+
+    /// Turns the gradients of one position's row back: what [`apply`](Self::apply) multiplies with, transposed.
+    pub(crate) fn apply_backward(&self, isa: crate::Isa, row: usize, dx: &mut [f32]) {
+        let (cos, sin) = self.angles.row(row).split_at(self.head_dim() / 2);
+        match self.adjacent {
+            true => turn_adjacent_back(isa, cos, sin, dx),
+            false => turn_halves_back(isa, cos, sin, dx),
+        }
+    }
 }
 
 #[inline(always)]
@@ -215,7 +224,28 @@ fn adjacent(cos: &[f32], sin: &[f32], x: &mut [f32]) {
     }
 }
 
+#[inline(always)]
+fn halves_back(cos: &[f32], sin: &[f32], x: &mut [f32]) {
+    for head in x.chunks_exact_mut(2 * cos.len()) {
+        let (low, high) = head.split_at_mut(cos.len());
+        for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+            (*low, *high) = (*low * cos + *high * sin, *high * cos - *low * sin);
+        }
+    }
+}
+
+#[inline(always)]
+fn adjacent_back(cos: &[f32], sin: &[f32], x: &mut [f32]) {
+    for head in x.chunks_exact_mut(2 * cos.len()) {
+        for ((pair, cos), sin) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
+            (pair[0], pair[1]) = (pair[0] * cos + pair[1] * sin, pair[1] * cos - pair[0] * sin);
+        }
+    }
+}
+
 twins! {
+    fn turn_halves_back(cos: &[f32], sin: &[f32], x: &mut [f32]) = halves_back;
+    fn turn_adjacent_back(cos: &[f32], sin: &[f32], x: &mut [f32]) = adjacent_back;
     fn rotate_halves(cos: &[f32], sin: &[f32], x: &mut [f32]) = halves;
     fn rotate_adjacent(cos: &[f32], sin: &[f32], x: &mut [f32]) = adjacent;
 }

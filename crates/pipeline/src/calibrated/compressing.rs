@@ -136,7 +136,7 @@ impl Spent {
         }
         hessian.shrink(shrinkage);
         let factored = match method {
-            Method::Alone | Method::Weighed => return spent,
+            Method::Alone | Method::Weighed | Method::Learned(_) => return spent,
             Method::Gptq(how) => {
                 let order = (how.order != Order::None).then(|| hessian.falling_order());
                 hessian.factor(how.damping, order.as_deref())
@@ -169,13 +169,13 @@ impl Spent {
 
 /// Encodes the matrices of one layer.
 pub(crate) struct Compressing<'a> {
-    source: Source<'a>,
+    pub(super) source: Source<'a>,
     compute: Compute,
     /// Places in the plan.
     tensors: HashMap<Role, usize>,
     /// How columns were scaled beforehand.
-    scales: HashMap<Role, ScaleRecord>,
-    done: HashMap<usize, Done>,
+    pub(super) scales: HashMap<Role, ScaleRecord>,
+    pub(super) done: HashMap<usize, Done>,
 }
 
 impl<'a> Compressing<'a> {

@@ -8,6 +8,7 @@
 //! ```
 
 mod compressing;
+mod learning;
 mod material;
 mod quality;
 mod reshaping;
@@ -89,7 +90,7 @@ impl<'a> Calibrated<'a> {
             columns: model.config().hidden_size,
             calibration: rows.len(),
             held_out: held_out.len(),
-            dense_calibration: plan.tensors.iter().any(|planned| planned.method.wants_dense_inputs()),
+            dense_calibration: plan.tensors.iter().any(|planned| planned.method.wants_dense_states()),
             float: material.states,
         };
         let states_folder = StatesFolder::new(folder.clone(), shape);
@@ -175,9 +176,10 @@ impl<'a> Calibrated<'a> {
         let source = Source::with_changed(self.checkpoint, self.plan, tensors);
         let mut compressing = Compressing::new(source, self.compute, places.clone(), scales);
         let batches = self.material.batches(self.model.config());
-        match batches.as_slice() {
-            [all] => self.run_at_once(all.clone(), &mut compressing)?,
-            several => self.run_in_batches(several, &mut compressing)?,
+        match (self.learning(), batches.as_slice()) {
+            (Some(how), batches) => self.run_learned(batches, how, &mut compressing)?,
+            (None, [all]) => self.run_at_once(all.clone(), &mut compressing)?,
+            (None, several) => self.run_in_batches(several, &mut compressing)?,
         }
         self.done = compressing.finish()?;
         for tensor in originals {
@@ -406,7 +408,7 @@ pub(crate) fn peak_bytes(
     let statistics = |planned: &PlannedTensor| {
         let cols = planned.in_features() as u64;
         let squares = match planned.method {
-            Method::Alone | Method::Weighed => 0,
+            Method::Alone | Method::Weighed | Method::Learned(_) => 0,
             Method::Gptq(_) => 1,
             Method::Compensated(_) => 2,
         } + u64::from(planned.method.wants_dense_inputs());
@@ -441,5 +443,6 @@ pub(crate) fn peak_bytes(
     // The rows that wait, and what the layer runs on with.
     let rows = 2 * layers.values().max().copied().unwrap_or(0);
     let program = bitmill_bench::resident_bytes().unwrap_or(0);
-    program + material.activation_bytes(config) + alone.max(beside) + rows + reshaped
+    let learning = learning::peak_bytes(material, config, tensors);
+    program + material.activation_bytes(config) + alone.max(beside).max(learning) + rows + reshaped
 }

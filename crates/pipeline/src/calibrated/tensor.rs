@@ -27,7 +27,7 @@ pub(crate) const ERROR_TOKENS: usize = 128;
 /// How the codes of a tensor were chosen and what came of it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct MethodRecord {
-    /// `gptq`, `gptaq`, `compensated`; `rtn` or `ggml` where it was fallen back to, or only scales and ranges are chosen.
+    /// `gptq`, `gptaq`, `compensated`, `learned`; `rtn` or `ggml` where it was fallen back to, or only scales and ranges are chosen.
     pub method: String,
     /// How its columns were scaled beforehand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,6 +50,12 @@ pub struct MethodRecord {
     /// Columns that no calibration token had.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dead_columns: usize,
+    /// The mean squared error of what the layer puts out for the calibration windows as learning began; to six digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_before: Option<f64>,
+    /// The same of what was kept, as far as the windows that were looked at then tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_after: Option<f64>,
     /// Why another method was taken than the one asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
@@ -83,6 +89,14 @@ pub(crate) struct Rows {
     pub encoded: Vec<Encoded>,
     /// The values that they stand for, where they are not what the layer can run with.
     decided: Vec<f32>,
+}
+
+impl Rows {
+    /// All rows at once, and the values that they stand for.
+    pub fn whole(planned: &PlannedTensor, encoded: Encoded, decided: Vec<f32>) -> Self {
+        let has_view = !planned.is_padded() && encoded.parts.group_of.is_none();
+        Self { encoded: vec![encoded], decided: if has_view { Vec::new() } else { decided } }
+    }
 }
 
 /// Encodes all rows of a matrix as its weights alone say.

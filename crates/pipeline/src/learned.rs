@@ -1,0 +1,92 @@
+//! Steps of kind `learned`.
+
+use std::num::NonZeroU32;
+
+use bitmill_quant::Ranges;
+use serde::{Deserialize, Serialize};
+
+use crate::method::Learning;
+use crate::recipe::{BitsNumber, ClipName, Damping, GranularityName, ScaleName, ZeroPointName};
+
+/// Codes whose rounding, and the ranges of their groups, are learned layer by layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LearnedStep {
+    /// Patterns of canonical tensor names; absent: every matrix of the decoder layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targets: Option<Vec<String>>,
+    /// Patterns taken out again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skip: Vec<String>,
+    /// 2 to 8.
+    pub bits: BitsNumber,
+    /// `{ group = { size = 128 } }` or `"channel"`.
+    pub granularity: GranularityName,
+    /// `"symmetric"` (the default) or `"asymmetric"`.
+    #[serde(default)]
+    pub zero_point: ZeroPointName,
+    /// The dtype of scales, `"f16"` or `"bf16"`; absent: as in `rtn`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<ScaleName>,
+    /// What ranges begin with: `"none"` (the default), those of the weights; `"mse"`, those of least squared error.
+    #[serde(default)]
+    pub clip: ClipName,
+    /// Steps of the descent: 200 by default.
+    #[serde(default = "usual_iterations")]
+    pub iterations: NonZeroU32,
+    /// Windows that a step looks at: 8 by default, or as many as there are.
+    #[serde(default = "usual_batch")]
+    pub batch: NonZeroU32,
+    /// How far the first step moves, of a code's width; it falls to nothing. Absent: 1 / iterations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Damping>,
+    /// Whether the ranges of groups are learned too: true by default.
+    #[serde(default = "usual_minmax")]
+    pub minmax: bool,
+}
+
+fn usual_iterations() -> NonZeroU32 {
+    const { NonZeroU32::new(200).unwrap() }
+}
+
+fn usual_batch() -> NonZeroU32 {
+    const { NonZeroU32::new(8).unwrap() }
+}
+
+fn usual_minmax() -> bool {
+    true
+}
+
+impl LearnedStep {
+    /// The codes of a weight-only grid, learned as AutoRound's authors have it.
+    pub(crate) fn usual(
+        bits: BitsNumber,
+        granularity: GranularityName,
+        zero_point: ZeroPointName,
+        clip: ClipName,
+    ) -> Self {
+        Self {
+            targets: None,
+            skip: Vec::new(),
+            bits,
+            granularity,
+            zero_point,
+            scale: None,
+            clip,
+            iterations: usual_iterations(),
+            batch: usual_batch(),
+            rate: None,
+            minmax: usual_minmax(),
+        }
+    }
+
+    /// How codes are learned.
+    pub(crate) fn learning(&self) -> Learning {
+        Learning {
+            iterations: self.iterations.get(),
+            batch: self.batch.get() as usize,
+            rate: self.rate.map_or(1.0 / self.iterations.get() as f32, |rate| rate.0),
+            ranges: if self.minmax { Ranges::Learned } else { Ranges::Fixed },
+        }
+    }
+}
