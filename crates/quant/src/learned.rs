@@ -570,7 +570,7 @@ mod tests {
         let mixed = noise("x", 24 * n);
         let x: Vec<f32> = (0..24 * n).map(|at| mixed[at] + 2.0 * mixed[at / n * n]).collect();
         for zero_point in KINDS {
-            for (bits, at_most) in [(2, 0.65), (3, 0.65), (4, 0.65)] {
+            for (bits, at_most) in [(2, 0.65), (3, 0.65), (4, 0.85)] {
                 let grid = grid(bits, 32, zero_point, FloatType::F16);
                 let begin = |ranges| Learned::new(&grid, Clip::None, ranges, weight.clone(), n).unwrap();
                 let mut nearest = vec![0.0; weight.len()];

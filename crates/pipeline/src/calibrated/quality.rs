@@ -65,7 +65,11 @@ pub(crate) fn continuation(
         return Ok(None);
     }
     let tokenizer = Tokenizer::from_checkpoint(checkpoint)?;
-    let prompt = &window[..PROMPT_TOKENS.min(window.len())];
+    let room_for_half = written.config().max_positions / 2;
+    let prompt = &window[..PROMPT_TOKENS.min(window.len()).min(room_for_half)];
+    if prompt.is_empty() {
+        return Ok(None);
+    }
     let text = tokenizer.decode(&written.greedy(compute, prompt, NEW_TOKENS)?)?;
     Ok(Some(Continuation { prompt: tokenizer.decode(prompt)?, text }))
 }
