@@ -10,5 +10,5 @@ mod settings;
 
 pub use error::Error;
 pub use latency::measure;
-pub use memory::{machine_bytes, peak_bytes, reset_peak, resident_bytes};
+pub use memory::{peak_bytes, reset_peak, resident_bytes};
 pub use settings::BenchSettings;

@@ -18,11 +18,6 @@ pub fn resident_bytes() -> Option<u64> {
     field(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
-/// The memory that the machine has, in bytes; none where the system does not tell.
-pub fn machine_bytes() -> Option<u64> {
-    field(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
-}
-
 /// Sets the peak back to what is resident now, and says what [`peak_bytes`] covers from here on.
 ///
 /// Some sandboxes and containers refuse; then the peak goes on covering the whole process, and the caller records

@@ -87,8 +87,9 @@ pub(crate) fn stream(
     })
 }
 
-/// Whether a model leaves the system's memory of files no room for anything else; then what is done with is forgotten.
-fn is_larger_than_memory(bytes: u64) -> bool {
+/// Whether a model takes more than half of the machine's memory: it leaves the system's memory of files no room for anything else, and
+/// what is done with is forgotten.
+pub(crate) fn is_larger_than_memory(bytes: u64) -> bool {
     let system = rustix::system::sysinfo();
     bytes > (system.totalram as u64).saturating_mul(u64::from(system.mem_unit)) / 2
 }

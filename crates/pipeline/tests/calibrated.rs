@@ -7,41 +7,25 @@ use std::sync::atomic::AtomicUsize;
 
 use bitmill_checkpoint::{Checkpoint, Overwrite};
 use bitmill_pipeline::{
-    CompressRecord, Error, HeldOut, Plan, PlanOptions, Recipe, Silent, compress, embedded, preset,
+    CompressRecord, Error, Plan, PlanOptions, Recipe, Silent, compress, embedded, preset,
 };
 use bitmill_testkit::{Variant, tiny};
 
-use common::{StopAfter, contents, names, recipe};
-
-/// Documents of the words that the test kit's tokenizer knows, enough for every window asked for.
-fn text(folder: &Path) -> std::path::PathBuf {
-    let path = folder.join("calibration.txt");
-    let words = ["the", "low", "lower", "newest", "widest", "new", "wide", "a", "123", "你好"];
-    let line = |at: usize| words[at * at * 7 % 11 % words.len()];
-    let text: Vec<&str> = (0..4000).map(line).collect();
-    std::fs::write(&path, text.join(" ")).unwrap();
-    path
-}
+use common::{StopAfter, calibration_text as text, compressed as run, contents, held_out, names, recipe};
 
 /// `steps` over a few windows of `source`.
 fn calibrated(format: &str, source: &Path, more: &str, steps: &str) -> Recipe {
-    recipe(&format!(
-        "name = \"calibrated\"\nformat = \"{format}\"\n{}\n[calibration]\nsource = {source:?}\nsamples = 6\nlength = 32\nheld_out = 2\n{more}\n{steps}",
-        if format == "gguf" { "search = \"compensated\"" } else { "" }
-    ))
+    let search = if format == "gguf" { "search = \"compensated\"" } else { "" };
+    common::calibrated(
+        &format!("name = \"calibrated\"\nformat = \"{format}\"\n{search}"),
+        source,
+        more,
+        steps,
+    )
 }
 
 const GPTQ: &str = "[[step]]\nkind = \"gptq\"\nbits = 3\ngranularity = { group = { size = 32 } }\nzero_point = \"asymmetric\"\n";
 const MIX: &str = "[[step]]\nkind = \"mix\"\nmix = \"q3_k_m\"\n";
-
-fn run(checkpoint: &Checkpoint, recipe: &Recipe, target: &Path) -> Result<CompressRecord, Error> {
-    let plan = Plan::new(checkpoint, recipe, &PlanOptions::default())?;
-    compress(checkpoint, &plan, target, Overwrite::Refuse, &Silent)
-}
-
-fn held_out(record: &CompressRecord) -> HeldOut {
-    serde_json::from_value(record.document["held_out"].clone()).unwrap()
-}
 
 fn methods(record: &CompressRecord) -> Vec<(String, String)> {
     let tensors = record.document["tensors"].as_array().unwrap();

@@ -2,32 +2,23 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 
 use bitmill_checkpoint::{Checkpoint, Overwrite};
 use bitmill_pipeline::{
-    CompressRecord, Error, HeldOut, Plan, PlanOptions, Recipe, Silent, compress, embedded, preset,
+    CompressRecord, Error, Plan, PlanOptions, Recipe, Silent, compress, embedded, preset,
 };
 use bitmill_testkit::{Variant, tiny};
 use serde_json::Value;
 
-use common::{StopAfter, contents, first_logits, names, recipe, values};
-
-/// Documents of the words that the test kit's tokenizer knows, enough for every window asked for.
-fn text(folder: &Path) -> PathBuf {
-    let path = folder.join("calibration.txt");
-    let words = ["the", "low", "lower", "newest", "widest", "new", "wide", "a", "123", "你好"];
-    let line = |at: usize| words[at * at * 7 % 11 % words.len()];
-    let text: Vec<&str> = (0..4000).map(line).collect();
-    std::fs::write(&path, text.join(" ")).unwrap();
-    path
-}
+use common::{
+    StopAfter, calibration_text as text, compressed as run, contents, first_logits, held_out, names, recipe,
+    values,
+};
 
 fn calibrated(format: &str, text: &Path, more: &str, steps: &str) -> Recipe {
-    recipe(&format!(
-        "name = \"reshaped\"\nformat = \"{format}\"\n[calibration]\nsource = {text:?}\nsamples = 6\nlength = 32\nheld_out = 2\n{more}\n{steps}"
-    ))
+    common::calibrated(&format!("name = \"reshaped\"\nformat = \"{format}\""), text, more, steps)
 }
 
 const ROTATE: &str = "[[step]]\nkind = \"rotate\"\n";
@@ -39,15 +30,6 @@ const MIX: &str = "[[step]]\nkind = \"mix\"\nmix = \"q4_k_m\"\n";
 
 fn groups(kind: &str, bits: u8, size: usize) -> String {
     format!("[[step]]\nkind = \"{kind}\"\nbits = {bits}\ngranularity = {{ group = {{ size = {size} }} }}\n")
-}
-
-fn run(checkpoint: &Checkpoint, recipe: &Recipe, target: &Path) -> Result<CompressRecord, Error> {
-    let plan = Plan::new(checkpoint, recipe, &PlanOptions::default())?;
-    compress(checkpoint, &plan, target, Overwrite::Refuse, &Silent)
-}
-
-fn held_out(record: &CompressRecord) -> HeldOut {
-    serde_json::from_value(record.document["held_out"].clone()).unwrap()
 }
 
 fn method<'r>(record: &'r CompressRecord, name: &str) -> &'r Value {

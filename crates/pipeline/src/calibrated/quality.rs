@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::calibrated::tensor::six_digits;
+use crate::stream::is_larger_than_memory;
 
 /// Rows of logits that are worked on at once.
 const LOGIT_ROWS: usize = 256;
@@ -60,16 +61,12 @@ pub(crate) fn continuation(
     written: &Model,
     window: &[u32],
 ) -> Result<Option<Continuation>, Error> {
-    let room = bitmill_bench::machine_bytes().unwrap_or(0) / 2;
-    if checkpoint.stored_bytes() > room {
+    let most = written.config().max_positions / 2;
+    let prompt = &window[..PROMPT_TOKENS.min(window.len()).min(most)];
+    if prompt.is_empty() || is_larger_than_memory(checkpoint.stored_bytes()) {
         return Ok(None);
     }
     let tokenizer = Tokenizer::from_checkpoint(checkpoint)?;
-    let room_for_half = written.config().max_positions / 2;
-    let prompt = &window[..PROMPT_TOKENS.min(window.len()).min(room_for_half)];
-    if prompt.is_empty() {
-        return Ok(None);
-    }
     let text = tokenizer.decode(&written.greedy(compute, prompt, NEW_TOKENS)?)?;
     Ok(Some(Continuation { prompt: tokenizer.decode(prompt)?, text }))
 }

@@ -2,13 +2,15 @@
 
 #![allow(dead_code, reason = "each test binary uses some of it")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bitmill_checkpoint::{Checkpoint, Overwrite};
 use bitmill_kernels::{Compute, Isa, Path as ComputePath};
 use bitmill_model::{Model, Sequence, Want};
-use bitmill_pipeline::{Error, Plan, PlanOptions, Progress, Recipe, Silent, compress};
+use bitmill_pipeline::{
+    CompressRecord, Error, HeldOut, Plan, PlanOptions, Progress, Recipe, Silent, compress,
+};
 use bitmill_tensor::Matrix;
 
 pub fn recipe(text: &str) -> Recipe {
@@ -20,9 +22,34 @@ pub fn plan(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
 }
 
 pub fn run(source: &Path, recipe: &Recipe, target: &Path) -> Result<(), Error> {
-    let checkpoint = Checkpoint::open(source)?;
-    let plan = plan(&checkpoint, recipe)?;
-    compress(&checkpoint, &plan, target, Overwrite::Refuse, &Silent).map(|_| ())
+    compressed(&Checkpoint::open(source)?, recipe, target).map(|_| ())
+}
+
+/// [`run`] of a model that is open, and what it did.
+pub fn compressed(checkpoint: &Checkpoint, recipe: &Recipe, target: &Path) -> Result<CompressRecord, Error> {
+    compress(checkpoint, &plan(checkpoint, recipe)?, target, Overwrite::Refuse, &Silent)
+}
+
+/// Documents of the words that the test kit's tokenizer knows, enough for every window asked for.
+pub fn calibration_text(folder: &Path) -> PathBuf {
+    let path = folder.join("calibration.txt");
+    let words = ["the", "low", "lower", "newest", "widest", "new", "wide", "a", "123", "你好"];
+    let line = |at: usize| words[at * at * 7 % 11 % words.len()];
+    let text: Vec<&str> = (0..4000).map(line).collect();
+    std::fs::write(&path, text.join(" ")).unwrap();
+    path
+}
+
+/// `head`, and then `steps` over a few windows of `source`, with `more` about calibration.
+pub fn calibrated(head: &str, source: &Path, more: &str, steps: &str) -> Recipe {
+    recipe(&format!(
+        "{head}\n[calibration]\nsource = {source:?}\nsamples = 6\nlength = 32\nheld_out = 2\n{more}\n{steps}"
+    ))
+}
+
+/// What the record says of held-out windows.
+pub fn held_out(record: &CompressRecord) -> HeldOut {
+    serde_json::from_value(record.document["held_out"].clone()).unwrap()
 }
 
 pub fn logits(path: &Path) -> Vec<f32> {

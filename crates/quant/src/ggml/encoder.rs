@@ -129,31 +129,30 @@ pub fn quantize_blocks(
 
 /// Goes on from ggml's blocks.
 fn make_better(block: BlockType, rows: Rows<'_>, out: &mut [u8]) {
-    let refined = match block {
-        BlockType::Q4_0 => for_this_cpu::<Refined<q4_0::Q4_0, 1, 32, 32, 18>>(rows, out),
-        BlockType::Q4_1 => for_this_cpu::<Refined<q4_1::Q4_1, 1, 32, 32, 20>>(rows, out),
-        BlockType::Q5_0 => for_this_cpu::<Refined<q5_0::Q5_0, 1, 32, 32, 22>>(rows, out),
-        BlockType::Q5_1 => for_this_cpu::<Refined<q5_1::Q5_1, 1, 32, 32, 24>>(rows, out),
-        BlockType::Q8_0 => Ok(()),
-        BlockType::IQ1_S => for_this_cpu::<OnGrid<iq1::IQ1_S, 32, 8, 2, 50>>(rows, out),
-        BlockType::IQ1_M => for_this_cpu::<OnGrid<iq1::IQ1_M, 32, 8, 2, 56>>(rows, out),
-        BlockType::IQ2_XXS => for_this_cpu::<OnGrid<iq2::IQ2_XXS, 32, 8, 2, 66>>(rows, out),
-        BlockType::IQ2_XS => for_this_cpu::<OnGrid<iq2::IQ2_XS, 32, 8, 2, 74>>(rows, out),
-        BlockType::IQ2_S => for_this_cpu::<OnGrid<iq2::IQ2_S, 32, 8, 2, 82>>(rows, out),
-        BlockType::IQ3_XXS => for_this_cpu::<OnGrid<iq3::IQ3_XXS, 64, 4, 3, 98>>(rows, out),
-        BlockType::IQ3_S => for_this_cpu::<OnGrid<iq3::IQ3_S, 64, 4, 3, 110>>(rows, out),
-        BlockType::TQ1_0 => for_this_cpu::<ternary::Fitted<ternary::TQ1_0, 54>>(rows, out),
-        BlockType::TQ2_0 => for_this_cpu::<ternary::Fitted<ternary::TQ2_0, 66>>(rows, out),
-        BlockType::MXFP4 => for_this_cpu::<mxfp4::Chosen>(rows, out),
-        BlockType::Q2_K => for_this_cpu::<Refined<q2_k::Q2_K, 16, 16, 256, 84>>(rows, out),
-        BlockType::Q3_K => for_this_cpu::<Refined<q3_k::Q3_K, 16, 16, 256, 110>>(rows, out),
-        BlockType::Q4_K => for_this_cpu::<Refined<q4_k::Q4_K, 8, 32, 256, 144>>(rows, out),
-        BlockType::Q5_K => for_this_cpu::<Refined<q5_k::Q5_K, 8, 32, 256, 176>>(rows, out),
-        BlockType::Q6_K => for_this_cpu::<Refined<q6_k::Q6_K, 16, 16, 256, 210>>(rows, out),
-        BlockType::IQ4_NL => for_this_cpu::<Refined<iq4::IQ4_NL, 1, 32, 32, 18>>(rows, out),
-        BlockType::IQ4_XS => for_this_cpu::<Refined<iq4::IQ4_XS, 8, 32, 256, 136>>(rows, out),
-    };
-    debug_assert!(refined.is_ok(), "what is not better is left alone");
+    match block {
+        BlockType::Q4_0 => improve_each::<Refined<q4_0::Q4_0, 1, 32, 32, 18>, _, _>(rows, out),
+        BlockType::Q4_1 => improve_each::<Refined<q4_1::Q4_1, 1, 32, 32, 20>, _, _>(rows, out),
+        BlockType::Q5_0 => improve_each::<Refined<q5_0::Q5_0, 1, 32, 32, 22>, _, _>(rows, out),
+        BlockType::Q5_1 => improve_each::<Refined<q5_1::Q5_1, 1, 32, 32, 24>, _, _>(rows, out),
+        BlockType::Q8_0 => {}
+        BlockType::IQ1_S => improve_each::<OnGrid<iq1::IQ1_S, 32, 8, 2, 50>, _, _>(rows, out),
+        BlockType::IQ1_M => improve_each::<OnGrid<iq1::IQ1_M, 32, 8, 2, 56>, _, _>(rows, out),
+        BlockType::IQ2_XXS => improve_each::<OnGrid<iq2::IQ2_XXS, 32, 8, 2, 66>, _, _>(rows, out),
+        BlockType::IQ2_XS => improve_each::<OnGrid<iq2::IQ2_XS, 32, 8, 2, 74>, _, _>(rows, out),
+        BlockType::IQ2_S => improve_each::<OnGrid<iq2::IQ2_S, 32, 8, 2, 82>, _, _>(rows, out),
+        BlockType::IQ3_XXS => improve_each::<OnGrid<iq3::IQ3_XXS, 64, 4, 3, 98>, _, _>(rows, out),
+        BlockType::IQ3_S => improve_each::<OnGrid<iq3::IQ3_S, 64, 4, 3, 110>, _, _>(rows, out),
+        BlockType::TQ1_0 => improve_each::<ternary::Fitted<ternary::TQ1_0, 54>, _, _>(rows, out),
+        BlockType::TQ2_0 => improve_each::<ternary::Fitted<ternary::TQ2_0, 66>, _, _>(rows, out),
+        BlockType::MXFP4 => improve_each::<mxfp4::Chosen, _, _>(rows, out),
+        BlockType::Q2_K => improve_each::<Refined<q2_k::Q2_K, 16, 16, 256, 84>, _, _>(rows, out),
+        BlockType::Q3_K => improve_each::<Refined<q3_k::Q3_K, 16, 16, 256, 110>, _, _>(rows, out),
+        BlockType::Q4_K => improve_each::<Refined<q4_k::Q4_K, 8, 32, 256, 144>, _, _>(rows, out),
+        BlockType::Q5_K => improve_each::<Refined<q5_k::Q5_K, 8, 32, 256, 176>, _, _>(rows, out),
+        BlockType::Q6_K => improve_each::<Refined<q6_k::Q6_K, 16, 16, 256, 210>, _, _>(rows, out),
+        BlockType::IQ4_NL => improve_each::<Refined<iq4::IQ4_NL, 1, 32, 32, 18>, _, _>(rows, out),
+        BlockType::IQ4_XS => improve_each::<Refined<iq4::IQ4_XS, 8, 32, 256, 136>, _, _>(rows, out),
+    }
 }
 
 /// Whether the search of these blocks is nothing without importance: ggml's `ggml_quantize_requires_imatrix`.
@@ -299,6 +298,40 @@ impl<E: Encode<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize> Walk
         }
         Ok(())
     }
+}
+
+/// A better search than ggml's of one block type.
+pub(super) trait Improve<const WEIGHTS: usize, const BYTES: usize> {
+    /// Puts a block of less error in the place of the one that ggml made of `weights`, if it finds one. `counts` is what the squared
+    /// error of each weight counts.
+    fn improve(weights: &[f32; WEIGHTS], counts: &[f32; WEIGHTS], block: &mut [u8; BYTES]);
+}
+
+/// Block by block, blocks that ggml's search has made.
+struct Improved<I, const WEIGHTS: usize, const BYTES: usize>(PhantomData<I>);
+
+impl<I: Improve<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize> Walk
+    for Improved<I, WEIGHTS, BYTES>
+{
+    #[inline(always)]
+    fn walk(rows: Rows<'_>, out: &mut [u8]) -> Result<(), (usize, f32)> {
+        let (blocks, _) = rows.weight.as_chunks::<WEIGHTS>();
+        let (encoded, _) = out.as_chunks_mut::<BYTES>();
+        let alike = [[1.0; WEIGHTS]];
+        let counts = rows.importance.map_or(&alike[..], |importance| importance.as_chunks().0);
+        for ((weights, block), counts) in blocks.iter().zip(encoded).zip(counts.iter().cycle()) {
+            I::improve(weights, counts, block);
+        }
+        Ok(())
+    }
+}
+
+fn improve_each<I: Improve<WEIGHTS, BYTES>, const WEIGHTS: usize, const BYTES: usize>(
+    rows: Rows<'_>,
+    out: &mut [u8],
+) {
+    let improved = for_this_cpu::<Improved<I, WEIGHTS, BYTES>>(rows, out);
+    debug_assert!(improved.is_ok(), "what is not better is left alone");
 }
 
 /// Eight small blocks at a time, with importance; the last of a row are filled up with blocks of zeros.

@@ -289,14 +289,14 @@ impl Place<32, 8, 2, 82> for IQ2_S {
     }
 }
 
-/// Sixteen scales of four bits, the first of two lowest.
+/// Scales of four bits, the first of two lowest.
 #[inline(always)]
-fn read_scales(bytes: &[u8]) -> [u8; 16] {
+pub(super) fn read_scales<const N: usize>(bytes: &[u8]) -> [u8; N] {
     std::array::from_fn(|at| bytes[at / 2] >> (4 * (at % 2)) & 15)
 }
 
 #[inline(always)]
-fn put_scales(scales: &[u8; 16], out: &mut [u8]) {
+pub(super) fn put_scales(scales: &[u8], out: &mut [u8]) {
     for (pair, byte) in scales.as_chunks::<2>().0.iter().zip(out) {
         *byte = pair[0] | pair[1] << 4;
     }

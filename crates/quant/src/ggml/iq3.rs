@@ -3,7 +3,7 @@
 use bitmill_tensor::grid::even_signs;
 
 use super::grid_search::{Again, Search, largest_of, magnitudes, mean_square, scale_code, search, weighed};
-use super::iq2::{block_scale, stored_scale};
+use super::iq2::{block_scale, put_scales, read_scales, stored_scale};
 use super::points::{self, Points};
 use super::refine_grid::{Place, Placed};
 use super::{Encode, Weighing, f16_at, f16_scale};
@@ -90,9 +90,7 @@ impl Encode<256, 110> for IQ3_S {
         }
         let Some((d, inverse)) = block_scale(&scales) else { return Ok(()) };
         header.copy_from_slice(&f16_scale(d * 1.033)?.to_le_bytes());
-        for (pair, byte) in scales.as_chunks::<2>().0.iter().zip(scale_codes) {
-            *byte = scale_code(inverse, pair[0], 15) | scale_code(inverse, pair[1], 15) << 4;
-        }
+        put_scales(&scales.map(|scale| scale_code(inverse, scale, 15)), scale_codes);
         Ok(())
     }
 }
@@ -164,9 +162,7 @@ impl Place<64, 4, 3, 110> for IQ3_S {
             *levels = points::IQ3_S.levels(u32::from(block[2 + four]) | high << 8);
         }
         placed.signs.copy_from_slice(&block[74..106]);
-        for sub in 0..8 {
-            placed.scales[sub] = block[106 + sub / 2] >> (4 * (sub % 2)) & 15;
-        }
+        placed.scales[..8].copy_from_slice(&read_scales::<8>(&block[106..]));
         placed
     }
 
@@ -180,8 +176,6 @@ impl Place<64, 4, 3, 110> for IQ3_S {
             out[66 + four / 8] |= ((index >> 8) << (four % 8)) as u8;
         }
         out[74..106].copy_from_slice(&placed.signs);
-        for (pair, byte) in placed.scales[..8].as_chunks::<2>().0.iter().zip(&mut out[106..]) {
-            *byte = pair[0] | pair[1] << 4;
-        }
+        put_scales(&placed.scales[..8], &mut out[106..]);
     }
 }

@@ -1,6 +1,6 @@
 //! MXFP4: 32 floats of four bits, E2M1, times a power of two.
 
-use super::encoder::{Rows, Walk};
+use super::encoder::Improve;
 use super::{Encode, Weighing};
 
 pub(super) struct MXFP4;
@@ -51,43 +51,33 @@ fn half_of(exponent: u8) -> f32 {
 #[inline(always)]
 fn write(exponent: u8, codes: &[u8; 32], out: &mut [u8; 17]) {
     out[0] = exponent;
-    for (i, byte) in out[1..].iter_mut().enumerate() {
-        *byte = codes[i] | codes[16 + i] << 4;
-    }
+    super::nibbles(codes, &mut out[1..]);
 }
 
-/// Through rows of blocks that ggml has made: the exponent beside its own that leaves the smallest squared error.
+/// The exponent beside ggml's that leaves the smallest squared error.
 pub(super) struct Chosen;
 
-impl Walk for Chosen {
+impl Improve<32, 17> for Chosen {
     #[inline(always)]
-    fn walk(rows: Rows<'_>, out: &mut [u8]) -> Result<(), (usize, f32)> {
-        let importance = rows.importance.map(|importance| importance.as_chunks::<32>().0);
-        let per_row = rows.cols / 32;
-        for (index, (weights, out)) in
-            rows.weight.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<17>().0).enumerate()
-        {
-            let counts = importance.map_or([1.0; 32], |importance| importance[index % per_row]);
-            let error = |exponent: u8, codes: &[u8; 32]| {
-                let half = half_of(exponent);
-                let each = weights.iter().zip(&counts).zip(codes);
-                each.fold(0.0, |sum: f32, ((x, count), code)| {
-                    let difference = f32::from(VALUES[usize::from(*code)]) * half - x;
-                    sum + count * difference * difference
-                })
-            };
-            let ggmls = out[0];
-            let mut least = error(ggmls, &codes_of(weights, ggmls));
-            for exponent in [ggmls.saturating_sub(1), (ggmls.saturating_add(1)).min(254)] {
-                let codes = codes_of(weights, exponent);
-                let error = error(exponent, &codes);
-                if error < least {
-                    least = error;
-                    write(exponent, &codes, out);
-                }
+    fn improve(weights: &[f32; 32], counts: &[f32; 32], block: &mut [u8; 17]) {
+        let error = |exponent: u8, codes: &[u8; 32]| {
+            let half = half_of(exponent);
+            let each = weights.iter().zip(counts).zip(codes);
+            each.fold(0.0, |sum: f32, ((x, count), code)| {
+                let difference = f32::from(VALUES[usize::from(*code)]) * half - x;
+                sum + count * difference * difference
+            })
+        };
+        let ggmls = block[0];
+        let mut least = error(ggmls, &codes_of(weights, ggmls));
+        for exponent in [ggmls.saturating_sub(1), ggmls.saturating_add(1).min(254)] {
+            let codes = codes_of(weights, exponent);
+            let error = error(exponent, &codes);
+            if error < least {
+                least = error;
+                write(exponent, &codes, block);
             }
         }
-        Ok(())
     }
 }
 

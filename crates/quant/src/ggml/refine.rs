@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use half::f16;
 
-use super::encoder::{Rows, Walk};
+use super::encoder::Improve;
 use super::{
     f16_scale,
     iq4::{index_of, values_of},
@@ -52,7 +52,7 @@ pub(super) trait Refine<const SUB_BLOCKS: usize, const LEN: usize, const WEIGHTS
     fn write(levels: &Levels<SUB_BLOCKS>, codes: &[u8; WEIGHTS], out: &mut [u8; BYTES]);
 }
 
-/// Through rows of blocks that ggml's search has made, making them better in place.
+/// The search of one type.
 pub(super) struct Refined<
     E,
     const SUB_BLOCKS: usize,
@@ -67,19 +67,25 @@ impl<
     const LEN: usize,
     const WEIGHTS: usize,
     const BYTES: usize,
-> Walk for Refined<E, SUB_BLOCKS, LEN, WEIGHTS, BYTES>
+> Improve<WEIGHTS, BYTES> for Refined<E, SUB_BLOCKS, LEN, WEIGHTS, BYTES>
 {
     #[inline(always)]
-    fn walk(rows: Rows<'_>, out: &mut [u8]) -> Result<(), (usize, f32)> {
-        let (blocks, _) = rows.weight.as_chunks::<WEIGHTS>();
-        let (encoded, _) = out.as_chunks_mut::<BYTES>();
-        let importance = rows.importance.map(|importance| importance.as_chunks::<WEIGHTS>().0);
-        let per_row = rows.cols / WEIGHTS;
-        for (index, (weights, block)) in blocks.iter().zip(encoded).enumerate() {
-            let importance = importance.map(|importance| &importance[index % per_row]);
-            refine::<E, SUB_BLOCKS, LEN, WEIGHTS, BYTES>(weights, importance, block);
+    fn improve(weights: &[f32; WEIGHTS], counts: &[f32; WEIGHTS], out: &mut [u8; BYTES]) {
+        let block = Block::<SUB_BLOCKS, LEN> {
+            space: E::SPACE,
+            weights: weights.as_chunks::<LEN>().0,
+            counts: counts.as_chunks::<LEN>().0,
+        };
+        let start = E::levels(out);
+        let before = block.error(&start);
+        let (best, least) = block.search(start, before);
+        if least < before {
+            let mut codes = [0; WEIGHTS];
+            for (j, codes) in codes.as_chunks_mut::<LEN>().0.iter_mut().enumerate() {
+                block.store(&best, j, codes);
+            }
+            E::write(&best, &codes, out);
         }
-        Ok(())
     }
 }
 
@@ -91,36 +97,6 @@ const REACH: i32 = 2;
 
 /// Steps of 1.5 % that the scale of a block without scales of sub-blocks is tried at, to both sides.
 const WIDE: i8 = 10;
-
-#[inline(always)]
-fn refine<
-    E: Refine<SUB_BLOCKS, LEN, WEIGHTS, BYTES>,
-    const SUB_BLOCKS: usize,
-    const LEN: usize,
-    const WEIGHTS: usize,
-    const BYTES: usize,
->(
-    weights: &[f32; WEIGHTS],
-    importance: Option<&[f32; WEIGHTS]>,
-    out: &mut [u8; BYTES],
-) {
-    let counts = importance.copied().unwrap_or([1.0; WEIGHTS]);
-    let block = Block::<SUB_BLOCKS, LEN> {
-        space: E::SPACE,
-        weights: weights.as_chunks::<LEN>().0,
-        counts: counts.as_chunks::<LEN>().0,
-    };
-    let start = E::levels(out);
-    let before = block.error(&start);
-    let (best, least) = block.search(start, before);
-    if least < before {
-        let mut codes = [0; WEIGHTS];
-        for (j, codes) in codes.as_chunks_mut::<LEN>().0.iter_mut().enumerate() {
-            block.store(&best, j, codes);
-        }
-        E::write(&best, &codes, out);
-    }
-}
 
 /// What is searched.
 struct Block<'a, const SUB_BLOCKS: usize, const LEN: usize> {

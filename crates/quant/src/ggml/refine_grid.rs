@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use half::f16;
 
-use super::encoder::{Rows, Walk};
+use super::encoder::Improve;
 use super::f16_scale;
 use super::lanes::F8;
 use super::points::{Levels, Points};
@@ -53,7 +53,7 @@ pub(super) trait Place<const GROUPS: usize, const GROUP: usize, const BITS: u32,
     fn write(placed: &Placed<GROUPS>, out: &mut [u8; BYTES]);
 }
 
-/// Through rows of blocks that ggml's search has made, making them better in place.
+/// The search of one type.
 pub(super) struct OnGrid<E, const GROUPS: usize, const GROUP: usize, const BITS: u32, const BYTES: usize>(
     PhantomData<E>,
 );
@@ -64,20 +64,41 @@ impl<
     const GROUP: usize,
     const BITS: u32,
     const BYTES: usize,
-> Walk for OnGrid<E, GROUPS, GROUP, BITS, BYTES>
+> Improve<256, BYTES> for OnGrid<E, GROUPS, GROUP, BITS, BYTES>
 {
     #[inline(always)]
-    fn walk(rows: Rows<'_>, out: &mut [u8]) -> Result<(), (usize, f32)> {
-        let (blocks, _) = rows.weight.as_chunks::<256>();
-        let (encoded, _) = out.as_chunks_mut::<BYTES>();
-        let importance = rows.importance.map(|importance| importance.as_chunks::<256>().0);
-        let per_row = rows.cols / 256;
-        for (index, (weights, block)) in blocks.iter().zip(encoded).enumerate() {
-            let importance = importance.map(|importance| &importance[index % per_row]);
-            let counts = importance.copied().unwrap_or([1.0; 256]);
-            better::<E, GROUPS, GROUP, BITS, BYTES>(weights, &counts, block);
+    fn improve(weights: &[f32; 256], counts: &[f32; 256], out: &mut [u8; BYTES]) {
+        let start = E::read(out);
+        let mut magnitudes = *weights;
+        for (i, weight) in magnitudes.iter_mut().enumerate() {
+            if start.signs[i / 8] >> (i % 8) & 1 == 1 {
+                *weight = -*weight;
+            }
         }
-        Ok(())
+        let block = Block::<E, GROUPS, GROUP, BITS, BYTES> {
+            weights: magnitudes.as_chunks::<GROUP>().0,
+            counts: counts.as_chunks::<GROUP>().0,
+            points: E::points(),
+            kind: PhantomData,
+        };
+        let before = block.error(&start);
+        let (mut best, mut least) = (start, before);
+        for _ in 0..ROUNDS {
+            let mut placed = best;
+            for sub in 0..256 / E::SUB_BLOCK {
+                block.place(&mut placed, sub);
+            }
+            let Some(d) = block.fit(&placed) else { break };
+            placed.d = d;
+            let error = block.error(&placed);
+            if error >= least || error.is_nan() {
+                break;
+            }
+            (best, least) = (placed, error);
+        }
+        if least < before {
+            E::write(&best, out);
+        }
     }
 }
 
@@ -86,51 +107,6 @@ const ROUNDS: usize = 4;
 
 /// How far a scale moves at once.
 const REACH: u8 = 2;
-
-#[inline(always)]
-fn better<
-    E: Place<GROUPS, GROUP, BITS, BYTES>,
-    const GROUPS: usize,
-    const GROUP: usize,
-    const BITS: u32,
-    const BYTES: usize,
->(
-    weights: &[f32; 256],
-    counts: &[f32; 256],
-    out: &mut [u8; BYTES],
-) {
-    let start = E::read(out);
-    let mut magnitudes = *weights;
-    for (i, weight) in magnitudes.iter_mut().enumerate() {
-        if start.signs[i / 8] >> (i % 8) & 1 == 1 {
-            *weight = -*weight;
-        }
-    }
-    let block = Block::<E, GROUPS, GROUP, BITS, BYTES> {
-        weights: magnitudes.as_chunks::<GROUP>().0,
-        counts: counts.as_chunks::<GROUP>().0,
-        points: E::points(),
-        kind: PhantomData,
-    };
-    let before = block.error(&start);
-    let (mut best, mut least) = (start, before);
-    for _ in 0..ROUNDS {
-        let mut placed = best;
-        for sub in 0..256 / E::SUB_BLOCK {
-            block.place(&mut placed, sub);
-        }
-        let Some(d) = block.fit(&placed) else { break };
-        placed.d = d;
-        let error = block.error(&placed);
-        if error >= least || error.is_nan() {
-            break;
-        }
-        (best, least) = (placed, error);
-    }
-    if least < before {
-        E::write(&best, out);
-    }
-}
 
 /// What is searched: weights as their signs are taken away.
 struct Block<'a, E, const GROUPS: usize, const GROUP: usize, const BITS: u32, const BYTES: usize> {

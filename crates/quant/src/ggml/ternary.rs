@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::encoder::{Rows, Walk};
+use super::encoder::Improve;
 use super::{Encode, Weighing, f16_scale};
 
 #[allow(non_camel_case_types, reason = "ggml's own name")]
@@ -67,24 +67,15 @@ pub(super) trait Ternary<const BYTES: usize> {
     fn write(scale: [u8; 2], trits: &[u8; 256], out: &mut [u8; BYTES]);
 }
 
-/// Through rows of blocks that ggml has made: scales that leave a smaller squared error than the largest magnitude, each
-/// weight at its nearest trit.
+/// Scales that leave a smaller squared error than the largest magnitude, each weight at its nearest trit.
 pub(super) struct Fitted<E, const BYTES: usize>(PhantomData<E>);
 
-impl<E: Ternary<BYTES>, const BYTES: usize> Walk for Fitted<E, BYTES> {
+impl<E: Ternary<BYTES>, const BYTES: usize> Improve<256, BYTES> for Fitted<E, BYTES> {
     #[inline(always)]
-    fn walk(rows: Rows<'_>, out: &mut [u8]) -> Result<(), (usize, f32)> {
-        let importance = rows.importance.map(|importance| importance.as_chunks::<256>().0);
-        let per_row = rows.cols / 256;
-        for (index, (weights, out)) in
-            rows.weight.as_chunks::<256>().0.iter().zip(out.as_chunks_mut::<BYTES>().0).enumerate()
-        {
-            let counts = importance.map_or([1.0; 256], |importance| importance[index % per_row]);
-            if let Some((scale, trits)) = fitted(weights, &counts) {
-                E::write(scale, &trits, out);
-            }
+    fn improve(weights: &[f32; 256], counts: &[f32; 256], block: &mut [u8; BYTES]) {
+        if let Some((scale, trits)) = fitted(weights, counts) {
+            E::write(scale, &trits, block);
         }
-        Ok(())
     }
 }
 
