@@ -160,7 +160,8 @@ impl Descent<'_> {
         let best = self.problem.grid.scale.round((f64::from(scale) + along.0 / along.1) as f32);
         let step = f64::from(best) - f64::from(scale);
         let fallen = step * (2.0 * along.0 - step * along.1);
-        if best > 0.0 && best.is_finite() && fallen > 0.0 {
+        // A scale is negative where the group's largest weight is above zero (`clip`); it keeps its sign.
+        if best * scale > 0.0 && best.is_finite() && fallen > 0.0 {
             self.solved.scales[at] = best;
             self.fallen[lane] += fallen;
             step as f32
