@@ -290,7 +290,7 @@ impl Plan {
         let measuring = depth.as_ref().map_or(0, |depth| depth.peak_bytes(checkpoint.config()));
         let reshapes = recipe.steps.iter().any(Step::reshapes);
         let running = material.as_ref().map_or(0, |material| {
-            crate::calibrated::peak_bytes(material, checkpoint.config(), &tensors, reshapes)
+            crate::calibrated::peak_bytes(material, checkpoint.config(), &tensors, reshapes, output_bytes)
         });
         let alone = crate::compress::peak_bytes(&tensors, recipe.format, turn.as_ref());
         let peak_bytes = alone.max(measuring).max(running);

@@ -163,6 +163,7 @@ impl<'a> Calibrated<'a> {
         let windows: Vec<&[u32]> =
             (self.material.windows()..windows.len()).map(|at| windows.get(at)).collect();
         let quality = quality::held_out(&self.compute, (&written, &states), (&self.model, &dense), &windows)?;
+        self.model.release();
         let continuation = quality::continuation(&self.compute, &checkpoint, &written, windows[0])?;
         Ok(Some(HeldOut { continuation, ..quality }))
     }
@@ -397,26 +398,35 @@ fn enter(
     states.finish()
 }
 
+/// What lies freed between buffers that are in use: glibc gives back what is larger than this, and keeps what is not.
+const KEPT_BY_ALLOCATOR: u64 = 32 << 20;
+
 /// Peak memory of a run through the layers, about: activations, the statistics of the widest inputs, and the rows of a layer
-/// before they are written, beside what the program takes by now; where steps reshape a layer, its tensors in f32 too.
+/// before they are written, beside what the program takes by now; where steps reshape a layer, its tensors in f32 too. What
+/// measuring the output takes, if that is more.
 pub(crate) fn peak_bytes(
     material: &Material,
     config: &ModelConfig,
     tensors: &[PlannedTensor],
     reshapes: bool,
+    output_bytes: u64,
 ) -> u64 {
+    let copied = material.copied_rows(config) as u64;
     let statistics = |planned: &PlannedTensor| {
         let cols = planned.in_features() as u64;
+        let crosses = u64::from(planned.method.wants_dense_inputs());
         let squares = match planned.method {
             Method::Alone | Method::Weighed | Method::Learned(_) => 0,
             Method::Gptq(_) => 1,
             Method::Compensated(_) => 2,
-        } + u64::from(planned.method.wants_dense_inputs());
+        } + crosses;
         let (rows, _) = rows_and_columns(&planned.shape);
         let chunk = (rows as u64 * cols).min(tensor::CHUNK_WEIGHTS as u64);
-        // Weights as they are, as they are pushed, and transposed.
-        4 * (squares * cols * cols + 3 * chunk)
+        let copies = if planned.method.is_calibrated() { (1 + crosses) * copied * cols } else { 0 };
+        // Inputs are summed first; then weights as they are, as they are pushed, and transposed.
+        4 * (squares * cols * cols + (3 * chunk).max(copies))
     };
+    let in_layers = || tensors.iter().filter(|planned| planned.role.layer.is_some());
     let mut layers: HashMap<usize, u64> = HashMap::new();
     let mut floats: HashMap<usize, u64> = HashMap::new();
     for planned in tensors {
@@ -426,11 +436,10 @@ pub(crate) fn peak_bytes(
         }
     }
     // One more while it is scaled.
-    let largest = tensors.iter().filter(|planned| planned.role.layer.is_some());
-    let largest = largest.map(|planned| 4 * planned.source_weights()).max().unwrap_or(0);
+    let largest = in_layers().map(|planned| 4 * planned.source_weights()).max().unwrap_or(0);
     let reshaped = if reshapes { floats.values().max().copied().unwrap_or(0) + largest } else { 0 };
     let several = material.batches(config).len() > 1;
-    let alone: u64 = tensors.iter().map(statistics).max().unwrap_or(0);
+    let alone: u64 = in_layers().map(statistics).max().unwrap_or(0);
     // Batches sum all statistics of a layer side by side.
     let beside: u64 = match several {
         true => {
@@ -444,5 +453,18 @@ pub(crate) fn peak_bytes(
     let rows = 2 * layers.values().max().copied().unwrap_or(0);
     let program = bitmill_bench::resident_bytes().unwrap_or(0);
     let learning = learning::peak_bytes(material, config, tensors);
-    program + material.activation_bytes(config) + alone.max(beside).max(learning) + rows + reshaped
+    let dense_calibration = tensors.iter().any(|planned| planned.method.wants_dense_states());
+    let activations = material.activation_bytes(config, dense_calibration);
+    // The rows of the embedding that tokens look up, and all of it where the layers run on with another.
+    let embedding = tensors.iter().find(|planned| planned.role.kind == RoleKind::TokenEmbedding);
+    let tokens = material.calibration.windows.tokens.len() as u64;
+    let states = 4 * tokens * config.hidden_size as u64;
+    let looked_up = embedding.map_or(0, |planned| {
+        planned.bytes_before.min(tokens * planned.bytes_before / planned.shape[0].max(1) as u64)
+    });
+    let changed = embedding.filter(|planned| planned.to != planned.from || planned.reshaped);
+    let entering = looked_up + 2 * states + changed.map_or(0, |planned| 3 * planned.bytes_after);
+    let passing = looked_up + activations + alone.max(beside).max(learning) + rows + reshaped;
+    let running = passing.max(entering).max(quality::peak_bytes(material, config, tensors, output_bytes));
+    program + running + KEPT_BY_ALLOCATOR
 }
