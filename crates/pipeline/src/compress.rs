@@ -8,7 +8,7 @@ use bitmill_prune::mask_bytes;
 use bitmill_tensor::Encoding;
 use serde::{Deserialize, Serialize};
 
-use crate::calibrated::{Calibrated, HeldOut, MethodRecord};
+use crate::calibrated::{Calibrated, HeldOut, MethodRecord, OutlierRecord};
 use crate::card::{CARD, card};
 use crate::encode::rows_per_task;
 use crate::error::Error;
@@ -54,6 +54,9 @@ pub struct TensorRecord {
     /// How its codes were chosen, where what it multiplies decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<MethodRecord>,
+    /// Why it is stored otherwise than its step says, if it has outliers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outliers: Option<OutlierRecord>,
     /// Why this encoding, where the recipe alone does not say.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,

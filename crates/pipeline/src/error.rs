@@ -40,6 +40,18 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// Matrices have outliers that one scale a row does not hold, and falling back was not allowed.
+    #[error("`{tensor}` and {others} more: {reason}")]
+    Outliers {
+        /// The first.
+        tensor: String,
+        /// How many more.
+        others: usize,
+        /// What it would be stored as.
+        to: String,
+        /// What is lost.
+        reason: String,
+    },
     /// A run would take more memory than it may.
     #[error("about {needed} bytes of memory, and {allowed} are allowed")]
     TooMuchMemory {
@@ -518,6 +530,9 @@ impl Error {
             Self::Fallback { .. } => {
                 Some("give more calibration tokens, or leave --strict out: it is then rounded by its weights alone".into())
             }
+            Self::Outliers { to, .. } => Some(format!(
+                "leave --strict out: it is then stored as {to}; a step of kind `rotate` or `smooth` spreads outliers; `outliers = \"report\"` in [calibration] stores it as it is asked"
+            )),
             Self::TooMuchMemory { calibrates: true, .. } => Some(
                 "give fewer --samples or a shorter --length; `memory` in [calibration] is what activations may take"
                     .into(),

@@ -99,6 +99,17 @@ fn quality(document: &serde_json::Value) -> String {
             first["method"]["fallback"].as_str().unwrap_or_default(),
         );
     }
+    let outliers: Vec<&serde_json::Value> =
+        tensors.iter().filter(|tensor| tensor["outliers"].is_object()).collect();
+    if let Some(first) = outliers.first() {
+        text += &format!(
+            "{} tensors fell back for outliers, such as {} to {}: {}\n",
+            outliers.len(),
+            first["name"].as_str().unwrap_or_default(),
+            first["to"].as_str().unwrap_or_default(),
+            first["reason"].as_str().unwrap_or_default(),
+        );
+    }
     let beyond = document["inputs_beyond_f16"].as_array().map_or(&[][..], Vec::as_slice);
     if let Some(first) = beyond.first() {
         text += &format!(

@@ -8,7 +8,7 @@ use bitmill_checkpoint::{Role, RoleKind, Tensor};
 use bitmill_kernels::Compute;
 use bitmill_quant::Clip;
 use bitmill_stats::{Cross, CrossAccumulator, Factor, HessianAccumulator};
-use bitmill_tensor::{Encoding, Extent, Matrix};
+use bitmill_tensor::{Encoding, Matrix};
 
 use super::reshaping::ScaleRecord;
 use super::sample::{Sample, of_one_length};
@@ -93,15 +93,6 @@ const OUTLIER: f32 = 6.0;
 /// Columns whose inputs are outliers.
 fn outliers(of_columns: &[f32]) -> usize {
     of_columns.iter().filter(|most| **most >= OUTLIER).count()
-}
-
-/// Whether one scale spans all columns.
-fn spans_rows(planned: &PlannedTensor) -> bool {
-    match planned.to {
-        Encoding::Grouped(grouped) => grouped.group_size.get() == planned.in_features(),
-        Encoding::Scaled(layout) => matches!(layout.extent, Extent::Row | Extent::Matrix),
-        _ => false,
-    }
 }
 
 /// What sums became.
@@ -287,11 +278,11 @@ impl<'a> Compressing<'a> {
                     .then(|| MethodRecord { method: alone, ..MethodRecord::default() })
             });
             let method = method.map(|method| MethodRecord {
-                output_error: output_error(&self.compute, &opened.tensor, &replacement, &some),
+                output_error: output_error(&self.compute, (&opened.tensor, &some), (&replacement, &some)),
                 scaled,
                 clipped,
                 largest_input: largest_input(&largest),
-                outlier_columns: if spans_rows(planned) { outliers(&largest) } else { 0 },
+                outlier_columns: if planned.has_row_scales() { outliers(&largest) } else { 0 },
                 ..method
             });
             opened.tensor.release();

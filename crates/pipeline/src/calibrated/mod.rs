@@ -10,6 +10,7 @@
 mod compressing;
 mod learning;
 mod material;
+mod outliers;
 mod quality;
 mod reshaping;
 mod sample;
@@ -36,6 +37,8 @@ use crate::tensor_run::TensorRun;
 
 pub(crate) use compressing::Done;
 pub(crate) use material::Material;
+pub use outliers::OutlierRecord;
+pub(crate) use outliers::{Fallback, Fallbacks, find as find_outliers};
 pub use quality::{Continuation, HeldOut};
 pub use reshaping::ScaleRecord;
 pub use tensor::MethodRecord;
