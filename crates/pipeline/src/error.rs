@@ -52,6 +52,16 @@ pub enum Error {
         /// What is lost.
         reason: String,
     },
+    /// Recipes that are to share a pass want other calibration tokens.
+    #[error("`{recipe}` and `{other}` are calibrated on other tokens: `{key}` in [calibration] differs")]
+    UnlikeCalibration {
+        /// The first.
+        recipe: String,
+        /// Another.
+        other: String,
+        /// What differs.
+        key: &'static str,
+    },
     /// A run would take more memory than it may.
     #[error("about {needed} bytes of memory, and {allowed} are allowed")]
     TooMuchMemory {
@@ -533,6 +543,10 @@ impl Error {
             Self::Outliers { to, .. } => Some(format!(
                 "leave --strict out: it is then stored as {to}; a step of kind `rotate` or `smooth` spreads outliers; `outliers = \"report\"` in [calibration] stores it as it is asked"
             )),
+            Self::UnlikeCalibration { .. } => Some(
+                "one pass has one set of tokens: give both recipes the same, by --calibration, --samples, --length and --held-out say, or run them one after the other"
+                    .into(),
+            ),
             Self::TooMuchMemory { calibrates: true, .. } => Some(
                 "give fewer --samples or a shorter --length; `memory` in [calibration] is what activations may take"
                     .into(),

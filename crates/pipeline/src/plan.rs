@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::balancing::Balance;
 use crate::calibrated::{Fallback, Fallbacks, Material, OutlierRecord};
-use crate::calibration::Outliers;
+use crate::calibration::{CalibrationOptions, Outliers};
 use crate::depth::{Cut, Depth};
 use crate::error::Error;
 use crate::importance::{Weighed, refuse_unweighed};
@@ -213,7 +213,53 @@ impl Plan {
     /// If the source is quantized already, a pattern matches nothing, a group size does not divide a row, or members
     /// that runtimes fuse would differ; [`Error::Outliers`] where tensors fall back and that is not allowed.
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, options: &PlanOptions) -> Result<Self, Error> {
-        let mut plan = Self::decided(checkpoint, recipe, options, &Fallbacks::new(), None)?;
+        Self::reading(checkpoint, recipe, options, None)
+    }
+
+    /// Decides what each of `recipes` makes of the tensors of `checkpoint`, for [`compress_all`](crate::compress_all): what is to be
+    /// calibrated on is read once.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); [`Error::UnlikeCalibration`] if calibrated recipes ask for other tokens, or for other treatment of
+    /// them; [`Error::TooMuchMemory`] for all together.
+    pub fn several(
+        checkpoint: &Checkpoint,
+        recipes: &[Recipe],
+        options: &PlanOptions,
+    ) -> Result<Vec<Self>, Error> {
+        refuse_unlike_calibration(recipes)?;
+        let mut plans: Vec<Self> = Vec::with_capacity(recipes.len());
+        for recipe in recipes {
+            let read = plans.iter().find_map(|plan| plan.material.clone());
+            plans.push(Self::reading(checkpoint, recipe, options, read)?);
+        }
+        let needed = Self::joint_peak_bytes(checkpoint, &plans);
+        if let Some(allowed) = options.max_memory.filter(|&allowed| needed > allowed) {
+            let calibrates = plans.iter().any(|plan| plan.material.is_some());
+            return Err(Error::TooMuchMemory { needed, allowed, calibrates });
+        }
+        Ok(plans)
+    }
+
+    /// Most memory that [`compress_all`](crate::compress_all) takes, about: that of the largest run, what the others hold of a layer,
+    /// and what they share.
+    pub fn joint_peak_bytes(checkpoint: &Checkpoint, plans: &[Self]) -> u64 {
+        let largest = plans.iter().map(|plan| plan.peak_bytes).max().unwrap_or(0);
+        let calibrated: Vec<&Self> = plans.iter().filter(|plan| plan.material.is_some()).collect();
+        let beside = match calibrated.len() {
+            0 | 1 => 0,
+            _ => crate::calibrated::shared_peak_bytes(checkpoint.config(), &calibrated),
+        };
+        largest + beside
+    }
+
+    fn reading(
+        checkpoint: &Checkpoint,
+        recipe: &Recipe,
+        options: &PlanOptions,
+        read: Option<Material>,
+    ) -> Result<Self, Error> {
+        let mut plan = Self::decided(checkpoint, recipe, options, &Fallbacks::new(), read)?;
         let calibration = recipe.calibration.as_ref().map(|options| options.outliers).unwrap_or_default();
         if calibration == Outliers::Report || !plan.tensors.iter().any(PlannedTensor::has_row_scales) {
             return Ok(plan);
@@ -499,6 +545,34 @@ impl Plan {
         }
         text
     }
+}
+
+/// Recipes that share a pass have the same tokens, kept and batched in the same way.
+fn refuse_unlike_calibration(recipes: &[Recipe]) -> Result<(), Error> {
+    let mut calibrated = recipes.iter().filter(|recipe| recipe.calibrates());
+    let Some(first) = calibrated.next() else { return Ok(()) };
+    let tokens = |recipe: &Recipe| {
+        let CalibrationOptions { source, samples, length, seed, fit, held_out, states, memory, .. } =
+            recipe.calibration.clone().unwrap_or_default();
+        [
+            ("source", format!("{source:?}")),
+            ("samples", samples.to_string()),
+            ("length", length.to_string()),
+            ("seed", seed.to_string()),
+            ("fit", format!("{fit:?}")),
+            ("held_out", held_out.to_string()),
+            ("states", format!("{:?}", states.0)),
+            ("memory", memory.0.to_string()),
+        ]
+    };
+    for other in calibrated {
+        let unlike = tokens(first).into_iter().zip(tokens(other)).find(|(a, b)| a != b);
+        if let Some(((key, _), _)) = unlike {
+            let (recipe, other) = (first.name.clone(), other.name.clone());
+            return Err(Error::UnlikeCalibration { recipe, other, key });
+        }
+    }
+    Ok(())
 }
 
 /// The tensors of a plan, their feed-forward blocks widened or not.
@@ -810,6 +884,7 @@ impl Decision {
     /// Blocks, chosen as the recipe says.
     fn blocks(recipe: &Recipe, role: Role, to: Encoding) -> Self {
         let method = match to {
+            Encoding::Block(_) if recipe.importance.is_some() && is_met(role) => Method::Weighed,
             // Of embedding, head and routers nothing is known.
             Encoding::Block(block) if recipe.search == SearchName::Compensated && is_met(role) => {
                 match can_compensate(block) {
@@ -861,7 +936,9 @@ fn decide(
                     n_experts: config.experts.as_ref().map_or(0, |experts| experts.count),
                     architecture: config.family.gguf_name(),
                     has_output: !config.tied,
-                    has_importance: recipe.imatrix.is_some() || recipe.search == SearchName::Compensated,
+                    has_importance: recipe.imatrix.is_some()
+                        || recipe.importance.is_some()
+                        || recipe.search == SearchName::Compensated,
                 },
             );
             Ok(Decision { reason: choice.reason, ..Decision::blocks(recipe, role, choice.encoding) })

@@ -14,6 +14,7 @@ mod outliers;
 mod quality;
 mod reshaping;
 mod sample;
+mod shared;
 mod states;
 mod tensor;
 
@@ -21,7 +22,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use bitmill_calib::{Inputs, Streams, pass_layer};
+use bitmill_calib::{Dense, DensePass, Inputs, Streams, pass_layer};
 use bitmill_checkpoint::{Checkpoint, ModelConfig, Role, RoleKind, Tensor};
 use bitmill_kernels::{Compute, Isa, Path as ComputePath};
 use bitmill_model::Model;
@@ -41,10 +42,12 @@ pub use outliers::OutlierRecord;
 pub(crate) use outliers::{Fallback, Fallbacks, find as find_outliers};
 pub use quality::{Continuation, HeldOut};
 pub use reshaping::ScaleRecord;
+pub(crate) use shared::{Shared, Sharing};
 pub use tensor::MethodRecord;
 
 use compressing::{Compressing, Sums};
 use reshaping::{Collected, Reshaped};
+use shared::DenseKey;
 use states::{Section, Shape, States, StatesFolder, StatesWriter};
 
 /// A layer's number in the source, and its tensors' places in the plan by their roles there.
@@ -66,6 +69,8 @@ pub(crate) struct Calibrated<'a> {
     next: usize,
     /// What the last layer's tensors became.
     done: HashMap<usize, Done>,
+    /// What it shares with runs of other recipes over the same tokens.
+    sharing: Option<Sharing<'a>>,
 }
 
 impl<'a> Calibrated<'a> {
@@ -79,6 +84,7 @@ impl<'a> Calibrated<'a> {
         plan: &'a Plan,
         folder: PathBuf,
         finished: usize,
+        sharing: Option<Sharing<'a>>,
     ) -> Result<Option<Self>, Error> {
         let Some(material) = &plan.material else { return Ok(None) };
         let compute = Compute::new(Isa::best(), ComputePath::Exact);
@@ -102,6 +108,13 @@ impl<'a> Calibrated<'a> {
             None if next == 0 => enter(checkpoint, plan, &mut model, &compute, material, &states_folder)?,
             None => return Err(Error::StatesGone { folder, layer: next }),
         };
+        if let Some(sharing) = sharing {
+            sharing.enters(next, states.calibration_hash());
+            let learns = plan.tensors.iter().any(|planned| planned.method.learning().is_some());
+            if plan.turn.is_none() && plan.recipe.balance().is_none() && !learns {
+                sharing.runs_dense(shape.dense_calibration);
+            }
+        }
         let done = HashMap::new();
         Ok(Some(Self {
             checkpoint,
@@ -114,6 +127,7 @@ impl<'a> Calibrated<'a> {
             layers,
             next,
             done,
+            sharing,
         }))
     }
 
@@ -141,6 +155,11 @@ impl<'a> Calibrated<'a> {
             }
         }
         Ok(self.done.remove(&index))
+    }
+
+    /// How often it took over what another run of the pass had found: statistics of inputs, layers of the dense model.
+    pub fn taken_over(&self) -> usize {
+        self.sharing.map_or(0, |sharing| sharing.taken())
     }
 
     /// Measures the output that lies at `staged` on the windows that were held out; `None` if there are none.
@@ -173,12 +192,15 @@ impl<'a> Calibrated<'a> {
 
     fn run_layer(&mut self) -> Result<(), Error> {
         self.done.clear();
+        if let Some(sharing) = self.sharing {
+            sharing.begin(self.next);
+        }
         let mut reshaped = self.reshape_layer()?;
         let originals = reshaped.take_originals();
         let Reshaped { tensors, scales, .. } = reshaped;
         let (_, places) = &self.layers[self.next];
         let source = Source::with_changed(self.checkpoint, self.plan, tensors);
-        let mut compressing = Compressing::new(source, self.compute, places.clone(), scales);
+        let mut compressing = Compressing::new(source, self.compute, places.clone(), scales, self.sharing);
         let batches = self.material.batches(self.model.config());
         match (self.learning(), batches.as_slice()) {
             (Some(how), batches) => self.run_learned(batches, how, &mut compressing)?,
@@ -191,6 +213,9 @@ impl<'a> Calibrated<'a> {
         }
         self.model.release();
         self.next += 1;
+        if let Some(sharing) = self.sharing {
+            sharing.enters(self.next, self.states.calibration_hash());
+        }
         Ok(())
     }
 
@@ -229,18 +254,62 @@ impl<'a> Calibrated<'a> {
 
     /// All tokens together: each matrix is quantized as soon as its inputs are there, and runs on quantized.
     fn run_at_once(&mut self, windows: Range<usize>, compressing: &mut Compressing<'_>) -> Result<(), Error> {
-        let mut streams = self.streams(windows)?;
+        let mut streams = self.streams(windows.clone())?;
+        let key = self.share_dense(&windows, &mut streams, self.folder.shape().dense_calibration);
+        let sharing = self.sharing;
         pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
             let mut sums = compressing.sums(roles, inputs.calibration_rows);
-            sums.add(&inputs);
+            sums.add_all(&inputs, sharing);
             let stored = compressing.quantize(roles, sums)?;
             Ok::<_, Error>(stored.into_iter().filter_map(|tensor| model.replace(tensor)).collect())
         })?;
         let mut next = self.folder.create(self.next + 1)?;
         self.keep_compressed(&streams, &mut next)?;
         self.keep_dense(&streams, &mut next)?;
+        self.tell_dense(key, streams);
         self.states = next.finish()?;
         Ok(())
+    }
+
+    /// Has the dense model's stream take the place of one that ran through the layer beside another run, or note what others
+    /// need; by what it is to be told of afterwards, if it is. What its matrices multiply is noted where `with_inputs` asks for it.
+    fn share_dense(
+        &self,
+        windows: &Range<usize>,
+        streams: &mut Streams,
+        with_inputs: bool,
+    ) -> Option<DenseKey> {
+        let sharing = self.sharing.filter(Sharing::has_dense_twin)?;
+        let (source_layer, _) = self.layers[self.next];
+        let stage = match streams.dense.take()? {
+            Dense::Runs(stage) => stage,
+            other => {
+                streams.dense = Some(other);
+                return None;
+            }
+        };
+        let states = stage.hidden();
+        let key = (shared::bits(states, states.rows()), source_layer, windows.clone(), with_inputs);
+        if let Some(ran) = sharing.dense(&key) {
+            streams.dense = Some(Dense::Ran(ran));
+            return None;
+        }
+        streams.dense = Some(if with_inputs { Dense::Noted(stage, Vec::new()) } else { Dense::Runs(stage) });
+        Some(key)
+    }
+
+    /// Tells other runs what the dense model's stream made of the layer.
+    fn tell_dense(&self, key: Option<DenseKey>, streams: Streams) {
+        let (Some(sharing), Some(key)) = (self.sharing, key) else { return };
+        match streams.dense {
+            Some(Dense::Runs(stage)) => {
+                sharing.keep_dense(key, DensePass { inputs: Vec::new(), hidden: stage.hidden().clone() });
+            }
+            Some(Dense::Noted(stage, inputs)) => {
+                sharing.keep_dense(key, DensePass { inputs, hidden: stage.hidden().clone() });
+            }
+            Some(Dense::Ran(_)) | None => {}
+        }
     }
 
     /// Batch after batch: a first pass with the layer as it is collects all statistics, a second one runs it quantized.
@@ -253,6 +322,11 @@ impl<'a> Calibrated<'a> {
         let mut next = self.folder.create(self.next + 1)?;
         for windows in batches {
             let mut streams = self.streams(windows.clone())?;
+            // What many batches multiply would not fit in memory: only a stream of held-out windows is shared.
+            let key = match self.folder.shape().dense_calibration {
+                true => None,
+                false => self.share_dense(windows, &mut streams, false),
+            };
             let material = self.material;
             pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
                 let place = collected.iter().position(|(other, _)| other == roles).unwrap_or_else(|| {
@@ -264,6 +338,7 @@ impl<'a> Calibrated<'a> {
                 Ok::<_, Error>(Vec::new())
             })?;
             self.keep_dense(&streams, &mut next)?;
+            self.tell_dense(key, streams);
         }
         let mut replaced: Vec<Tensor> = Vec::new();
         for (roles, sums) in collected {
@@ -304,6 +379,7 @@ impl<'a> Calibrated<'a> {
         };
         dense_hidden.append(&mut read(Section::DenseHeldOut, &held_out));
         let dense = (!dense_windows.is_empty()).then(|| stand(dense_windows, dense_hidden)).transpose()?;
+        let dense = dense.map(Dense::Runs);
         Ok(Streams { compressed: stand(windows, hidden)?, dense, calibration_rows: rows.len() })
     }
 
@@ -399,6 +475,33 @@ fn enter(
     states.add(Section::Calibration, calibration)?;
     states.add(Section::HeldOut, held_out)?;
     states.finish()
+}
+
+/// What runs of several plans over the same tokens hold of a layer beside the largest of them: the rows of each, and what they
+/// share.
+pub(crate) fn shared_peak_bytes(config: &ModelConfig, plans: &[&Plan]) -> u64 {
+    let of_layers = |plan: &Plan| {
+        let mut layers: HashMap<usize, u64> = HashMap::new();
+        for planned in &plan.tensors {
+            *layers.entry(planned.role.layer.unwrap_or_default()).or_default() += planned.bytes_after;
+        }
+        2 * layers.values().max().copied().unwrap_or(0)
+    };
+    let rows: u64 = plans.iter().map(|plan| of_layers(plan)).sum();
+    let wanting = |wants: fn(&Method) -> bool| {
+        let has = |plan: &&&Plan| plan.tensors.iter().any(|planned| wants(&planned.method));
+        plans.iter().filter(has).count()
+    };
+    // Hessians of the inputs of q/k/v, of the attention's output, of gate/up and of down.
+    let (q, width) = (config.n_heads * config.head_dim, config.intermediate_size);
+    let squares = 2 * config.hidden_size * config.hidden_size + q * q + width * width;
+    let squares = if wanting(|method| method.is_calibrated()) > 1 { 4 * squares as u64 } else { 0 };
+    // What the dense model's matrices multiply, and what it puts out.
+    let tokens = plans.iter().filter_map(|plan| plan.material.as_ref());
+    let tokens = tokens.map(|material| material.calibration.windows.tokens.len()).max().unwrap_or(0);
+    let noted = tokens * (3 * config.hidden_size + q + width);
+    let noted = if wanting(|method| method.wants_dense_inputs()) > 1 { 4 * noted as u64 } else { 0 };
+    rows + squares + noted
 }
 
 /// What lies freed between buffers that are in use: glibc gives back what is larger than this, and keeps what is not.
