@@ -102,7 +102,7 @@ pub fn compress(
 
 /// Writes what each of `outputs` says of `checkpoint`, as [`compress`] does and to the same bytes, in one pass through the layers:
 /// calibrated recipes over the same tokens run the dense model once beside them, and sum the statistics of inputs that are the
-/// same once. Of several outputs those that are there already, of the same plan and whole, are left as they are.
+/// same once. Of several outputs those that are there already, of the same plan, whole and newer than the source, are left as they are.
 ///
 /// # Errors
 /// As [`compress`]; what the others had finished is kept.
@@ -116,7 +116,8 @@ pub fn compress_all(
     let is_alone = outputs.len() == 1;
     let mut places: Vec<Place<'_>> = Vec::with_capacity(outputs.len());
     for &(plan, path) in outputs {
-        let there = if is_alone || overwrite == Overwrite::Force { None } else { finished(plan, path) };
+        let there =
+            if is_alone || overwrite == Overwrite::Force { None } else { finished(checkpoint, plan, path) };
         places.push(match there {
             Some(record) => Place::There(record),
             None => Place::begin(checkpoint, plan, path, overwrite, began)?,
@@ -276,9 +277,15 @@ impl Begun<'_> {
     }
 }
 
-/// What lies at `path`, if it is the whole output of `plan`: its record says all that the plan does.
-fn finished(plan: &Plan, path: &Path) -> Option<CompressRecord> {
+/// What lies at `path`, if it is the whole output of `plan`: its record says all that the plan does, and was written after the
+/// source's files last changed.
+fn finished(checkpoint: &Checkpoint, plan: &Plan, path: &Path) -> Option<CompressRecord> {
     let document = placed_document(path)?;
+    let changed = |file: &Path| file.metadata().and_then(|there| there.modified()).ok();
+    let written = changed(&record_of(path))?;
+    if checkpoint.weight_files().iter().any(|file| changed(file).is_none_or(|changed| changed > written)) {
+        return None;
+    }
     let planned = self::document(plan, &[], None);
     // Fractions follow from numbers of bytes, and a parser may read them as their neighbours.
     let says =
@@ -346,8 +353,12 @@ fn refuse_sources(checkpoint: &Checkpoint, plan: &Plan, path: &Path) -> Result<(
 
 /// The document that an interrupted run had put beside or into its output.
 fn placed_document(path: &Path) -> Option<serde_json::Value> {
-    let file = if path.is_dir() { path.join(RECORD) } else { beside(path, RECORD) };
-    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+    serde_json::from_slice(&std::fs::read(record_of(path)).ok()?).ok()
+}
+
+/// Where the record of what lies at `path` is.
+fn record_of(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join(RECORD) } else { beside(path, RECORD) }
 }
 
 fn document(plan: &Plan, records: &[TensorRecord], held_out: Option<&HeldOut>) -> serde_json::Value {

@@ -81,6 +81,14 @@ fn each_output_is_that_of_its_recipe_alone_wherever_the_pass_was_stopped() {
     assert!(again.iter().zip(&plans).all(|(record, plan)| record.resumed == plan.tensors.len()));
     assert!(contents(out.path()) == expected);
 
+    // Weights that changed since are another model, whatever their names and sizes.
+    let weights = std::fs::File::options().write(true).open(source.path().join("model.safetensors")).unwrap();
+    let then = weights.metadata().unwrap().modified().unwrap();
+    weights.set_modified(then + std::time::Duration::from_secs(3600)).unwrap();
+    let error = together(&checkpoint, &plans, out.path(), &Silent).unwrap_err();
+    assert!(error.to_string().contains("exists"), "{error}");
+    weights.set_modified(then).unwrap();
+
     for looks in [0, 2, 5, 9, 14] {
         let out = tempfile::tempdir().unwrap();
         let stop = StopAfter(AtomicUsize::new(looks));
