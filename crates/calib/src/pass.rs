@@ -6,6 +6,8 @@
 //! dense        runs each step with the matrices as they were, just before they are met
 //! ```
 
+use std::sync::Arc;
+
 use bitmill_checkpoint::{Role, RoleKind, Tensor};
 use bitmill_kernels::Compute;
 use bitmill_model::{Model, Stage};
@@ -17,9 +19,67 @@ pub struct Streams {
     /// What the layers compressed so far make of the texts.
     pub compressed: Stage,
     /// What the dense model makes of the same texts, or of the last of them.
-    pub dense: Option<Stage>,
+    pub dense: Option<Dense>,
     /// So many rows of `compressed` are of texts to calibrate on; those after them are only run.
     pub calibration_rows: usize,
+}
+
+/// The dense model's stream.
+#[derive(Debug)]
+pub enum Dense {
+    /// It runs.
+    Runs(Stage),
+    /// It runs, and what its matrices multiply is noted.
+    Noted(Stage, Vec<Matrix>),
+    /// It has run through the layer beside another stream.
+    Ran(Arc<DensePass>),
+}
+
+/// What the dense model made of texts in a layer.
+#[derive(Debug, Default)]
+pub struct DensePass {
+    /// What its matrices multiplied, in the order in which they are met; nothing if that was not noted.
+    pub inputs: Vec<Matrix>,
+    /// What it put out.
+    pub hidden: Matrix,
+}
+
+impl Dense {
+    /// What it makes of the texts so far.
+    pub fn hidden(&self) -> &Matrix {
+        match self {
+            Self::Runs(stage) | Self::Noted(stage, _) => stage.hidden(),
+            Self::Ran(pass) => &pass.hidden,
+        }
+    }
+
+    fn run(&mut self, run: impl FnOnce(&mut Stage)) {
+        if let Self::Runs(stage) | Self::Noted(stage, _) = self {
+            run(stage);
+        }
+    }
+
+    /// Runs a step, the one after `met` that were shown; what its matrices multiply.
+    fn step(
+        &mut self,
+        met: &mut usize,
+        run: impl FnOnce(&mut Stage),
+        seen: fn(&Stage) -> &Matrix,
+    ) -> Option<&Matrix> {
+        *met += 1;
+        match self {
+            Self::Runs(stage) => {
+                run(stage);
+                Some(seen(stage))
+            }
+            Self::Noted(stage, inputs) => {
+                run(stage);
+                inputs.push(seen(stage).clone());
+                inputs.last()
+            }
+            Self::Ran(pass) => pass.inputs.get(*met - 1),
+        }
+    }
 }
 
 /// What some matrices of a layer are about to multiply.
@@ -73,60 +133,73 @@ pub fn pass_layer<E>(
     let Streams { compressed, dense, calibration_rows } = streams;
     let rows = *calibration_rows;
     let layer = compressed.layer();
+    let mut met = 0;
     // The dense model's stream is one step ahead; its buffers hold what the step began with.
-    if let Some(dense) = dense {
-        model.begin_layer(compute, dense);
-        model.attend_layer(compute, dense);
-    }
+    let beside = dense.as_mut().and_then(|dense| {
+        let run = |stage: &mut Stage| {
+            model.begin_layer(compute, stage);
+            model.attend_layer(compute, stage);
+        };
+        dense.step(&mut met, run, Stage::normed)
+    });
     model.begin_layer(compute, compressed);
     let roles = [RoleKind::AttnQ, RoleKind::AttnK, RoleKind::AttnV].map(|kind| Role::in_layer(layer, kind));
-    let inputs = Inputs::new(compressed.normed(), rows, dense.as_ref().map(Stage::normed));
+    let inputs = Inputs::new(compressed.normed(), rows, beside);
     let replaced = meet(model, &roles, inputs)?;
     model.attend_layer(compute, compressed);
     put_back(model, replaced);
 
-    if let Some(dense) = dense {
-        model.end_attention(compute, dense);
-    }
-    let inputs = Inputs::new(compressed.attended(), rows, dense.as_ref().map(Stage::attended));
+    let beside = dense
+        .as_mut()
+        .and_then(|dense| dense.step(&mut met, |stage| model.end_attention(compute, stage), Stage::attended));
+    let inputs = Inputs::new(compressed.attended(), rows, beside);
     let replaced = meet(model, &[Role::in_layer(layer, RoleKind::AttnOutput)], inputs)?;
     model.end_attention(compute, compressed);
     put_back(model, replaced);
 
     for block in model.blocks(layer) {
         let [gate, up, down] = block.roles(layer);
-        // Experts meet other tokens in the dense model.
-        let beside = block.expert().is_none();
-        let dense_runs = dense.as_mut().is_some_and(|dense| model.begin_block(compute, dense, block));
-        if let Some(dense) = dense.as_mut().filter(|_| dense_runs) {
-            model.open_block(compute, dense);
-        }
+        // Experts meet other tokens in the dense model, which runs through them by itself.
+        let mut dense_block = dense.as_mut().filter(|_| block.expert().is_none());
+        let beside = dense_block.as_mut().and_then(|dense| {
+            let run = |stage: &mut Stage| {
+                model.begin_block(compute, stage, block);
+                model.open_block(compute, stage);
+            };
+            dense.step(&mut met, run, Stage::block_input)
+        });
         let runs = model.begin_block(compute, compressed, block);
         if runs {
-            let dense = dense.as_ref().filter(|_| beside).map(Stage::block_input);
-            let inputs = Inputs::new(compressed.block_input(), compressed.block_rows(rows), dense);
+            let inputs = Inputs::new(compressed.block_input(), compressed.block_rows(rows), beside);
             let replaced = meet(model, &[gate, up], inputs)?;
             model.open_block(compute, compressed);
             put_back(model, replaced);
         } else {
             meet_nothing(model, meet, &[gate, up])?;
         }
-        if let Some(dense) = dense.as_mut().filter(|_| dense_runs) {
-            model.end_block(compute, dense);
-        }
+        let beside = dense_block.as_mut().and_then(|dense| {
+            dense.step(&mut met, |stage| model.end_block(compute, stage), Stage::block_inner)
+        });
         if runs {
-            let dense = dense.as_ref().filter(|_| beside).map(Stage::block_inner);
-            let inputs = Inputs::new(compressed.block_inner(), compressed.block_rows(rows), dense);
+            let inputs = Inputs::new(compressed.block_inner(), compressed.block_rows(rows), beside);
             let replaced = meet(model, &[down], inputs)?;
             model.end_block(compute, compressed);
             put_back(model, replaced);
         } else {
             meet_nothing(model, meet, &[down])?;
         }
+        if let Some(dense) = dense.as_mut().filter(|_| block.expert().is_some()) {
+            dense.run(|stage| {
+                if model.begin_block(compute, stage, block) {
+                    model.open_block(compute, stage);
+                    model.end_block(compute, stage);
+                }
+            });
+        }
     }
     model.end_layer(compute, compressed);
     if let Some(dense) = dense {
-        model.end_layer(compute, dense);
+        dense.run(|stage| model.end_layer(compute, stage));
     }
     Ok(())
 }

@@ -86,9 +86,10 @@ pub struct Plan {
 /// What to do, shared by `plan` and `compress`.
 #[derive(Debug, Args)]
 pub struct How {
-    /// A preset's name (see `bitmill recipes`) or a TOML file.
-    #[arg(long, short, value_name = "R")]
-    pub recipe: String,
+    /// A preset's name (see `bitmill recipes`) or a TOML file. Several go through the layers in one pass, over the same calibration
+    /// tokens, each to an output of its own.
+    #[arg(long = "recipe", short, value_name = "R", required = true)]
+    pub recipes: Vec<String>,
     /// Write this format instead of the recipe's own, where it has a form for what the recipe makes.
     #[arg(long, value_name = "FORMAT")]
     pub to: Option<To>,
@@ -148,7 +149,8 @@ pub struct Compress {
     pub model: Option<String>,
     #[command(flatten)]
     pub how: How,
-    /// The file (GGUF) or folder (any other format) to write.
+    /// The file (GGUF) or folder (any other format) to write; of several recipes the folder in which each has an output that bears
+    /// its name. Those that are there and whole are left as they are, unless --force is given.
     #[arg(long, short, value_name = "OUT")]
     pub output: PathBuf,
     #[command(flatten)]

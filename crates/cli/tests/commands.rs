@@ -40,6 +40,41 @@ fn refused(arguments: &[&str]) -> String {
 }
 
 #[test]
+fn several_recipes_have_one_pass_and_an_output_each() {
+    let place = tempfile::tempdir().unwrap();
+    let (folder, alone) = (place.path().join("out"), place.path().join("alone"));
+    let few = ["--samples", "8", "--length", "64", "--held-out", "2"];
+    let names = ["--recipe", "gptaq_w4a16_g128", "--recipe", "gptaq_q4_k_m", "--recipe", "q8_0"];
+    let plans = json(&[&["plan"], &names[..], &few].concat());
+    assert_eq!(plans["schema"], "bitmill.plans/1");
+    let peaks: Vec<u64> =
+        plans["plans"].as_array().unwrap().iter().map(|plan| plan["peak_bytes"].as_u64().unwrap()).collect();
+    assert!(peaks.len() == 3 && peaks.iter().all(|peak| *peak < plans["peak_bytes"].as_u64().unwrap()));
+    let text_of_plan = succeeds(&[&["plan"], &names[..], &few].concat());
+    assert!(text_of_plan.contains("in one pass: peak memory about"), "{text_of_plan}");
+
+    let compress = [&["compress", "-o", text(&folder)], &names[..], &few].concat();
+    let said = succeeds(&compress);
+    assert!(said.contains("taken over"), "{said}");
+    let single = ["compress", "-o", text(&alone), "--recipe", "gptaq_w4a16_g128"];
+    succeeds(&[&single[..], &few].concat());
+    let read = |path: &Path| std::fs::read(path).unwrap();
+    for file in ["model.safetensors", "config.json", "bitmill.json", "bitmill.md"] {
+        assert!(read(&folder.join("gptaq_w4a16_g128").join(file)) == read(&alone.join(file)), "{file}");
+    }
+    assert!(folder.join("gptaq_q4_k_m.gguf").is_file() && folder.join("q8_0.gguf").is_file());
+    // What is there is left, and by itself refused.
+    let again = json(&compress);
+    let resumed = |output: &Value| output["resumed_tensors"].as_u64().unwrap() > 0;
+    assert!(again["outputs"].as_array().unwrap().iter().all(resumed), "{again}");
+    let other = [&["compress", "-o", text(&folder), "--samples", "9"], &names[..], &few[2..]].concat();
+    assert!(refused(&other).contains("exists"), "another plan's output is not replaced");
+
+    let twice = refused(&["plan", "--recipe", "q8_0", "--recipe", "q8_0"]);
+    assert!(twice.contains("two recipes are called `q8_0`"), "{twice}");
+}
+
+#[test]
 fn single_tensors_have_the_types_that_flags_give_them() {
     let planned = ["plan", "--recipe", "q4_k_m", "--tensor-type", "*.mlp.down_proj.weight=Q8_0"];
     let plan =

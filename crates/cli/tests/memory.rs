@@ -53,6 +53,7 @@ fn the_peak_that_a_plan_foretells_is_the_one_that_the_run_has() {
     let source = folder.path().join("model");
     write_model(&source);
     let few: &[&str] = &["--samples", "6", "--length", "64", "--held-out", "0"];
+    let measured: &[&str] = &["--samples", "24", "--length", "64", "--held-out", "8"];
     for (recipe, threads, more) in [
         ("q8_0", "1", &[][..]),
         ("q4_0", "3", &[]),
@@ -60,6 +61,8 @@ fn the_peak_that_a_plan_foretells_is_the_one_that_the_run_has() {
         ("bf16", "2", &[]),
         ("rotated_w4a16_g128", "2", &[]),
         ("awq_w4a16_g128", "2", few),
+        ("gptq_w4a16_g128", "2", measured),
+        ("gptaq_w4a16_g128", "1", measured),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_bitmill"))
             .args(["compress", "--recipe", recipe, "--threads", threads, "--json"])

@@ -51,6 +51,8 @@ pub struct CalibrationOptions {
     /// [`Hessian::shrink`](bitmill_stats::Hessian::shrink). Absent: what the method does best with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shrinkage: Option<Damping>,
+    /// What becomes of matrices that one scale a row ruins.
+    pub outliers: Outliers,
     /// What activations of a layer may take: windows that have no room beside others run after them, and the layer is then
     /// quantized by what it does as it was. `"4GB"`.
     pub memory: Size,
@@ -69,6 +71,7 @@ impl Default for CalibrationOptions {
             states: FloatName(FloatType::BF16),
             asymmetry: None,
             shrinkage: None,
+            outliers: Outliers::default(),
             memory: Size(4_000_000_000),
         }
     }
@@ -95,6 +98,17 @@ impl From<Size> for String {
             bytes => format!("{bytes}B"),
         }
     }
+}
+
+/// What becomes of matrices of which one scale a row leaves too little, for outliers of weights or activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outliers {
+    /// They are stored in groups, or as floats where their form knows none.
+    #[default]
+    FallBack,
+    /// They are stored as their step says; records tell of outliers.
+    Report,
 }
 
 /// How documents become windows.

@@ -92,6 +92,13 @@ pub(crate) fn card(plan: &Plan, records: &[TensorRecord], held_out: Option<&Held
     for (record, why) in fallbacks {
         let _ = writeln!(text, "\n`{}` was rounded by its weights alone: {why}.", record.name);
     }
+    for (record, outliers) in records.iter().filter_map(|record| Some((record, record.outliers.as_ref()?))) {
+        let _ = writeln!(
+            text,
+            "\n`{}` is stored as {} instead of {}: {}.",
+            record.name, record.to, outliers.from, record.reason
+        );
+    }
     let beyond: Vec<_> = beyond_f16(records).collect();
     if let Some((record, largest)) = beyond.iter().max_by(|a, b| a.1.total_cmp(&b.1)) {
         let _ = writeln!(

@@ -8,7 +8,7 @@ use bitmill_prune::mask_bytes;
 use bitmill_tensor::Encoding;
 use serde::{Deserialize, Serialize};
 
-use crate::calibrated::{Calibrated, HeldOut, MethodRecord};
+use crate::calibrated::{Calibrated, HeldOut, MethodRecord, OutlierRecord, Shared, Sharing};
 use crate::card::{CARD, card};
 use crate::encode::rows_per_task;
 use crate::error::Error;
@@ -20,7 +20,7 @@ use crate::plan::{Plan, PlannedTensor, rows_and_columns};
 use crate::progress::Progress;
 use crate::read_back::read_back;
 use crate::recipe::Format;
-use crate::stream::{WAITING, stream};
+use crate::stream::{Job, WAITING, stream};
 use crate::tensor_run::rows_per_chunk;
 use crate::turning::Turn;
 
@@ -54,6 +54,9 @@ pub struct TensorRecord {
     /// How its codes were chosen, where what it multiplies decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<MethodRecord>,
+    /// Why it is stored otherwise than its step says, if it has outliers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outliers: Option<OutlierRecord>,
     /// Why this encoding, where the recipe alone does not say.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -70,6 +73,8 @@ pub struct CompressRecord {
     pub seconds: f64,
     /// Tensors that an interrupted run had finished.
     pub resumed: usize,
+    /// Statistics, and layers of the dense model, that it took over from other recipes of its pass.
+    pub taken_over: usize,
 }
 
 /// Writes what `plan` says of `checkpoint` to `path`.
@@ -91,62 +96,229 @@ pub fn compress(
     overwrite: Overwrite,
     progress: &dyn Progress,
 ) -> Result<CompressRecord, Error> {
-    let began = Instant::now();
-    refuse_sources(checkpoint, plan, path)?;
-    let target = Target { path: path.into(), overwrite };
-    let identity = identity(checkpoint, plan);
-    if let Some(Finished { records, mut written }) =
-        bitmill_checkpoint::finish_interrupted(&target, &identity)?
-    {
-        let records: Vec<TensorRecord> = journal::records(plan, &records).collect();
-        written.files.retain(|(file, _)| ![RECORD, CARD].map(|name| beside(path, name)).contains(file));
-        written.bytes = written.files.iter().map(|(_, bytes)| bytes).sum();
-        let document = placed_document(path).unwrap_or_else(|| document(plan, &records, None));
-        let resumed = records.len();
-        return Ok(CompressRecord { written, document, seconds: began.elapsed().as_secs_f64(), resumed });
-    }
-    let names = [Some(RECORD), plan.material.as_ref().map(|_| CARD)].into_iter().flatten();
-    let names = names.map(|name| file_name(&beside(path, name))).collect();
-    let output = plan.layout.resume(&target, names, identity)?;
-    let finished: Vec<TensorRecord> = journal::records(plan, output.finished()).collect();
-    let resumed = finished.len();
-    let outcome = write(checkpoint, plan, path, &output, finished, progress);
-    // What would fail again the same way is not worth keeping.
-    output.keep(outcome.as_ref().err().is_none_or(Error::may_go_on));
-    let document = outcome?;
-    let written = output.finish()?;
-    progress.end();
-    Ok(CompressRecord { written, document, seconds: began.elapsed().as_secs_f64(), resumed })
+    let mut records = compress_all(checkpoint, &[(plan, path)], overwrite, progress)?;
+    Ok(records.pop().expect("one output"))
 }
 
-/// Encodes and writes what is not `finished`, and reads everything back; the document that goes with the output.
-fn write(
+/// Writes what each of `outputs` says of `checkpoint`, as [`compress`] does and to the same bytes, in one pass through the layers:
+/// calibrated recipes over the same tokens run the dense model once beside them, and sum the statistics of inputs that are the
+/// same once. Of several outputs those that are there already, of the same plan, whole and newer than the source, are left as they are.
+///
+/// # Errors
+/// As [`compress`]; what the others had finished is kept.
+pub fn compress_all(
     checkpoint: &Checkpoint,
-    plan: &Plan,
-    path: &Path,
-    output: &Output<'_>,
-    finished: Vec<TensorRecord>,
+    outputs: &[(&Plan, &Path)],
+    overwrite: Overwrite,
     progress: &dyn Progress,
-) -> Result<serde_json::Value, Error> {
-    progress.begin(&format!("{}: compressing", plan.recipe.name));
-    let mut calibrated = Calibrated::begin(checkpoint, plan, output.partial(), finished.len())?;
-    let records = stream(checkpoint, plan, path, output, finished, calibrated.as_mut(), progress)?;
-    progress.begin(&format!("{}: reading back", plan.recipe.name));
-    read_back(&output.staged(), path, plan, &records, progress)?;
-    let held_out = match &mut calibrated {
-        Some(calibrated) => {
-            progress.begin(&format!("{}: measuring", plan.recipe.name));
-            calibrated.measure(&output.staged())?
-        }
-        None => None,
-    };
-    let document = document(plan, &records, held_out.as_ref());
-    output.add_beside(&file_name(&beside(path, RECORD)), RECORD, format!("{document:#}\n").as_bytes())?;
-    if plan.material.is_some() {
-        let card = card(plan, &records, held_out.as_ref());
-        output.add_beside(&file_name(&beside(path, CARD)), CARD, card.as_bytes())?;
+) -> Result<Vec<CompressRecord>, Error> {
+    let began = Instant::now();
+    let is_alone = outputs.len() == 1;
+    let mut places: Vec<Place<'_>> = Vec::with_capacity(outputs.len());
+    for &(plan, path) in outputs {
+        let there =
+            if is_alone || overwrite == Overwrite::Force { None } else { finished(checkpoint, plan, path) };
+        places.push(match there {
+            Some(record) => Place::There(record),
+            None => Place::begin(checkpoint, plan, path, overwrite, began)?,
+        });
     }
-    Ok(document)
+    let shared = Shared::default();
+    let mut begun: Vec<&mut Begun<'_>> = places.iter_mut().filter_map(Place::begun).collect();
+    if let Some(first) = begun.first() {
+        let name = if is_alone { first.plan.recipe.name.clone() } else { format!("{} recipes", begun.len()) };
+        progress.begin(&format!("{name}: compressing"));
+    }
+    let mut calibrated = Vec::with_capacity(begun.len());
+    for (run, begun) in begun.iter().enumerate() {
+        let sharing = (!is_alone).then_some(Sharing { shared: &shared, run });
+        let (partial, done) = (begun.output.partial(), begun.finished.len());
+        match Calibrated::begin(checkpoint, begun.plan, partial, done, sharing) {
+            Ok(run) => calibrated.push(run),
+            Err(error) => {
+                begun.output.keep(error.may_go_on());
+                return Err(error);
+            }
+        }
+    }
+    let jobs = begun.iter_mut().zip(&mut calibrated).map(|(begun, calibrated)| {
+        let Begun { plan, path, output, finished, .. } = &mut **begun;
+        let finished = std::mem::take(finished);
+        Job { plan, path, output, finished, calibrated: calibrated.as_mut() }
+    });
+    match stream(checkpoint, jobs.collect(), progress) {
+        Ok(records) => {
+            for (begun, records) in begun.iter_mut().zip(records) {
+                begun.finished = records;
+                begun.output.keep(true);
+            }
+        }
+        Err((failed, error)) => {
+            // What would fail again the same way is not worth keeping.
+            for (run, begun) in begun.iter().enumerate() {
+                begun.output.keep(run != failed || error.may_go_on());
+            }
+            return Err(error);
+        }
+    }
+    drop(begun);
+    let mut calibrated = calibrated.into_iter();
+    let mut records = Vec::with_capacity(places.len());
+    for place in places {
+        records.push(match place {
+            Place::There(record) => record,
+            Place::Begun(begun) => {
+                let mut calibrated = calibrated.next().flatten();
+                begun.end(calibrated.as_mut(), progress, began)?
+            }
+        });
+    }
+    progress.end();
+    Ok(records)
+}
+
+/// One of the outputs of a run.
+enum Place<'a> {
+    /// It is there.
+    There(CompressRecord),
+    Begun(Box<Begun<'a>>),
+}
+
+/// An output that lies beside its target.
+struct Begun<'a> {
+    plan: &'a Plan,
+    path: &'a Path,
+    output: Output<'a>,
+    /// Of the tensors that are finished.
+    finished: Vec<TensorRecord>,
+    /// How many an interrupted run had finished.
+    resumed: usize,
+}
+
+impl<'a> Place<'a> {
+    /// Goes on with what an interrupted run left, if it did.
+    fn begin(
+        checkpoint: &Checkpoint,
+        plan: &'a Plan,
+        path: &'a Path,
+        overwrite: Overwrite,
+        began: Instant,
+    ) -> Result<Self, Error> {
+        refuse_sources(checkpoint, plan, path)?;
+        let target = Target { path: path.into(), overwrite };
+        let identity = identity(checkpoint, plan);
+        if let Some(Finished { records, mut written }) =
+            bitmill_checkpoint::finish_interrupted(&target, &identity)?
+        {
+            let records: Vec<TensorRecord> = journal::records(plan, &records).collect();
+            written.files.retain(|(file, _)| ![RECORD, CARD].map(|name| beside(path, name)).contains(file));
+            written.bytes = written.files.iter().map(|(_, bytes)| bytes).sum();
+            let document = placed_document(path).unwrap_or_else(|| document(plan, &records, None));
+            let resumed = records.len();
+            let seconds = began.elapsed().as_secs_f64();
+            return Ok(Self::There(CompressRecord { written, document, seconds, resumed, taken_over: 0 }));
+        }
+        let names = [Some(RECORD), plan.material.as_ref().map(|_| CARD)].into_iter().flatten();
+        let names = names.map(|name| file_name(&beside(path, name))).collect();
+        let output = plan.layout.resume(&target, names, identity)?;
+        let finished: Vec<TensorRecord> = journal::records(plan, output.finished()).collect();
+        let resumed = finished.len();
+        Ok(Self::Begun(Box::new(Begun { plan, path, output, finished, resumed })))
+    }
+
+    fn begun(&mut self) -> Option<&mut Begun<'a>> {
+        match self {
+            Self::Begun(begun) => Some(&mut **begun),
+            Self::There(_) => None,
+        }
+    }
+}
+
+impl Begun<'_> {
+    /// Reads everything back, measures it and puts it in its place.
+    fn end(
+        self,
+        calibrated: Option<&mut Calibrated<'_>>,
+        progress: &dyn Progress,
+        began: Instant,
+    ) -> Result<CompressRecord, Error> {
+        let taken_over = calibrated.as_ref().map_or(0, |calibrated| calibrated.taken_over());
+        let outcome = self.look_at(calibrated, progress);
+        self.output.keep(outcome.as_ref().err().is_none_or(Error::may_go_on));
+        let document = outcome?;
+        let written = self.output.finish()?;
+        let seconds = began.elapsed().as_secs_f64();
+        Ok(CompressRecord { written, document, seconds, resumed: self.resumed, taken_over })
+    }
+
+    /// The document that goes with the output.
+    fn look_at(
+        &self,
+        calibrated: Option<&mut Calibrated<'_>>,
+        progress: &dyn Progress,
+    ) -> Result<serde_json::Value, Error> {
+        let Self { plan, path, output, finished: records, .. } = self;
+        progress.begin(&format!("{}: reading back", plan.recipe.name));
+        read_back(&output.staged(), path, plan, records, progress)?;
+        let held_out = match calibrated {
+            Some(calibrated) => {
+                progress.begin(&format!("{}: measuring", plan.recipe.name));
+                calibrated.measure(&output.staged())?
+            }
+            None => None,
+        };
+        let document = document(plan, records, held_out.as_ref());
+        output.add_beside(&file_name(&beside(path, RECORD)), RECORD, format!("{document:#}\n").as_bytes())?;
+        if plan.material.is_some() {
+            let card = card(plan, records, held_out.as_ref());
+            output.add_beside(&file_name(&beside(path, CARD)), CARD, card.as_bytes())?;
+        }
+        Ok(document)
+    }
+}
+
+/// What lies at `path`, if it is the whole output of `plan`: its record says all that the plan does, and was written after the
+/// source's files last changed.
+fn finished(checkpoint: &Checkpoint, plan: &Plan, path: &Path) -> Option<CompressRecord> {
+    let document = placed_document(path)?;
+    let changed = |file: &Path| file.metadata().and_then(|there| there.modified()).ok();
+    let written = changed(&record_of(path))?;
+    if checkpoint.weight_files().iter().any(|file| changed(file).is_none_or(|changed| changed > written)) {
+        return None;
+    }
+    let planned = self::document(plan, &[], None);
+    // Fractions follow from numbers of bytes, and a parser may read them as their neighbours.
+    let says =
+        |key: &String| key == "tensors" || planned[key].is_f64() || document.get(key) == planned.get(key);
+    let tensors = document["tensors"].as_array()?;
+    let is_same = planned.as_object()?.keys().all(says)
+        && tensors.len() == plan.tensors.len()
+        && tensors.iter().zip(&plan.tensors).all(|(tensor, planned)| tensor["name"] == planned.name.as_str());
+    let files = match path.is_dir() {
+        true => std::fs::read_dir(path).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect(),
+        false => plan
+            .layout
+            .gguf_files(&file_name(path))
+            .iter()
+            .map(|(name, _)| path.with_file_name(name))
+            .collect::<Vec<_>>(),
+    };
+    let files: Option<Vec<(PathBuf, u64)>> = files
+        .into_iter()
+        .filter(|file| ![RECORD, CARD].map(|name| path.join(name)).contains(file))
+        .map(|file| Some((file.clone(), file.metadata().ok()?.len())))
+        .collect();
+    let files = files?;
+    let bytes = files.iter().map(|(_, bytes)| bytes).sum();
+    let written = Written { path: path.to_owned(), files, bytes };
+    let resumed = plan.tensors.len();
+    (is_same && bytes == plan.output_bytes).then_some(CompressRecord {
+        written,
+        document,
+        seconds: 0.0,
+        resumed,
+        taken_over: 0,
+    })
 }
 
 /// Where what goes with a GGUF file lies, its record say: `model.gguf` → `model.gguf.bitmill.json`.
@@ -181,8 +353,12 @@ fn refuse_sources(checkpoint: &Checkpoint, plan: &Plan, path: &Path) -> Result<(
 
 /// The document that an interrupted run had put beside or into its output.
 fn placed_document(path: &Path) -> Option<serde_json::Value> {
-    let file = if path.is_dir() { path.join(RECORD) } else { beside(path, RECORD) };
-    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+    serde_json::from_slice(&std::fs::read(record_of(path)).ok()?).ok()
+}
+
+/// Where the record of what lies at `path` is.
+fn record_of(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join(RECORD) } else { beside(path, RECORD) }
 }
 
 fn document(plan: &Plan, records: &[TensorRecord], held_out: Option<&HeldOut>) -> serde_json::Value {

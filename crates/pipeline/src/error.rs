@@ -40,6 +40,28 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// Matrices have outliers that one scale a row does not hold, and falling back was not allowed.
+    #[error("`{tensor}` and {others} more: {reason}")]
+    Outliers {
+        /// The first.
+        tensor: String,
+        /// How many more.
+        others: usize,
+        /// What it would be stored as.
+        to: String,
+        /// What is lost.
+        reason: String,
+    },
+    /// Recipes that are to share a pass want other calibration tokens.
+    #[error("`{recipe}` and `{other}` are calibrated on other tokens: `{key}` in [calibration] differs")]
+    UnlikeCalibration {
+        /// The first.
+        recipe: String,
+        /// Another.
+        other: String,
+        /// What differs.
+        key: &'static str,
+    },
     /// A run would take more memory than it may.
     #[error("about {needed} bytes of memory, and {allowed} are allowed")]
     TooMuchMemory {
@@ -518,6 +540,13 @@ impl Error {
             Self::Fallback { .. } => {
                 Some("give more calibration tokens, or leave --strict out: it is then rounded by its weights alone".into())
             }
+            Self::Outliers { to, .. } => Some(format!(
+                "leave --strict out: it is then stored as {to}; a step of kind `rotate` or `smooth` spreads outliers; `outliers = \"report\"` in [calibration] stores it as it is asked"
+            )),
+            Self::UnlikeCalibration { .. } => Some(
+                "one pass has one set of tokens: give both recipes the same, by --calibration, --samples, --length and --held-out say, or run them one after the other"
+                    .into(),
+            ),
             Self::TooMuchMemory { calibrates: true, .. } => Some(
                 "give fewer --samples or a shorter --length; `memory` in [calibration] is what activations may take"
                     .into(),

@@ -43,6 +43,7 @@ mod tests {
                 source_hash: "0".into(),
                 stored_hash: "1".into(),
                 method: None,
+                outliers: None,
                 reason: String::new(),
             };
             let entry: Value = serde_json::from_str(&entry(&record).to_string()).unwrap();

@@ -56,12 +56,13 @@ mod watch;
 
 pub use balancing::{AwqStep, SmoothStep};
 pub use baseline::{read_baseline, record_baseline};
-pub use calibrated::{Continuation, HeldOut, MethodRecord, ScaleRecord};
-pub use calibration::{Calibration, CalibrationOptions, Fit};
+pub use calibrated::{Continuation, HeldOut, MethodRecord, OutlierRecord, ScaleRecord};
+pub use calibration::{Calibration, CalibrationOptions, Fit, Outliers};
 pub use chat::Chat;
 pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};
 pub use compress::{
-    CompressRecord, TensorRecord, active_weights, compress, n_weights, own_weights, size_on_disk,
+    CompressRecord, TensorRecord, active_weights, compress, compress_all, n_weights, own_weights,
+    size_on_disk,
 };
 pub use conversion::conversion;
 pub use depth::{Depth, Influence};
@@ -79,8 +80,8 @@ pub use presets::{PRESETS, Preset, preset};
 pub use progress::{Progress, Silent};
 pub use pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 pub use recipe::{
-    ActivationsName, BitsNumber, BlockName, FloatName, Format, GranularityName, MixName, NumberName, Recipe,
-    ScaleName, SearchName, Step, ZeroPointName,
+    ActivationsName, BitsNumber, BlockName, FloatName, Format, GranularityName, ImportanceName, MixName,
+    NumberName, Recipe, ScaleName, SearchName, Step, ZeroPointName,
 };
 pub use search::{
     Assigned, Budget, Measure, OptionSensitivity, Resolved, Round, SearchOptions, SearchReport, SearchResult,

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use bitmill_checkpoint::{Activations, Checkpoint, ModelConfig, Role, RoleKind, TensorInfo};
 use bitmill_quant::{BlockSearch, Clip, Compensation, MixTensor, RtnGrid, can_compensate, choose};
-use bitmill_tensor::{Encoding, FloatType, WeightData};
+use bitmill_tensor::{Encoding, Extent, FloatType, WeightData};
 use serde::Serialize;
 
 use crate::balancing::Balance;
-use crate::calibrated::Material;
+use crate::calibrated::{Fallback, Fallbacks, Material, OutlierRecord};
+use crate::calibration::{CalibrationOptions, Outliers};
 use crate::depth::{Cut, Depth};
 use crate::error::Error;
 use crate::importance::{Weighed, refuse_unweighed};
@@ -84,6 +85,8 @@ pub struct PlannedTensor {
     pub activations: Activations,
     /// Whether a step gives it other values beforehand, with which the model computes the same.
     pub reshaped: bool,
+    /// Why it is stored otherwise than its step says, if it has outliers.
+    pub outliers: Option<OutlierRecord>,
     /// Why this encoding, where the recipe alone does not say: a fallback, a `skip`.
     pub reason: String,
 }
@@ -116,6 +119,15 @@ impl PlannedTensor {
     /// Rows; 1 for a vector.
     pub fn out_features(&self) -> usize {
         if self.shape.len() == 2 { self.shape[0] } else { 1 }
+    }
+
+    /// Whether one scale spans all columns.
+    pub(crate) fn has_row_scales(&self) -> bool {
+        match self.to {
+            Encoding::Grouped(grouped) => grouped.group_size.get() == self.in_features(),
+            Encoding::Scaled(layout) => matches!(layout.extent, Extent::Row | Extent::Matrix),
+            _ => false,
+        }
     }
 
     /// Whether it is larger than in the source.
@@ -194,12 +206,92 @@ pub struct Plan {
 
 impl Plan {
     /// Decides for each tensor of `checkpoint` what `recipe` makes of it. Reads headers, of a GGUF file its vectors, and no
-    /// other weights, unless layers of least influence go: then the model runs over calibration tokens.
+    /// other weights, unless layers of least influence go, or a calibrated recipe asks for one scale a row and outliers are to
+    /// be found: then the model runs over calibration tokens.
     ///
     /// # Errors
     /// If the source is quantized already, a pattern matches nothing, a group size does not divide a row, or members
-    /// that runtimes fuse would differ.
+    /// that runtimes fuse would differ; [`Error::Outliers`] where tensors fall back and that is not allowed.
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, options: &PlanOptions) -> Result<Self, Error> {
+        Self::reading(checkpoint, recipe, options, None)
+    }
+
+    /// Decides what each of `recipes` makes of the tensors of `checkpoint`, for [`compress_all`](crate::compress_all): what is to be
+    /// calibrated on is read once.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); [`Error::UnlikeCalibration`] if calibrated recipes ask for other tokens, or for other treatment of
+    /// them; [`Error::TooMuchMemory`] for all together.
+    pub fn several(
+        checkpoint: &Checkpoint,
+        recipes: &[Recipe],
+        options: &PlanOptions,
+    ) -> Result<Vec<Self>, Error> {
+        refuse_unlike_calibration(recipes)?;
+        let mut plans: Vec<Self> = Vec::with_capacity(recipes.len());
+        for recipe in recipes {
+            let read = plans.iter().find_map(|plan| plan.material.clone());
+            plans.push(Self::reading(checkpoint, recipe, options, read)?);
+        }
+        let needed = Self::joint_peak_bytes(checkpoint, &plans);
+        if let Some(allowed) = options.max_memory.filter(|&allowed| needed > allowed) {
+            let calibrates = plans.iter().any(|plan| plan.material.is_some());
+            return Err(Error::TooMuchMemory { needed, allowed, calibrates });
+        }
+        Ok(plans)
+    }
+
+    /// Most memory that [`compress_all`](crate::compress_all) takes, about: that of the largest run, what the others hold of a layer,
+    /// and what they share.
+    pub fn joint_peak_bytes(checkpoint: &Checkpoint, plans: &[Self]) -> u64 {
+        let largest = plans.iter().map(|plan| plan.peak_bytes).max().unwrap_or(0);
+        let calibrated: Vec<&Self> = plans.iter().filter(|plan| plan.material.is_some()).collect();
+        let beside = match calibrated.len() {
+            0 | 1 => 0,
+            _ => crate::calibrated::shared_peak_bytes(checkpoint.config(), &calibrated),
+        };
+        largest + beside
+    }
+
+    fn reading(
+        checkpoint: &Checkpoint,
+        recipe: &Recipe,
+        options: &PlanOptions,
+        read: Option<Material>,
+    ) -> Result<Self, Error> {
+        let mut plan = Self::decided(checkpoint, recipe, options, &Fallbacks::new(), read)?;
+        let calibration = recipe.calibration.as_ref().map(|options| options.outliers).unwrap_or_default();
+        if calibration == Outliers::Report || !plan.tensors.iter().any(PlannedTensor::has_row_scales) {
+            return Ok(plan);
+        }
+        // Few tokens are looked at: an expert that meets none of them is no fallback.
+        plan.strict = false;
+        let fallbacks = crate::calibrated::find_outliers(checkpoint, &plan)?;
+        plan.strict = options.strict;
+        if fallbacks.is_empty() {
+            return Ok(plan);
+        }
+        let plan = Self::decided(checkpoint, recipe, options, &fallbacks, plan.material.take())?;
+        let mut fallen = plan.tensors.iter().filter(|planned| planned.outliers.is_some());
+        match fallen.next() {
+            Some(first) if options.strict => Err(Error::Outliers {
+                tensor: first.name.clone(),
+                others: fallen.count(),
+                to: first.to.to_string(),
+                reason: first.reason.clone(),
+            }),
+            _ => Ok(plan),
+        }
+    }
+
+    /// The plan with some tensors stored otherwise; `read` is what was read to calibrate on, if it was.
+    fn decided(
+        checkpoint: &Checkpoint,
+        recipe: &Recipe,
+        options: &PlanOptions,
+        fallbacks: &Fallbacks,
+        read: Option<Material>,
+    ) -> Result<Self, Error> {
         if recipe.is_search() {
             return Err(Error::NotSearched { recipe: recipe.name.clone() });
         }
@@ -222,7 +314,9 @@ impl Plan {
         let planned = |padding: Option<PadWidth>| -> Result<Vec<PlannedTensor>, Error> {
             let placed = sources.iter().filter_map(|info| Some((info, cut.role(info.role)?)));
             placed
-                .map(|(info, role)| plan_tensor(checkpoint, recipe, &cut, &steps, padding, info, role))
+                .map(|(info, role)| {
+                    plan_tensor(checkpoint, recipe, &cut, &steps, padding, fallbacks, info, role)
+                })
                 .collect()
         };
         let Padded { tensors, width, note } = Padded::new(recipe, &cut.config, planned)?;
@@ -277,10 +371,16 @@ impl Plan {
             notes.extend(weighed.check(checkpoint, &tensors)?);
         }
         let looks = recipe.balance().is_some() || tensors.iter().any(|tensor| tensor.method.is_calibrated());
+        let fallen = tensors.iter().filter(|tensor| tensor.outliers.is_some()).count();
+        if fallen > 0 {
+            notes.push(format!(
+                "outliers: {fallen} tensors do not bear one scale a row and are stored otherwise; `outliers = \"report\"` in [calibration] leaves them"
+            ));
+        }
         let material = match looks {
             true => {
                 let options = recipe.calibration.clone().unwrap_or_default();
-                Some(Material::read(checkpoint, &options)?)
+                Some(read.map_or_else(|| Material::read(checkpoint, &options), Ok)?)
             }
             false => None,
         };
@@ -290,7 +390,7 @@ impl Plan {
         let measuring = depth.as_ref().map_or(0, |depth| depth.peak_bytes(checkpoint.config()));
         let reshapes = recipe.steps.iter().any(Step::reshapes);
         let running = material.as_ref().map_or(0, |material| {
-            crate::calibrated::peak_bytes(material, checkpoint.config(), &tensors, reshapes)
+            crate::calibrated::peak_bytes(material, checkpoint.config(), &tensors, reshapes, output_bytes)
         });
         let alone = crate::compress::peak_bytes(&tensors, recipe.format, turn.as_ref());
         let peak_bytes = alone.max(measuring).max(running);
@@ -330,6 +430,8 @@ impl Plan {
             source_shape: Option<&'a [usize]>,
             #[serde(skip_serializing_if = "Option::is_none")]
             zeros: Option<u64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            outliers: Option<&'a OutlierRecord>,
             #[serde(skip_serializing_if = "str::is_empty")]
             reason: &'a str,
         }
@@ -345,6 +447,7 @@ impl Plan {
                 bytes_after: t.bytes_after,
                 source_shape: t.is_padded().then_some(&t.source_shape),
                 zeros: t.removal.map(|_| t.zeros()),
+                outliers: t.outliers.as_ref(),
                 reason: &t.reason,
             })
             .collect();
@@ -442,6 +545,34 @@ impl Plan {
         }
         text
     }
+}
+
+/// Recipes that share a pass have the same tokens, kept and batched in the same way.
+fn refuse_unlike_calibration(recipes: &[Recipe]) -> Result<(), Error> {
+    let mut calibrated = recipes.iter().filter(|recipe| recipe.calibrates());
+    let Some(first) = calibrated.next() else { return Ok(()) };
+    let tokens = |recipe: &Recipe| {
+        let CalibrationOptions { source, samples, length, seed, fit, held_out, states, memory, .. } =
+            recipe.calibration.clone().unwrap_or_default();
+        [
+            ("source", format!("{source:?}")),
+            ("samples", samples.to_string()),
+            ("length", length.to_string()),
+            ("seed", seed.to_string()),
+            ("fit", format!("{fit:?}")),
+            ("held_out", held_out.to_string()),
+            ("states", format!("{:?}", states.0)),
+            ("memory", memory.0.to_string()),
+        ]
+    };
+    for other in calibrated {
+        let unlike = tokens(first).into_iter().zip(tokens(other)).find(|(a, b)| a != b);
+        if let Some(((key, _), _)) = unlike {
+            let (recipe, other) = (first.name.clone(), other.name.clone());
+            return Err(Error::UnlikeCalibration { recipe, other, key });
+        }
+    }
+    Ok(())
 }
 
 /// The tensors of a plan, their feed-forward blocks widened or not.
@@ -633,6 +764,7 @@ fn plan_tensor(
     cut: &Cut,
     steps: &[Resolved<'_>],
     padding: Option<PadWidth>,
+    fallbacks: &Fallbacks,
     info: &TensorInfo,
     role: Role,
 ) -> Result<PlannedTensor, Error> {
@@ -655,8 +787,22 @@ fn plan_tensor(
     let refused = |source| Error::Prune { tensor: info.name.clone(), source };
     let kept = removal.map(|removal| removal.kept(source_rows, source_cols).map_err(refused)).transpose()?;
     let (claim, may_decide) = last_claim(false);
+    let name = role.canonical_name().unwrap_or_else(|| info.name.clone());
+    let fallback = fallbacks.get(&name);
     let Decision { to, treatment, clip, activations, method, reason } = match claim {
-        Some(claim) => decide(checkpoint, recipe, cut, claim.step, info, &shape, role)?,
+        Some(claim) => {
+            let decision = decide(checkpoint, recipe, cut, claim.step, info, &shape, role)?;
+            match fallback {
+                None => decision,
+                Some(Fallback { to, record }) => {
+                    let decision = match to {
+                        Some(grouped) => Decision { to: Encoding::Grouped(*grouped), ..decision },
+                        None => as_floats(checkpoint, recipe.format, info)?,
+                    };
+                    Decision { reason: record.reason(), ..decision }
+                }
+            }
+        }
         None => {
             let skipped = steps.iter().filter(may_decide).any(|step| step.skips(info));
             let kept = as_floats(checkpoint, recipe.format, info)?;
@@ -683,7 +829,7 @@ fn plan_tensor(
     let embedding = Role::outside(RoleKind::TokenEmbedding).canonical_name();
     let turned = recipe.rotation().is_some_and(|step| step.changes(role.kind));
     Ok(PlannedTensor {
-        name: role.canonical_name().unwrap_or_else(|| info.name.clone()),
+        name,
         source: embedding.filter(|_| is_untied).unwrap_or_else(|| info.name.clone()),
         role,
         shape,
@@ -700,6 +846,7 @@ fn plan_tensor(
         method,
         activations,
         reshaped: turned || recipe.balance().is_some_and(|balance| balance.changes(role.kind)),
+        outliers: fallback.map(|fallback| fallback.record.clone()),
         reason,
     })
 }
@@ -737,6 +884,7 @@ impl Decision {
     /// Blocks, chosen as the recipe says.
     fn blocks(recipe: &Recipe, role: Role, to: Encoding) -> Self {
         let method = match to {
+            Encoding::Block(_) if recipe.importance.is_some() && is_met(role) => Method::Weighed,
             // Of embedding, head and routers nothing is known.
             Encoding::Block(block) if recipe.search == SearchName::Compensated && is_met(role) => {
                 match can_compensate(block) {
@@ -788,7 +936,9 @@ fn decide(
                     n_experts: config.experts.as_ref().map_or(0, |experts| experts.count),
                     architecture: config.family.gguf_name(),
                     has_output: !config.tied,
-                    has_importance: recipe.imatrix.is_some() || recipe.search == SearchName::Compensated,
+                    has_importance: recipe.imatrix.is_some()
+                        || recipe.importance.is_some()
+                        || recipe.search == SearchName::Compensated,
                 },
             );
             Ok(Decision { reason: choice.reason, ..Decision::blocks(recipe, role, choice.encoding) })

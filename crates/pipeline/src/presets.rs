@@ -13,8 +13,8 @@ use crate::learned::LearnedStep;
 use crate::method::Order;
 use crate::pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 use crate::recipe::{
-    ActivationsName, BitsNumber, ClipName, Damping, Format, GranularityName, MixName, NumberName, Recipe,
-    SearchName, Step, ZeroPointName,
+    ActivationsName, BitsNumber, ClipName, Damping, Format, GranularityName, ImportanceName, MixName,
+    NumberName, Recipe, SearchName, Step, ZeroPointName,
 };
 use crate::search::{Budget, Measure};
 use crate::turning::RotateStep;
@@ -71,6 +71,10 @@ pub const PRESETS: &[Preset] = &[
     Preset {
         name: "gptaq_w4a16_g128",
         about: "the same at its best: clipped, refined, and making up for what earlier layers lost (GPTAQ)",
+    },
+    Preset {
+        name: "imatrix_q4_k_m",
+        about: "GGUF blocks weighed by what they multiply in a run over text (before any mix): as with an importance matrix",
     },
     Preset {
         name: "awq_w4a16_g128",
@@ -143,6 +147,7 @@ pub fn preset(name: &str) -> Option<Recipe> {
     mixed(name)
         .or_else(|| reshaped(name))
         .or_else(|| chosen(name))
+        .or_else(|| important(name))
         .or_else(|| learned(name))
         .or_else(|| weight_only(name))
         .or_else(|| small_numbers(name))
@@ -178,6 +183,13 @@ fn codes(name: &str) -> Option<Recipe> {
         Some(Recipe::new(mix.name(), Format::Gguf, vec![Step::Mix { mix: MixName(mix) }]))
     };
     weight_only(name).or_else(|| chosen(name)).or_else(mix)
+}
+
+/// `imatrix_` before a mix of GGUF blocks.
+fn important(name: &str) -> Option<Recipe> {
+    let mix = name.strip_prefix("imatrix_")?.parse::<Mix>().ok()?;
+    let recipe = Recipe::new(name, Format::Gguf, vec![Step::Mix { mix: MixName(mix) }]);
+    Some(Recipe { importance: Some(ImportanceName::Calibration), ..recipe })
 }
 
 /// `gptq_` or `gptaq_` before a mix of GGUF blocks (`gptq_q4_k_m`) or a weight-only grid.
@@ -411,6 +423,8 @@ mod tests {
             "awq_rotated_w4a16",
             "awq_w8a8_int8",
             "smoothquant_w4a16",
+            "imatrix_w4a16",
+            "imatrix_gptq_q4_k_m",
             "smoothquant_w8a16_fp8",
             "rotated_prune_50",
         ] {

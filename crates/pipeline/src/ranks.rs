@@ -7,6 +7,8 @@
 //!
 //! A feed-forward width that does not divide is padded ([`padding`](crate::padding)); heads cannot be.
 
+use std::num::NonZeroU16;
+
 use bitmill_checkpoint::{ModelConfig, RoleKind};
 use bitmill_tensor::{Encoding, Extent, ZeroPoint};
 
@@ -77,6 +79,14 @@ pub(crate) fn check(
         }
     }
     Ok(())
+}
+
+/// The columns that a rank has of a matrix: all, or its share where columns are divided.
+pub(crate) fn own_columns(tensor: &PlannedTensor, ranks: Option<NonZeroU16>) -> usize {
+    let is_divided =
+        matches!(tensor.role.kind, RoleKind::AttnOutput | RoleKind::FfnDown | RoleKind::SharedDown);
+    let ranks = ranks.filter(|_| is_divided).map_or(1, |ranks| usize::from(ranks.get()));
+    tensor.in_features() / ranks
 }
 
 /// Why a tensor does not divide.

@@ -109,6 +109,10 @@ pub struct Recipe {
     /// An importance matrix, of either form: the errors of GGUF blocks are weighed by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imatrix: Option<PathBuf>,
+    /// Errors of GGUF blocks are weighed by what their columns multiply in a run over calibration tokens, each layer by what the
+    /// layers before it have become.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub importance: Option<ImportanceName>,
     /// How scales and codes of GGUF blocks are chosen, in steps of kind `mix` and `block`.
     #[serde(default, skip_serializing_if = "SearchName::is_ggml")]
     pub search: SearchName,
@@ -356,6 +360,7 @@ impl Recipe {
             name: name.into(),
             format,
             imatrix: None,
+            importance: None,
             search: SearchName::Ggml,
             pad: Pad::Auto,
             calibration: None,
@@ -380,7 +385,7 @@ impl Recipe {
     /// # Errors
     /// [`Error::NoUse`] if none of its steps makes blocks.
     pub fn with_imatrix(self, path: &Path) -> Result<Self, Error> {
-        if !self.weighs() || self.steps.iter().any(Step::reshapes) {
+        if !self.weighs() || self.importance.is_some() || self.steps.iter().any(Step::reshapes) {
             return Err(Error::NoUse { recipe: self.name, what: "an importance matrix" });
         }
         Ok(Self { imatrix: Some(path.into()), ..self })
@@ -391,7 +396,7 @@ impl Recipe {
     /// # Errors
     /// [`Error::NoUse`] if none of its steps makes blocks.
     pub fn with_search(self, search: SearchName) -> Result<Self, Error> {
-        if !self.makes_blocks() {
+        if !self.makes_blocks() || (self.importance.is_some() && search == SearchName::Compensated) {
             return Err(Error::NoUse { recipe: self.name, what: "a search of blocks" });
         }
         Ok(Self { search, ..self })
@@ -423,7 +428,7 @@ impl Recipe {
     pub fn calibrates(&self) -> bool {
         self.balance().is_some()
             || self.steps.iter().any(|step| matches!(step, Step::Gptq { .. } | Step::Learned(_)))
-            || (self.search == SearchName::Compensated && self.makes_blocks())
+            || ((self.search == SearchName::Compensated || self.importance.is_some()) && self.makes_blocks())
     }
 
     /// The recipe without padding that no step asks for.
@@ -567,7 +572,7 @@ impl Recipe {
         }
         if recipe.calibration.is_some() && !recipe.calibrates() {
             return Err(malformed(
-                "`[calibration]` is for steps of kind `gptq`, `learned`, `awq` and `smooth` and `search = \"compensated\"`: there is none"
+                "`[calibration]` is for steps of kind `gptq`, `learned`, `awq` and `smooth`, `search = \"compensated\"` and `importance`: there is none"
                     .into(),
             ));
         }
@@ -584,6 +589,16 @@ impl Recipe {
         }
         if recipe.search != SearchName::Ggml && !recipe.makes_blocks() {
             return Err(malformed("`search` is for steps of kind `mix` and `block`: there is none".into()));
+        }
+        if recipe.importance.is_some()
+            && (!recipe.makes_blocks()
+                || recipe.imatrix.is_some()
+                || recipe.search == SearchName::Compensated)
+        {
+            return Err(malformed(
+                "`importance` is for steps of kind `mix` and `block`, without `imatrix`, which says it too, and `search = \"compensated\"`, which goes further"
+                    .into(),
+            ));
         }
         if recipe.imatrix.is_some() && !recipe.weighs() {
             return Err(malformed(
@@ -750,6 +765,14 @@ pub enum ClipName {
     Mse,
     /// For heavy tails.
     Hqq,
+}
+
+/// Where the importance of columns comes from, as a recipe writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportanceName {
+    /// A run over calibration tokens.
+    Calibration,
 }
 
 /// A [`BlockSearch`] as a recipe writes it.

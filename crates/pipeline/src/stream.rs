@@ -10,7 +10,7 @@
 //! ```
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use crate::encode::rows_together;
 use crate::error::Error;
 use crate::journal;
 use crate::layout::Output;
-use crate::plan::{Plan, PlannedTensor, rows_and_columns};
+use crate::plan::{Plan, PlannedTensor, reading_order, rows_and_columns};
 use crate::progress::Progress;
 use crate::source::Source;
 use crate::tensor_run::{Encoded, TensorRun, rows_per_chunk};
@@ -51,40 +51,82 @@ struct Chunk {
     global: f32,
 }
 
-/// Encodes every tensor of `plan` after those that are `finished` and writes it to `output`, which goes to `path`; what was
-/// done to each of all.
+/// An output under way.
+pub(crate) struct Job<'a, 'c> {
+    pub plan: &'a Plan,
+    /// Where it goes.
+    pub path: &'a Path,
+    pub output: &'a Output<'a>,
+    /// What was done to its first tensors.
+    pub finished: Vec<TensorRecord>,
+    pub calibrated: Option<&'a mut Calibrated<'c>>,
+}
+
+/// Encodes every tensor of each job's plan after those that are finished and writes it to the job's output; what was done to each
+/// of all. Several jobs go layer by layer, the one that is furthest behind first.
 ///
 /// # Errors
-/// The first of encoding, else of writing, else of flushing.
+/// The number of the job that failed, and why: the first of encoding, else of writing, else of flushing.
 pub(crate) fn stream(
     checkpoint: &Checkpoint,
-    plan: &Plan,
-    path: &Path,
-    output: &Output<'_>,
-    finished: Vec<TensorRecord>,
-    calibrated: Option<&mut Calibrated<'_>>,
+    jobs: Vec<Job<'_, '_>>,
     progress: &dyn Progress,
-) -> Result<Vec<TensorRecord>, Error> {
-    for (index, planned) in plan.tensors.iter().enumerate().take(finished.len()) {
-        output.count_written(index, planned.bytes_after);
-    }
-    let first = finished.len();
-    let forget = is_larger_than_memory(plan.source_bytes);
-    let noted = AtomicUsize::new(first);
+) -> Result<Vec<Vec<TensorRecord>>, (usize, Error)> {
+    let weights = |planned: &[PlannedTensor]| planned.iter().map(PlannedTensor::weights).sum::<u64>();
+    let total = jobs.iter().map(|job| weights(&job.plan.tensors)).sum();
+    let done = AtomicU64::new(jobs.iter().map(|job| weights(&job.plan.tensors[..job.finished.len()])).sum());
+    let noted: Vec<AtomicUsize> = jobs.iter().map(|job| AtomicUsize::new(job.finished.len())).collect();
     thread::scope(|scope| {
-        let (send, receive) = sync_channel(WAITING);
-        let (send_record, receive_records) = channel();
-        let writer = scope.spawn(|| write(plan, output, receive, finished, send_record, progress));
-        let noter = scope.spawn(|| note(output, receive_records, &noted, forget));
-        let encoded = encode(checkpoint, plan, path, first, calibrated, &noted, &send, forget, progress);
+        let (done, mut encoders, mut threads) = (&done, Vec::new(), Vec::new());
+        for (Job { plan, path, output, finished, calibrated }, noted) in jobs.into_iter().zip(&noted) {
+            for (index, planned) in plan.tensors.iter().enumerate().take(finished.len()) {
+                output.count_written(index, planned.bytes_after);
+            }
+            let forget = is_larger_than_memory(plan.source_bytes);
+            let next = finished.len();
+            let (send, receive) = sync_channel(WAITING);
+            let (send_record, receive_records) = channel();
+            let count =
+                move |weights| progress.at(done.fetch_add(weights, Ordering::Relaxed) + weights, total);
+            let writer = scope.spawn(move || write(plan, output, receive, finished, send_record, &count));
+            let noter = scope.spawn(move || note(output, receive_records, noted, forget));
+            threads.push((writer, noter));
+            let source = Source::new(checkpoint, plan);
+            encoders.push(Encoder { source, path, next, calibrated, noted, send: Some(send), forget });
+        }
+        let mut encoded = Ok(());
+        while let Some((job, encoder)) = furthest_behind(&mut encoders) {
+            encoded = encoder.encode_layer(progress).map_err(|error| (job, error));
+            if encoded.is_err() {
+                break;
+            }
+        }
         // Without a sender the writer ends after what it was sent, and so does the noter.
-        drop(send);
-        let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let noted = noter.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        drop(encoders);
+        let ended: Vec<_> = threads
+            .into_iter()
+            .map(|(writer, noter)| {
+                let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                let noted = noter.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                written.and_then(|written| noted.map(|()| written))
+            })
+            .collect();
         encoded?;
-        let written = written?;
-        noted.map(|()| written)
+        ended.into_iter().enumerate().map(|(job, ended)| ended.map_err(|error| (job, error))).collect()
     })
+}
+
+/// The job whose next tensor comes first in a model, the first of several; `None` if none has one.
+fn furthest_behind<'e, 'a, 'c>(
+    encoders: &'e mut [Encoder<'a, 'c>],
+) -> Option<(usize, &'e mut Encoder<'a, 'c>)> {
+    let place = |encoder: &Encoder<'_, '_>| encoder.send.as_ref().and(encoder.place());
+    let (job, _) = encoders
+        .iter()
+        .enumerate()
+        .filter_map(|(job, encoder)| Some((job, place(encoder)?)))
+        .min_by_key(|(_, place)| *place)?;
+    Some((job, &mut encoders[job]))
 }
 
 /// Whether a model takes more than half of the machine's memory: it leaves the system's memory of files no room for anything else, and
@@ -94,62 +136,85 @@ pub(crate) fn is_larger_than_memory(bytes: u64) -> bool {
     bytes > (system.totalram as u64).saturating_mul(u64::from(system.mem_unit)) / 2
 }
 
-/// Sends the rows of all tensors in their order; stops early if the writer did, which knows why.
-fn encode(
-    checkpoint: &Checkpoint,
-    plan: &Plan,
-    path: &Path,
-    first: usize,
-    mut calibrated: Option<&mut Calibrated<'_>>,
-    noted: &AtomicUsize,
-    send: &SyncSender<Chunk>,
+/// Sends the rows of a plan's tensors in their order.
+struct Encoder<'a, 'c> {
+    source: Source<'a>,
+    path: &'a Path,
+    /// The tensor that comes next.
+    next: usize,
+    calibrated: Option<&'a mut Calibrated<'c>>,
+    noted: &'a AtomicUsize,
+    /// None once the writer has stopped, which knows why.
+    send: Option<SyncSender<Chunk>>,
     forget: bool,
-    progress: &dyn Progress,
-) -> Result<(), Error> {
-    let isa = Isa::best();
-    let source = Source::new(checkpoint, plan);
-    let mut tensors = plan.tensors.iter().enumerate().skip(first).peekable();
-    while let Some((index, planned)) = tensors.next() {
-        if let Some(calibrated) = &mut calibrated
+}
+
+impl Encoder<'_, '_> {
+    /// Where the next tensor is in a model.
+    fn place(&self) -> Option<(u8, usize)> {
+        self.source.plan.tensors.get(self.next).map(|planned| reading_order(&planned.role))
+    }
+
+    /// Sends tensors up to the end of the next one's layer.
+    fn encode_layer(&mut self, progress: &dyn Progress) -> Result<(), Error> {
+        let place = self.place();
+        while self.send.is_some() && self.place().is_some() && self.place() == place {
+            self.encode_tensor(progress)?;
+            self.next += 1;
+        }
+        Ok(())
+    }
+
+    fn encode_tensor(&mut self, progress: &dyn Progress) -> Result<(), Error> {
+        let isa = Isa::best();
+        let Self { source, path, calibrated, noted, send, forget, next: index } = self;
+        let (plan, index) = (source.plan, *index);
+        let planned = &plan.tensors[index];
+        if let Some(calibrated) = calibrated
             && let Some(done) = calibrated.take(index, noted.load(Ordering::Relaxed), progress, path)?
         {
             let Done { encoded, method, global } = done;
             let weights = planned.weights();
-            let chunk = Chunk { tensor: index, encoded, weights, method, last: true, global };
-            if send.send(chunk).is_err() {
-                return Ok(());
-            }
-            continue;
+            pass_on(send, Chunk { tensor: index, encoded, weights, method, last: true, global });
+            return Ok(());
         }
         let opened = source.open(isa, planned)?;
         let tensor = &opened.tensor;
-        let run = TensorRun::new(&source, planned, &opened, isa)?;
+        let run = TensorRun::new(source, planned, &opened, isa)?;
         let (rows, cols) = (planned.out_features(), planned.in_features());
         let chunk_rows = rows_per_chunk(cols).next_multiple_of(rows_together(planned.to));
         for first in (0..rows).step_by(chunk_rows) {
             if progress.is_stopped() {
-                return Err(Error::Stopped { path: path.into() });
+                return Err(Error::Stopped { path: path.to_owned() });
             }
             let chunk = chunk_rows.min(rows - first);
             let last = first + chunk == rows;
             if !last {
                 ask_for(tensor, planned, first + chunk);
-            } else if let Some((_, next)) = tensors.peek() {
-                ask_for(&checkpoint.tensor(&next.source)?, next, 0);
+            } else if let Some(next) = plan.tensors.get(index + 1) {
+                ask_for(&source.checkpoint.tensor(&next.source)?, next, 0);
             }
             let encoded = run.encode(first, chunk)?;
             tensor.release();
             let weights = (chunk * cols) as u64;
             let global = run.global();
-            if send.send(Chunk { tensor: index, encoded, weights, method: None, last, global }).is_err() {
+            if !pass_on(send, Chunk { tensor: index, encoded, weights, method: None, last, global }) {
                 return Ok(());
             }
         }
-        if forget {
+        if *forget {
             tensor.forget();
         }
+        Ok(())
     }
-    Ok(())
+}
+
+/// Sends `chunk` to the writer; false, and no writer any more, if it has stopped.
+fn pass_on(send: &mut Option<SyncSender<Chunk>>, chunk: Chunk) -> bool {
+    if send.as_ref().is_some_and(|send| send.send(chunk).is_err()) {
+        *send = None;
+    }
+    send.is_some()
 }
 
 /// Has the system read the chunk that begins with row `first`.
@@ -165,10 +230,8 @@ fn write(
     receive: Receiver<Chunk>,
     mut records: Vec<TensorRecord>,
     send_record: Sender<(serde_json::Value, u64)>,
-    progress: &dyn Progress,
+    count: &dyn Fn(u64),
 ) -> Result<Vec<TensorRecord>, Error> {
-    let total = plan.tensors.iter().map(PlannedTensor::weights).sum();
-    let mut done = plan.tensors.iter().take(records.len()).map(PlannedTensor::weights).sum();
     let mut under_way: Option<TensorWrite<'_>> = None;
     for chunk in receive {
         let mut tensor =
@@ -186,8 +249,7 @@ fn write(
         } else {
             under_way = Some(tensor);
         }
-        done += chunk.weights;
-        progress.at(done, total);
+        count(chunk.weights);
     }
     Ok(records)
 }

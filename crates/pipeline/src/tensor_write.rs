@@ -115,6 +115,7 @@ impl<'a> TensorWrite<'a> {
             source_hash: format!("{:016x}", self.source.digest()),
             stored_hash: self.stored.finish(planned.to),
             method: None,
+            outliers: planned.outliers.clone(),
             reason: planned.reason.clone(),
         })
     }

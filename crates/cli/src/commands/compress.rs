@@ -1,6 +1,6 @@
 //! `bitmill compress`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bitmill_checkpoint::{Checkpoint, Overwrite};
 use bitmill_pipeline::{Continuation, Format, HeldOut, Plan, Progress as _};
@@ -13,8 +13,90 @@ use crate::{Outcome, models, stdout};
 
 pub fn compress(args: &Compress, global: &Global) -> Result<Outcome, Failure> {
     let checkpoint = models::open(args.model.as_deref())?;
-    let plan = planned(&checkpoint, &args.how, global)?;
-    write(&checkpoint, &plan, &args.output, &args.over, "", global)
+    let plans = planned(&checkpoint, &args.how, global)?;
+    match plans.as_slice() {
+        [plan] => write(&checkpoint, plan, &args.output, &args.over, "", global),
+        several => write_all(&checkpoint, several, args, global),
+    }
+}
+
+/// Runs several plans in one pass, each to an output in the folder that bears its recipe's name, and prints what came of them.
+fn write_all(
+    checkpoint: &Checkpoint,
+    plans: &[Plan],
+    args: &Compress,
+    global: &Global,
+) -> Result<Outcome, Failure> {
+    let overwrite = if args.over.force { Overwrite::Force } else { Overwrite::Refuse };
+    std::fs::create_dir_all(&args.output).map_err(|error| {
+        Failure::new(
+            format!("{}: {error}", args.output.display()),
+            "with several recipes --output is the folder that their outputs go to",
+        )
+    })?;
+    let mut outputs: Vec<PathBuf> = Vec::with_capacity(plans.len());
+    for plan in plans {
+        let name = &plan.recipe.name;
+        if name.contains(['/', '\\']) || name.starts_with('.') {
+            return Err(Failure::new(
+                format!("`{name}` is no name for an output"),
+                "give the recipe a `name` without slashes that does not begin with a dot",
+            ));
+        }
+        let end = if plan.recipe.format == Format::Gguf { ".gguf" } else { "" };
+        outputs.push(args.output.join(format!("{name}{end}")));
+        if args.over.restart {
+            bitmill_checkpoint::discard_partial(&outputs[outputs.len() - 1])?;
+        }
+    }
+    let all: Vec<(&Plan, &Path)> =
+        plans.iter().zip(&outputs).map(|(plan, path)| (plan, path.as_path())).collect();
+    let bar = Bar::stoppable()?;
+    let records = bitmill_pipeline::compress_all(checkpoint, &all, overwrite, &bar);
+    bar.end();
+    let records = records?;
+    let peak = bitmill_bench::peak_bytes();
+    if global.json {
+        let documents = records.into_iter().zip(&all).map(|(record, (_, output))| {
+            let mut document = record.document;
+            document["output"] = output.display().to_string().into();
+            document["resumed_tensors"] = record.resumed.into();
+            document["taken_over"] = record.taken_over.into();
+            document
+        });
+        stdout::print_json(&serde_json::json!({
+            "schema": "bitmill.compress_all/1",
+            "version": env!("CARGO_PKG_VERSION"),
+            "planned_peak_bytes": Plan::joint_peak_bytes(checkpoint, plans),
+            "peak_bytes": peak,
+            "outputs": documents.collect::<Vec<_>>(),
+        }))?;
+        return Ok(Outcome::Done);
+    }
+    let size = bitmill_report::size;
+    let mut text = String::new();
+    for (record, (plan, output)) in records.iter().zip(&all) {
+        text += &format!(
+            "{}: {} -> {} ({}), {:.2} bits/weight\n{}",
+            output.display(),
+            size(plan.source_bytes),
+            size(plan.output_bytes),
+            plan.recipe.name,
+            plan.bits_per_weight,
+            quality(&record.document),
+        );
+    }
+    let taken: usize = records.iter().map(|record| record.taken_over).sum();
+    if taken > 0 {
+        text += &format!(
+            "{taken} statistics and layers of the dense model were taken over from one recipe by another\n"
+        );
+    }
+    if let Some(peak) = peak {
+        text += &format!("peak memory {}; ", size(peak));
+    }
+    stdout::print(&format!("{text}every tensor was read back and is what was decided"))?;
+    Ok(Outcome::Done)
 }
 
 /// Runs `plan` and prints what came of it, with `notes` (whole lines) about the plan.
@@ -97,6 +179,17 @@ fn quality(document: &serde_json::Value) -> String {
             fallbacks.len(),
             first["name"].as_str().unwrap_or_default(),
             first["method"]["fallback"].as_str().unwrap_or_default(),
+        );
+    }
+    let outliers: Vec<&serde_json::Value> =
+        tensors.iter().filter(|tensor| tensor["outliers"].is_object()).collect();
+    if let Some(first) = outliers.first() {
+        text += &format!(
+            "{} tensors fell back for outliers, such as {} to {}: {}\n",
+            outliers.len(),
+            first["name"].as_str().unwrap_or_default(),
+            first["to"].as_str().unwrap_or_default(),
+            first["reason"].as_str().unwrap_or_default(),
         );
     }
     let beyond = document["inputs_beyond_f16"].as_array().map_or(&[][..], Vec::as_slice);

@@ -10,18 +10,61 @@ use crate::{Outcome, models, stdout};
 
 pub fn plan(args: &Args, global: &Global) -> Result<Outcome, Failure> {
     let checkpoint = models::open(args.model.as_deref())?;
-    let plan = planned(&checkpoint, &args.how, global)?;
-    if global.json {
-        stdout::print_json(&plan.to_json())?;
-    } else {
-        stdout::print(&plan.to_text())?;
+    let plans = planned(&checkpoint, &args.how, global)?;
+    let together = Plan::joint_peak_bytes(&checkpoint, &plans);
+    match (plans.as_slice(), global.json) {
+        ([plan], true) => stdout::print_json(&plan.to_json())?,
+        ([plan], false) => stdout::print(&plan.to_text())?,
+        (several, true) => {
+            let several: Vec<serde_json::Value> = several.iter().map(Plan::to_json).collect();
+            stdout::print_json(&serde_json::json!({
+                "schema": "bitmill.plans/1",
+                "version": env!("CARGO_PKG_VERSION"),
+                "peak_bytes": together,
+                "plans": several,
+            }))?;
+        }
+        (several, false) => {
+            let mut text: String = several.iter().map(|plan| format!("{}\n", plan.to_text())).collect();
+            text += &format!("in one pass: peak memory about {}\n", bitmill_report::size(together));
+            stdout::print(&text)?;
+        }
     }
     Ok(Outcome::Done)
 }
 
-/// The plan that `plan` prints and `compress` runs.
-pub fn planned(checkpoint: &Checkpoint, how: &How, global: &Global) -> Result<Plan, Failure> {
-    let mut recipe = Recipe::read(&how.recipe)?.with_tensor_types(&how.tensor_types)?;
+/// The plans that `plan` prints and `compress` runs, one a recipe.
+pub fn planned(checkpoint: &Checkpoint, how: &How, global: &Global) -> Result<Vec<Plan>, Failure> {
+    let is_alone = how.recipes.len() == 1;
+    let mut recipes: Vec<Recipe> = Vec::with_capacity(how.recipes.len());
+    let mut options = PlanOptions {
+        allow_requantize: how.allow_requantize,
+        shard_bytes: how.shard_size,
+        split_bytes: None,
+        strict: how.strict,
+        max_memory: how.max_memory,
+    };
+    for name in &how.recipes {
+        let recipe = asked(name, how, global, is_alone)?;
+        options.split_bytes = split(how.split_max_size, recipe.format)?;
+        let recipe = resolve(checkpoint, &recipe, &options, &Bar::new())?.recipe;
+        if recipes.iter().any(|earlier| earlier.name == recipe.name) {
+            return Err(Failure::new(
+                format!("two recipes are called `{}`", recipe.name),
+                "outputs bear their recipes' names: give one of them another `name`",
+            ));
+        }
+        recipes.push(recipe);
+    }
+    match recipes.as_slice() {
+        [recipe] => Ok(vec![Plan::new(checkpoint, recipe, &options)?]),
+        several => Ok(Plan::several(checkpoint, several, &options)?),
+    }
+}
+
+/// A recipe with what flags ask for; of several those about calibration are for the ones that are calibrated.
+fn asked(name: &str, how: &How, global: &Global, is_alone: bool) -> Result<Recipe, Failure> {
+    let mut recipe = Recipe::read(name)?.with_tensor_types(&how.tensor_types)?;
     if let Some(to) = how.to {
         recipe = recipe.with_format(match to {
             To::Gguf => Format::Gguf,
@@ -44,16 +87,10 @@ pub fn planned(checkpoint: &Checkpoint, how: &How, global: &Global) -> Result<Pl
     if how.no_pad {
         recipe = recipe.without_padding()?;
     }
-    recipe = with_calibration(recipe, &how.calibration, global)?;
-    let options = PlanOptions {
-        allow_requantize: how.allow_requantize,
-        shard_bytes: how.shard_size,
-        split_bytes: split(how.split_max_size, recipe.format)?,
-        strict: how.strict,
-        max_memory: how.max_memory,
-    };
-    let resolved = resolve(checkpoint, &recipe, &options, &Bar::new())?;
-    Ok(Plan::new(checkpoint, &resolved.recipe, &options)?)
+    match is_alone || recipe.calibrates() {
+        true => with_calibration(recipe, &how.calibration, global),
+        false => Ok(recipe),
+    }
 }
 
 /// The recipe with the calibration tokens that flags ask for.

@@ -2,16 +2,18 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use bitmill_calib::Inputs;
 use bitmill_checkpoint::{Role, RoleKind, Tensor};
 use bitmill_kernels::Compute;
 use bitmill_quant::Clip;
-use bitmill_stats::{Cross, CrossAccumulator, Factor, HessianAccumulator};
-use bitmill_tensor::{Encoding, Extent, Matrix};
+use bitmill_stats::{Cross, CrossAccumulator, Factor, Hessian, HessianAccumulator};
+use bitmill_tensor::{Encoding, Matrix};
 
 use super::reshaping::ScaleRecord;
 use super::sample::{Sample, of_one_length};
+use super::shared::{InputsKey, Sharing, bits};
 use super::tensor::{
     ERROR_TOKENS, MethodRecord, Rows, Statistics, as_stored, encode_alone, encode_calibrated, group_ranges,
     output_error, six_digits,
@@ -45,9 +47,38 @@ pub(crate) struct Sums {
     some: Sample,
     /// The largest `|x|` of each column that is there.
     largest: Vec<f32>,
+    /// The inputs by their bits, where another run may have the same.
+    key: Option<InputsKey>,
+    /// The Hessian that such a run found.
+    known: Option<Arc<Hessian>>,
 }
 
 impl Sums {
+    /// Adds all rows that there are to calibrate on; their Hessian may be known from another run.
+    pub fn add_all(&mut self, inputs: &Inputs<'_>, sharing: Option<Sharing<'_>>) {
+        if let (Some(sharing), Some(_), 1..) =
+            (sharing.filter(Sharing::has_twin), &self.hessian, inputs.calibration_rows)
+        {
+            let key = (bits(inputs.x, inputs.calibration_rows), self.cols);
+            self.known = sharing.hessian(key);
+            self.key = Some(key);
+        }
+        self.add(inputs);
+    }
+
+    /// The Hessian of all that was added; others may need it too.
+    fn take_hessian(&mut self, sharing: Option<Sharing<'_>>) -> Option<Hessian> {
+        let summed = self.hessian.take()?;
+        if let Some(known) = self.known.take() {
+            return Some((*known).clone());
+        }
+        let hessian = summed.finish();
+        if let (Some(sharing), Some(key)) = (sharing, self.key) {
+            sharing.keep_hessian(key, Arc::new(hessian.clone()));
+        }
+        Some(hessian)
+    }
+
     /// Adds the rows that are there to calibrate on.
     pub fn add(&mut self, inputs: &Inputs<'_>) {
         let rows = inputs.calibration_rows;
@@ -61,8 +92,13 @@ impl Sums {
             self.largest.iter_mut().zip(inputs.x.row(row)).for_each(|(most, x)| *most = most.max(x.abs()));
         }
         let Some(hessian) = &mut self.hessian else { return };
+        if self.known.is_some() && self.cross.is_none() {
+            return;
+        }
         let x = part(inputs.x, rows, self.cols);
-        hessian.add(&x);
+        if self.known.is_none() {
+            hessian.add(&x);
+        }
         if let (Some(cross), Some(dense)) = (&mut self.cross, inputs.dense) {
             cross.add(&part(dense, rows, self.cols), &x);
         }
@@ -95,15 +131,6 @@ fn outliers(of_columns: &[f32]) -> usize {
     of_columns.iter().filter(|most| **most >= OUTLIER).count()
 }
 
-/// Whether one scale spans all columns.
-fn spans_rows(planned: &PlannedTensor) -> bool {
-    match planned.to {
-        Encoding::Grouped(grouped) => grouped.group_size.get() == planned.in_features(),
-        Encoding::Scaled(layout) => matches!(layout.extent, Extent::Row | Extent::Matrix),
-        _ => false,
-    }
-}
-
 /// What sums became.
 struct Spent {
     diagonal: Vec<f32>,
@@ -117,13 +144,7 @@ struct Spent {
 
 impl Spent {
     /// Factors the Hessian in its own memory, for all matrices that share it.
-    fn new(
-        method: Method,
-        shrinkage: f32,
-        sums: HessianAccumulator,
-        cross: Option<CrossAccumulator>,
-    ) -> Self {
-        let mut hessian = sums.finish();
+    fn new(method: Method, shrinkage: f32, mut hessian: Hessian, cross: Option<CrossAccumulator>) -> Self {
         let mut spent = Self {
             diagonal: hessian.diagonal(),
             factor: None,
@@ -176,6 +197,7 @@ pub(crate) struct Compressing<'a> {
     /// How columns were scaled beforehand.
     pub(super) scales: HashMap<Role, ScaleRecord>,
     pub(super) done: HashMap<usize, Done>,
+    sharing: Option<Sharing<'a>>,
 }
 
 impl<'a> Compressing<'a> {
@@ -184,8 +206,9 @@ impl<'a> Compressing<'a> {
         compute: Compute,
         tensors: HashMap<Role, usize>,
         scales: HashMap<Role, ScaleRecord>,
+        sharing: Option<Sharing<'a>>,
     ) -> Self {
-        Self { source, compute, tensors, scales, done: HashMap::new() }
+        Self { source, compute, tensors, scales, done: HashMap::new(), sharing }
     }
 
     fn plan(&self) -> &'a Plan {
@@ -212,6 +235,8 @@ impl<'a> Compressing<'a> {
             cols,
             some: Sample::new(wanted, expected),
             largest: Vec::new(),
+            key: None,
+            known: None,
         }
     }
 
@@ -230,7 +255,7 @@ impl<'a> Compressing<'a> {
     ///
     /// # Errors
     /// If a weight is not finite or its form cannot hold it; [`Error::Fallback`] where the plan is strict.
-    pub fn quantize(&mut self, roles: &[Role], sums: Sums) -> Result<Vec<Tensor>, Error> {
+    pub fn quantize(&mut self, roles: &[Role], mut sums: Sums) -> Result<Vec<Tensor>, Error> {
         let members: Vec<(Role, usize, &'a PlannedTensor)> = roles
             .iter()
             .copied()
@@ -241,7 +266,7 @@ impl<'a> Compressing<'a> {
         let methods = || members.iter().map(|(_, _, planned)| planned.method);
         let method =
             methods().find(|method| method.factors()).or_else(|| methods().find(|&m| m == Method::Weighed));
-        let spent = match (method, sums.hessian) {
+        let spent = match (method, sums.take_hessian(self.sharing)) {
             (Some(method), Some(hessian)) => {
                 Some(Spent::new(method, self.plan().recipe.shrinkage(method), hessian, sums.cross))
             }
@@ -287,11 +312,11 @@ impl<'a> Compressing<'a> {
                     .then(|| MethodRecord { method: alone, ..MethodRecord::default() })
             });
             let method = method.map(|method| MethodRecord {
-                output_error: output_error(&self.compute, &opened.tensor, &replacement, &some),
+                output_error: output_error(&self.compute, (&opened.tensor, &some), (&replacement, &some)),
                 scaled,
                 clipped,
                 largest_input: largest_input(&largest),
-                outlier_columns: if spans_rows(planned) { outliers(&largest) } else { 0 },
+                outlier_columns: if planned.has_row_scales() { outliers(&largest) } else { 0 },
                 ..method
             });
             opened.tensor.release();

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use bitmill_calib::{Inputs, Streams, pass_layer};
+use bitmill_calib::{Dense, Inputs, Streams, pass_layer};
 use bitmill_checkpoint::{Role, RoleKind, Tensor};
 use bitmill_kernels::Compute;
 use bitmill_model::{LayerGradients, LayerRun, Model, PlainLayer, Reach, SplitMix64, Stage};
@@ -159,7 +159,7 @@ impl Calibrated<'_> {
         let mut targets = Vec::with_capacity(rows.len() * columns);
         for windows in batches {
             let mut streams = self.streams(windows.clone())?;
-            if let Some(dense) = &mut streams.dense {
+            if let Some(Dense::Runs(dense)) = &mut streams.dense {
                 self.model.pass_layer(&self.compute, dense, |_, _, _| ());
                 let calibration = &dense.hidden().as_slice()[..streams.calibration_rows * columns];
                 targets.extend_from_slice(calibration);

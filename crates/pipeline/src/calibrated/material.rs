@@ -86,21 +86,40 @@ impl Material {
     }
 
     fn windows_at_once(&self, config: &ModelConfig) -> usize {
-        let window = activation_bytes(config) * self.length() as u64;
+        // Both models run where a method wants the dense one's inputs: room for both is kept.
+        let window = 2 * token_bytes(config) * self.length() as u64;
         usize::try_from(self.memory / window.max(1)).unwrap_or(usize::MAX).max(1)
     }
 
-    /// The most bytes that activations of a layer take at once, those of the dense model beside.
-    pub fn activation_bytes(&self, config: &ModelConfig) -> u64 {
-        let largest = self.batches(config).iter().map(Range::len).max().unwrap_or(0);
-        (largest * self.length()) as u64 * activation_bytes(config)
+    /// The most bytes that activations of a layer take at once, those of the dense model beside: of all windows if it runs over
+    /// them, else of those that are held out.
+    pub fn activation_bytes(&self, config: &ModelConfig, dense_calibration: bool) -> u64 {
+        let rows = |windows: &Range<usize>| {
+            let (calibration, held_out) = self.rows(windows);
+            let dense = if dense_calibration { calibration.len() } else { 0 } + held_out.len();
+            (calibration.len() + held_out.len() + dense) as u64
+        };
+        self.batches(config).iter().map(rows).max().unwrap_or(0) * token_bytes(config)
+    }
+
+    /// The most rows of one batch that are calibrated on, if others are beside them: statistics are summed of a copy then.
+    pub fn copied_rows(&self, config: &ModelConfig) -> usize {
+        let rows = |windows: &Range<usize>| {
+            let (calibration, held_out) = self.rows(windows);
+            if held_out.is_empty() { 0 } else { calibration.len() }
+        };
+        self.batches(config).iter().map(rows).max().unwrap_or(0)
     }
 }
 
-/// Bytes that a token's activations take in a layer, in the model that it becomes and in the dense one.
-fn activation_bytes(config: &ModelConfig) -> u64 {
+/// Bytes that a token's activations take in a layer.
+fn token_bytes(config: &ModelConfig) -> u64 {
     let (q, kv) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
-    // Hidden states, their copy on the way in, norm, update; q, k, v, their cache and what attention makes; gate and up.
-    let floats = 4 * config.hidden_size + 2 * q + 4 * kv + 2 * config.intermediate_size;
-    2 * 4 * floats as u64
+    // Hidden states, norm and update; q and what attention makes of it, k and v, the angles they are turned by; gate and up, after
+    // the caches of k and v are gone.
+    let floats =
+        3 * config.hidden_size + 2 * q + 2 * kv + config.head_dim + 2 * config.intermediate_size.max(kv);
+    // What an expert's tokens are gathered in, and what it makes of them.
+    let gathered = if config.experts.is_some() { 2 * config.hidden_size } else { 0 };
+    4 * (floats + gathered) as u64
 }

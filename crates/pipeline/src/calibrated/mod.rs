@@ -10,9 +10,11 @@
 mod compressing;
 mod learning;
 mod material;
+mod outliers;
 mod quality;
 mod reshaping;
 mod sample;
+mod shared;
 mod states;
 mod tensor;
 
@@ -20,7 +22,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use bitmill_calib::{Inputs, Streams, pass_layer};
+use bitmill_calib::{Dense, DensePass, Inputs, Streams, pass_layer};
 use bitmill_checkpoint::{Checkpoint, ModelConfig, Role, RoleKind, Tensor};
 use bitmill_kernels::{Compute, Isa, Path as ComputePath};
 use bitmill_model::Model;
@@ -36,12 +38,16 @@ use crate::tensor_run::TensorRun;
 
 pub(crate) use compressing::Done;
 pub(crate) use material::Material;
+pub use outliers::OutlierRecord;
+pub(crate) use outliers::{Fallback, Fallbacks, find as find_outliers};
 pub use quality::{Continuation, HeldOut};
 pub use reshaping::ScaleRecord;
+pub(crate) use shared::{Shared, Sharing};
 pub use tensor::MethodRecord;
 
 use compressing::{Compressing, Sums};
 use reshaping::{Collected, Reshaped};
+use shared::DenseKey;
 use states::{Section, Shape, States, StatesFolder, StatesWriter};
 
 /// A layer's number in the source, and its tensors' places in the plan by their roles there.
@@ -63,6 +69,8 @@ pub(crate) struct Calibrated<'a> {
     next: usize,
     /// What the last layer's tensors became.
     done: HashMap<usize, Done>,
+    /// What it shares with runs of other recipes over the same tokens.
+    sharing: Option<Sharing<'a>>,
 }
 
 impl<'a> Calibrated<'a> {
@@ -76,6 +84,7 @@ impl<'a> Calibrated<'a> {
         plan: &'a Plan,
         folder: PathBuf,
         finished: usize,
+        sharing: Option<Sharing<'a>>,
     ) -> Result<Option<Self>, Error> {
         let Some(material) = &plan.material else { return Ok(None) };
         let compute = Compute::new(Isa::best(), ComputePath::Exact);
@@ -99,6 +108,13 @@ impl<'a> Calibrated<'a> {
             None if next == 0 => enter(checkpoint, plan, &mut model, &compute, material, &states_folder)?,
             None => return Err(Error::StatesGone { folder, layer: next }),
         };
+        if let Some(sharing) = sharing {
+            sharing.enters(next, states.calibration_hash());
+            let learns = plan.tensors.iter().any(|planned| planned.method.learning().is_some());
+            if plan.turn.is_none() && plan.recipe.balance().is_none() && !learns {
+                sharing.runs_dense(shape.dense_calibration);
+            }
+        }
         let done = HashMap::new();
         Ok(Some(Self {
             checkpoint,
@@ -111,6 +127,7 @@ impl<'a> Calibrated<'a> {
             layers,
             next,
             done,
+            sharing,
         }))
     }
 
@@ -140,6 +157,11 @@ impl<'a> Calibrated<'a> {
         Ok(self.done.remove(&index))
     }
 
+    /// How often it took over what another run of the pass had found: statistics of inputs, layers of the dense model.
+    pub fn taken_over(&self) -> usize {
+        self.sharing.map_or(0, |sharing| sharing.taken())
+    }
+
     /// Measures the output that lies at `staged` on the windows that were held out; `None` if there are none.
     ///
     /// # Errors
@@ -163,18 +185,22 @@ impl<'a> Calibrated<'a> {
         let windows: Vec<&[u32]> =
             (self.material.windows()..windows.len()).map(|at| windows.get(at)).collect();
         let quality = quality::held_out(&self.compute, (&written, &states), (&self.model, &dense), &windows)?;
+        self.model.release();
         let continuation = quality::continuation(&self.compute, &checkpoint, &written, windows[0])?;
         Ok(Some(HeldOut { continuation, ..quality }))
     }
 
     fn run_layer(&mut self) -> Result<(), Error> {
         self.done.clear();
+        if let Some(sharing) = self.sharing {
+            sharing.begin(self.next);
+        }
         let mut reshaped = self.reshape_layer()?;
         let originals = reshaped.take_originals();
         let Reshaped { tensors, scales, .. } = reshaped;
         let (_, places) = &self.layers[self.next];
         let source = Source::with_changed(self.checkpoint, self.plan, tensors);
-        let mut compressing = Compressing::new(source, self.compute, places.clone(), scales);
+        let mut compressing = Compressing::new(source, self.compute, places.clone(), scales, self.sharing);
         let batches = self.material.batches(self.model.config());
         match (self.learning(), batches.as_slice()) {
             (Some(how), batches) => self.run_learned(batches, how, &mut compressing)?,
@@ -187,6 +213,9 @@ impl<'a> Calibrated<'a> {
         }
         self.model.release();
         self.next += 1;
+        if let Some(sharing) = self.sharing {
+            sharing.enters(self.next, self.states.calibration_hash());
+        }
         Ok(())
     }
 
@@ -225,18 +254,62 @@ impl<'a> Calibrated<'a> {
 
     /// All tokens together: each matrix is quantized as soon as its inputs are there, and runs on quantized.
     fn run_at_once(&mut self, windows: Range<usize>, compressing: &mut Compressing<'_>) -> Result<(), Error> {
-        let mut streams = self.streams(windows)?;
+        let mut streams = self.streams(windows.clone())?;
+        let key = self.share_dense(&windows, &mut streams, self.folder.shape().dense_calibration);
+        let sharing = self.sharing;
         pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
             let mut sums = compressing.sums(roles, inputs.calibration_rows);
-            sums.add(&inputs);
+            sums.add_all(&inputs, sharing);
             let stored = compressing.quantize(roles, sums)?;
             Ok::<_, Error>(stored.into_iter().filter_map(|tensor| model.replace(tensor)).collect())
         })?;
         let mut next = self.folder.create(self.next + 1)?;
         self.keep_compressed(&streams, &mut next)?;
         self.keep_dense(&streams, &mut next)?;
+        self.tell_dense(key, streams);
         self.states = next.finish()?;
         Ok(())
+    }
+
+    /// Has the dense model's stream take the place of one that ran through the layer beside another run, or note what others
+    /// need; by what it is to be told of afterwards, if it is. What its matrices multiply is noted where `with_inputs` asks for it.
+    fn share_dense(
+        &self,
+        windows: &Range<usize>,
+        streams: &mut Streams,
+        with_inputs: bool,
+    ) -> Option<DenseKey> {
+        let sharing = self.sharing.filter(Sharing::has_dense_twin)?;
+        let (source_layer, _) = self.layers[self.next];
+        let stage = match streams.dense.take()? {
+            Dense::Runs(stage) => stage,
+            other => {
+                streams.dense = Some(other);
+                return None;
+            }
+        };
+        let states = stage.hidden();
+        let key = (shared::bits(states, states.rows()), source_layer, windows.clone(), with_inputs);
+        if let Some(ran) = sharing.dense(&key) {
+            streams.dense = Some(Dense::Ran(ran));
+            return None;
+        }
+        streams.dense = Some(if with_inputs { Dense::Noted(stage, Vec::new()) } else { Dense::Runs(stage) });
+        Some(key)
+    }
+
+    /// Tells other runs what the dense model's stream made of the layer.
+    fn tell_dense(&self, key: Option<DenseKey>, streams: Streams) {
+        let (Some(sharing), Some(key)) = (self.sharing, key) else { return };
+        match streams.dense {
+            Some(Dense::Runs(stage)) => {
+                sharing.keep_dense(key, DensePass { inputs: Vec::new(), hidden: stage.hidden().clone() });
+            }
+            Some(Dense::Noted(stage, inputs)) => {
+                sharing.keep_dense(key, DensePass { inputs, hidden: stage.hidden().clone() });
+            }
+            Some(Dense::Ran(_)) | None => {}
+        }
     }
 
     /// Batch after batch: a first pass with the layer as it is collects all statistics, a second one runs it quantized.
@@ -249,6 +322,11 @@ impl<'a> Calibrated<'a> {
         let mut next = self.folder.create(self.next + 1)?;
         for windows in batches {
             let mut streams = self.streams(windows.clone())?;
+            // What many batches multiply would not fit in memory: only a stream of held-out windows is shared.
+            let key = match self.folder.shape().dense_calibration {
+                true => None,
+                false => self.share_dense(windows, &mut streams, false),
+            };
             let material = self.material;
             pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
                 let place = collected.iter().position(|(other, _)| other == roles).unwrap_or_else(|| {
@@ -260,6 +338,7 @@ impl<'a> Calibrated<'a> {
                 Ok::<_, Error>(Vec::new())
             })?;
             self.keep_dense(&streams, &mut next)?;
+            self.tell_dense(key, streams);
         }
         let mut replaced: Vec<Tensor> = Vec::new();
         for (roles, sums) in collected {
@@ -300,6 +379,7 @@ impl<'a> Calibrated<'a> {
         };
         dense_hidden.append(&mut read(Section::DenseHeldOut, &held_out));
         let dense = (!dense_windows.is_empty()).then(|| stand(dense_windows, dense_hidden)).transpose()?;
+        let dense = dense.map(Dense::Runs);
         Ok(Streams { compressed: stand(windows, hidden)?, dense, calibration_rows: rows.len() })
     }
 
@@ -397,26 +477,62 @@ fn enter(
     states.finish()
 }
 
+/// What runs of several plans over the same tokens hold of a layer beside the largest of them: the rows of each, and what they
+/// share.
+pub(crate) fn shared_peak_bytes(config: &ModelConfig, plans: &[&Plan]) -> u64 {
+    let of_layers = |plan: &Plan| {
+        let mut layers: HashMap<usize, u64> = HashMap::new();
+        for planned in &plan.tensors {
+            *layers.entry(planned.role.layer.unwrap_or_default()).or_default() += planned.bytes_after;
+        }
+        2 * layers.values().max().copied().unwrap_or(0)
+    };
+    let rows: u64 = plans.iter().map(|plan| of_layers(plan)).sum();
+    let wanting = |wants: fn(&Method) -> bool| {
+        let has = |plan: &&&Plan| plan.tensors.iter().any(|planned| wants(&planned.method));
+        plans.iter().filter(has).count()
+    };
+    // Hessians of the inputs of q/k/v, of the attention's output, of gate/up and of down.
+    let (q, width) = (config.n_heads * config.head_dim, config.intermediate_size);
+    let squares = 2 * config.hidden_size * config.hidden_size + q * q + width * width;
+    let squares = if wanting(|method| method.is_calibrated()) > 1 { 4 * squares as u64 } else { 0 };
+    // What the dense model's matrices multiply, and what it puts out.
+    let tokens = plans.iter().filter_map(|plan| plan.material.as_ref());
+    let tokens = tokens.map(|material| material.calibration.windows.tokens.len()).max().unwrap_or(0);
+    let noted = tokens * (3 * config.hidden_size + q + width);
+    let noted = if wanting(|method| method.wants_dense_inputs()) > 1 { 4 * noted as u64 } else { 0 };
+    rows + squares + noted
+}
+
+/// What lies freed between buffers that are in use: glibc gives back what is larger than this, and keeps what is not.
+const KEPT_BY_ALLOCATOR: u64 = 32 << 20;
+
 /// Peak memory of a run through the layers, about: activations, the statistics of the widest inputs, and the rows of a layer
-/// before they are written, beside what the program takes by now; where steps reshape a layer, its tensors in f32 too.
+/// before they are written, beside what the program takes by now; where steps reshape a layer, its tensors in f32 too. What
+/// measuring the output takes, if that is more.
 pub(crate) fn peak_bytes(
     material: &Material,
     config: &ModelConfig,
     tensors: &[PlannedTensor],
     reshapes: bool,
+    output_bytes: u64,
 ) -> u64 {
+    let copied = material.copied_rows(config) as u64;
     let statistics = |planned: &PlannedTensor| {
         let cols = planned.in_features() as u64;
+        let crosses = u64::from(planned.method.wants_dense_inputs());
         let squares = match planned.method {
             Method::Alone | Method::Weighed | Method::Learned(_) => 0,
             Method::Gptq(_) => 1,
             Method::Compensated(_) => 2,
-        } + u64::from(planned.method.wants_dense_inputs());
+        } + crosses;
         let (rows, _) = rows_and_columns(&planned.shape);
         let chunk = (rows as u64 * cols).min(tensor::CHUNK_WEIGHTS as u64);
-        // Weights as they are, as they are pushed, and transposed.
-        4 * (squares * cols * cols + 3 * chunk)
+        let copies = if planned.method.is_calibrated() { (1 + crosses) * copied * cols } else { 0 };
+        // Inputs are summed first; then weights as they are, as they are pushed, and transposed.
+        4 * (squares * cols * cols + (3 * chunk).max(copies))
     };
+    let in_layers = || tensors.iter().filter(|planned| planned.role.layer.is_some());
     let mut layers: HashMap<usize, u64> = HashMap::new();
     let mut floats: HashMap<usize, u64> = HashMap::new();
     for planned in tensors {
@@ -426,11 +542,10 @@ pub(crate) fn peak_bytes(
         }
     }
     // One more while it is scaled.
-    let largest = tensors.iter().filter(|planned| planned.role.layer.is_some());
-    let largest = largest.map(|planned| 4 * planned.source_weights()).max().unwrap_or(0);
+    let largest = in_layers().map(|planned| 4 * planned.source_weights()).max().unwrap_or(0);
     let reshaped = if reshapes { floats.values().max().copied().unwrap_or(0) + largest } else { 0 };
     let several = material.batches(config).len() > 1;
-    let alone: u64 = tensors.iter().map(statistics).max().unwrap_or(0);
+    let alone: u64 = in_layers().map(statistics).max().unwrap_or(0);
     // Batches sum all statistics of a layer side by side.
     let beside: u64 = match several {
         true => {
@@ -444,5 +559,18 @@ pub(crate) fn peak_bytes(
     let rows = 2 * layers.values().max().copied().unwrap_or(0);
     let program = bitmill_bench::resident_bytes().unwrap_or(0);
     let learning = learning::peak_bytes(material, config, tensors);
-    program + material.activation_bytes(config) + alone.max(beside).max(learning) + rows + reshaped
+    let dense_calibration = tensors.iter().any(|planned| planned.method.wants_dense_states());
+    let activations = material.activation_bytes(config, dense_calibration);
+    // The rows of the embedding that tokens look up, and all of it where the layers run on with another.
+    let embedding = tensors.iter().find(|planned| planned.role.kind == RoleKind::TokenEmbedding);
+    let tokens = material.calibration.windows.tokens.len() as u64;
+    let states = 4 * tokens * config.hidden_size as u64;
+    let looked_up = embedding.map_or(0, |planned| {
+        planned.bytes_before.min(tokens * planned.bytes_before / planned.shape[0].max(1) as u64)
+    });
+    let changed = embedding.filter(|planned| planned.to != planned.from || planned.reshaped);
+    let entering = looked_up + 2 * states + changed.map_or(0, |planned| 3 * planned.bytes_after);
+    let passing = looked_up + activations + alone.max(beside).max(learning) + rows + reshaped;
+    let running = passing.max(entering).max(quality::peak_bytes(material, config, tensors, output_bytes));
+    program + running + KEPT_BY_ALLOCATOR
 }

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use bitmill_checkpoint::Checkpoint;
+use bitmill_checkpoint::{Checkpoint, ModelConfig, RoleKind};
 use bitmill_eval::{mean, standard_error};
 use bitmill_kernels::Compute;
 use bitmill_model::Model;
@@ -12,7 +12,9 @@ use bitmill_text::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::calibrated::Material;
 use crate::calibrated::tensor::six_digits;
+use crate::plan::PlannedTensor;
 use crate::stream::is_larger_than_memory;
 
 /// Rows of logits that are worked on at once.
@@ -114,6 +116,27 @@ pub(crate) fn held_out(
         top1_agreement: six_digits(sums.agreed as f64 / n),
         continuation: None,
     })
+}
+
+/// Memory that measuring takes, about: the states of both models, and then the heads' pages with what they make of some rows, or
+/// the pages of what was written as it goes on with a text.
+pub(crate) fn peak_bytes(
+    material: &Material,
+    config: &ModelConfig,
+    tensors: &[PlannedTensor],
+    output_bytes: u64,
+) -> u64 {
+    if material.held_out == 0 {
+        return 0;
+    }
+    let states = 2 * 4 * (material.held_out * material.length() * config.hidden_size) as u64;
+    let tokens = material.length().saturating_sub(1).min(LOGIT_ROWS);
+    let logits = 2 * 4 * (tokens * config.vocab_size) as u64;
+    let of_kind = |kind| tensors.iter().find(|planned| planned.role.kind == kind);
+    let head = of_kind(RoleKind::Output).or_else(|| of_kind(RoleKind::TokenEmbedding));
+    let heads = head.map_or(0, |head| head.bytes_before + head.bytes_after);
+    let goes_on = if is_larger_than_memory(output_bytes) { 0 } else { output_bytes };
+    states + (heads + logits).max(goes_on)
 }
 
 #[derive(Default)]

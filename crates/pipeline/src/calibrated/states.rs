@@ -167,6 +167,18 @@ impl StatesFolder {
 }
 
 impl States {
+    /// Of the rows to calibrate on.
+    pub fn calibration_hash(&self) -> u64 {
+        let (shape, section) = (&self.shape, Section::Calibration);
+        let (at, bytes) = (shape.start(section), shape.bytes(section, shape.calibration));
+        let mut hash = Xxh3::new();
+        for chunk in self.bytes[at..at + bytes].chunks(1 << 24) {
+            hash.update(chunk);
+            self.bytes.release();
+        }
+        hash.digest()
+    }
+
     /// Rows of a section, widened.
     pub fn read(&self, section: Section, rows: Range<usize>) -> Matrix {
         let (shape, float) = (&self.shape, self.shape.float(section));

@@ -290,14 +290,19 @@ fn widened(isa: Isa, planned: &PlannedTensor, parts: &Parts, global: f32) -> Vec
     values
 }
 
-/// `‖x·(w − ŵ)ᵀ‖² / ‖x·wᵀ‖²`; none for no `x`, or one that is not finite.
-pub(crate) fn output_error(compute: &Compute, tensor: &Tensor, stored: &Tensor, x: &Matrix) -> Option<f64> {
+/// `‖x·wᵀ − x̂·ŵᵀ‖² / ‖x·wᵀ‖²`, of a tensor with its inputs and of one as it is stored with those that it then multiplies; none
+/// for no `x`, or one that is not finite.
+pub(crate) fn output_error(
+    compute: &Compute,
+    (tensor, x): (&Tensor, &Matrix),
+    (stored, rounded): (&Tensor, &Matrix),
+) -> Option<f64> {
     if x.rows() == 0 {
         return None;
     }
     let (mut dense, mut other) = Default::default();
     compute.matmul(&tensor.view(), x, &mut dense);
-    compute.matmul(&stored.view(), x, &mut other);
+    compute.matmul(&stored.view(), rounded, &mut other);
     let (mut error, mut energy) = (0.0, 0.0);
     for (&dense, &other) in dense.as_slice().iter().zip(other.as_slice()) {
         let (dense, other) = (f64::from(dense), f64::from(other));
