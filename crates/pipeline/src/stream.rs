@@ -20,7 +20,7 @@ use bitmill_kernels::Isa;
 
 use crate::calibrated::{Calibrated, Done, MethodRecord};
 use crate::compress::TensorRecord;
-use crate::encode::rows_together;
+use crate::encode::{ScaleBase, rows_together};
 use crate::error::Error;
 use crate::journal;
 use crate::layout::Output;
@@ -48,7 +48,7 @@ struct Chunk {
     /// Whether the tensor ends here.
     last: bool,
     /// What scales of fp8 are divided by.
-    global: f32,
+    base: ScaleBase,
 }
 
 /// Encodes every tensor of `plan` after those that are `finished` and writes it to `output`, which goes to `path`; what was
@@ -113,9 +113,9 @@ fn encode(
         if let Some(calibrated) = &mut calibrated
             && let Some(done) = calibrated.take(index, noted.load(Ordering::Relaxed), progress, path)?
         {
-            let Done { encoded, method, global } = done;
+            let Done { encoded, method, base } = done;
             let weights = planned.weights();
-            let chunk = Chunk { tensor: index, encoded, weights, method, last: true, global };
+            let chunk = Chunk { tensor: index, encoded, weights, method, last: true, base };
             if send.send(chunk).is_err() {
                 return Ok(());
             }
@@ -140,8 +140,8 @@ fn encode(
             let encoded = run.encode(first, chunk)?;
             tensor.release();
             let weights = (chunk * cols) as u64;
-            let global = run.global();
-            if send.send(Chunk { tensor: index, encoded, weights, method: None, last, global }).is_err() {
+            let base = run.base().clone();
+            if send.send(Chunk { tensor: index, encoded, weights, method: None, last, base }).is_err() {
                 return Ok(());
             }
         }
@@ -177,7 +177,7 @@ fn write(
             tensor.add(output, encoded)?;
         }
         if chunk.last {
-            let record = TensorRecord { method: chunk.method, ..tensor.finish(output, chunk.global)? };
+            let record = TensorRecord { method: chunk.method, ..tensor.finish(output, &chunk.base)? };
             if send_record.send((journal::entry(&record), record.bytes)).is_err() {
                 // The noter knows why.
                 return Ok(records);

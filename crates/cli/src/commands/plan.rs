@@ -28,6 +28,7 @@ pub fn planned(checkpoint: &Checkpoint, how: &How, global: &Global) -> Result<Pl
             To::CompressedTensors => Format::CompressedTensors,
             To::Gptq => Format::Gptq,
             To::Awq => Format::Awq,
+            To::Bitsandbytes => Format::Bitsandbytes,
             To::HuggingFace => Format::HuggingFace,
         })?;
     }
