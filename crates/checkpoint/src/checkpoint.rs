@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bitmill_tensor::{
-    ColumnPacking, Encoding, FloatType, Grouped, Scaled, ViewError, WeightData, WeightView,
+    ColumnPacking, Encoding, FloatType, Grouped, Nested, Scaled, ViewError, WeightData, WeightView,
 };
 
 use crate::folder::{self, Files};
@@ -85,6 +85,7 @@ pub(crate) enum Parts {
         codes: Region,
         scales: Region,
         global: f32,
+        nested: Option<NestedParts>,
     },
     Columns {
         layout: Grouped,
@@ -105,6 +106,14 @@ pub(crate) enum Parts {
         bytes: Region,
         head_dim: usize,
     },
+}
+
+/// What scales that are codes are read with.
+#[derive(Debug, Clone)]
+pub(crate) struct NestedParts {
+    pub map: Region,
+    pub absmax: Region,
+    pub offset: f32,
 }
 
 impl Checkpoint {
@@ -338,7 +347,7 @@ impl Tensor {
                 WeightData::Grouped { layout, packed: &bytes, scales: &[], zero_points: &[] }
             }
             Encoding::Scaled(layout) => {
-                WeightData::Scaled { layout, codes: &bytes, scales: &[], global: 1.0 }
+                WeightData::Scaled { layout, codes: &bytes, scales: &[], global: 1.0, nested: None }
             }
             Encoding::Sparse { float, .. } => {
                 WeightData::Sparse { float, bitmask: &[], values: &bytes, row_offsets: &[] }
@@ -445,8 +454,13 @@ impl Parts {
                 scales,
                 zero_points: zero_points.as_deref().unwrap_or_default(),
             },
-            Self::Scaled { layout, codes, scales, global } => {
-                WeightData::Scaled { layout: *layout, codes, scales, global: *global }
+            Self::Scaled { layout, codes, scales, global, nested } => {
+                let nested = nested.as_ref().map(|nested| Nested {
+                    map: &nested.map,
+                    absmax: &nested.absmax,
+                    offset: nested.offset,
+                });
+                WeightData::Scaled { layout: *layout, codes, scales, global: *global, nested }
             }
             Self::Columns { layout, packing, packed, scales, zero_points, group_of } => WeightData::Columns {
                 layout: *layout,
@@ -472,7 +486,10 @@ impl Parts {
                     act(zero_points);
                 }
             }
-            Self::Scaled { codes, scales, .. } => [codes, scales].into_iter().for_each(act),
+            Self::Scaled { codes, scales, nested, .. } => {
+                let nested = nested.iter().flat_map(|nested| [&nested.map, &nested.absmax]);
+                [codes, scales].into_iter().chain(nested).for_each(act);
+            }
             Self::Columns { packed, scales, zero_points, group_of, .. } => {
                 [packed, scales, zero_points].into_iter().chain(group_of).for_each(act);
             }

@@ -8,12 +8,13 @@ use crate::columns;
 use crate::compressed_tensors::{self, Scheme};
 use crate::config_json::Fields;
 use crate::safetensors_in::StTensor;
-use crate::{Error, scaled, sparse_bitmask};
+use crate::{Error, bitsandbytes, scaled, sparse_bitmask};
 
 /// The method that packed a checkpoint's weights, and what its config says of them.
 pub(crate) enum Declared {
     CompressedTensors(Vec<Scheme>),
     Columns(columns::Declared),
+    Bitsandbytes(bitsandbytes::Declared),
 }
 
 impl Declared {
@@ -34,9 +35,13 @@ impl Declared {
             });
         };
         let fields = Fields { file, prefix: "quantization_config", map };
-        Ok(Some(match fields.text("quant_method")?.unwrap_or("compressed-tensors") {
+        // Its first files name no method.
+        let is_unnamed = fields.get("load_in_4bit").is_some() || fields.get("load_in_8bit").is_some();
+        let method = if is_unnamed { "bitsandbytes" } else { "compressed-tensors" };
+        Ok(Some(match fields.text("quant_method")?.unwrap_or(method) {
             "compressed-tensors" => Self::CompressedTensors(compressed_tensors::schemes(&fields)?),
             "fp8" => Self::CompressedTensors(vec![compressed_tensors::fp8_scheme(&fields)?]),
+            "bitsandbytes" => Self::Bitsandbytes(bitsandbytes::declared(&fields)?),
             method => Self::Columns(columns::declared(&fields, method)?),
         }))
     }
@@ -49,6 +54,7 @@ impl Declared {
                 .or_else(|| scaled::matrix_of(name, tensor.dtype))
                 .or_else(|| sparse_bitmask::matrix_of(name)),
             Self::Columns(_) => columns::matrix_of(name),
+            Self::Bitsandbytes(declared) => bitsandbytes::matrix_of(tensor, *declared),
         }
     }
 }

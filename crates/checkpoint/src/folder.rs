@@ -26,8 +26,8 @@ use crate::compressed_tensors::Scheme;
 use crate::declared::Declared;
 use crate::safetensors_in::{self, StTensor};
 use crate::{
-    Checkpoint, Error, Family, ModelConfig, Region, Role, RoleKind, TensorInfo, columns, compressed_tensors,
-    config_json, config_out, foreign, generation1, moe, scaled, shapes, sparse_bitmask,
+    Checkpoint, Error, Family, ModelConfig, Region, Role, RoleKind, TensorInfo, bitsandbytes, columns,
+    compressed_tensors, config_json, config_out, foreign, generation1, moe, scaled, shapes, sparse_bitmask,
 };
 
 const LONGEST_JSON: usize = 16_000_000;
@@ -355,6 +355,7 @@ fn logical_tensors(
                 let stored_bytes = parts.values().map(|part| part.bytes.len() as u64).sum();
                 let matrix = match declared {
                     Some(Declared::Columns(declared)) => columns::assemble(&name, parts, *declared)?,
+                    Some(Declared::Bitsandbytes(_)) => bitsandbytes::assemble(&name, parts)?,
                     _ if sparse_bitmask::is_sparse(&parts) => sparse_bitmask::assemble(&name, parts)?,
                     Some(Declared::CompressedTensors(schemes)) if scaled::is_scaled(&parts) => {
                         scaled::assemble(&name, parts, schemes.iter().filter_map(Scheme::block))?

@@ -30,6 +30,7 @@
 //! in `role.rs`; another stored encoding begins in `bitmill_tensor::Encoding`.
 
 mod atomic;
+mod bitsandbytes;
 mod checkpoint;
 mod columns;
 mod compressed_tensors;
@@ -63,6 +64,7 @@ mod sparse_bitmask;
 mod staging;
 
 pub use atomic::{Overwrite, Target, Written};
+pub use bitsandbytes::{bitsandbytes_config, codebook_specs, quant_state};
 pub use checkpoint::{
     Checkpoint, Format, Tensor, TensorInfo, TokenizerSource, adjacent_pairs_row, halves_row,
 };

@@ -97,8 +97,13 @@ pub(crate) fn assemble(
     }
     let layout = Scaled { element, extent, scale: scale_type };
     let encoding = Encoding::Scaled(layout);
-    let parts =
-        Parts::Scaled { layout, codes: codes.bytes, scales: scale.bytes, global: global.unwrap_or(1.0) };
+    let parts = Parts::Scaled {
+        layout,
+        codes: codes.bytes,
+        scales: scale.bytes,
+        global: global.unwrap_or(1.0),
+        nested: None,
+    };
     WeightView::new(out_features, in_features, parts.data(encoding))
         .map_err(|source| Error::View { tensor: name.to_owned(), source })?;
     Ok(StoredMatrix { shape: [out_features, in_features], encoding, parts })
@@ -192,7 +197,7 @@ pub enum Activations {
 /// The name of the form, and `weights` and `input_activations` of a group of modules in it.
 pub(crate) fn declaration(layout: &Scaled, activations: Activations) -> (&'static str, Value, Value) {
     let number = if layout.element == Element::Int8 { "int" } else { "float" };
-    let bits = if layout.element == Element::Fp4 { 4 } else { 8 };
+    let bits = if matches!(layout.element, Element::Int8 | Element::Fp8) { 8 } else { 4 };
     let (strategy, group_size, block) = match layout.extent {
         Extent::Matrix => ("tensor", None, None),
         Extent::Row => ("channel", None, None),
@@ -216,7 +221,7 @@ pub(crate) fn declaration(layout: &Scaled, activations: Activations) -> (&'stati
     };
     let mut weights = args(strategy, group_size, block);
     let own = match layout.scale {
-        ScaleType::Float(_) => None,
+        ScaleType::Float(_) | ScaleType::Nested => None,
         ScaleType::Fp8 => Some("torch.float8_e4m3fn"),
         ScaleType::PowerOfTwo => Some("torch.uint8"),
     };
@@ -239,6 +244,7 @@ pub(crate) fn declaration(layout: &Scaled, activations: Activations) -> (&'stati
     let format = match (layout.element, layout.scale, activations) {
         (Element::Fp4, ScaleType::PowerOfTwo, _) => "mxfp4-pack-quantized",
         (Element::Fp4, ..) => "nvfp4-pack-quantized",
+        (Element::Listed(_), ..) => unreachable!("bitsandbytes declares its own"),
         (Element::Int8, _, Activations::Dynamic) => "int-quantized",
         (Element::Fp8, _, Activations::Dynamic) => "float-quantized",
         (_, _, Activations::Full) => "naive-quantized",

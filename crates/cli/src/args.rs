@@ -229,6 +229,8 @@ pub enum To {
     Gptq,
     /// A folder for AutoAWQ and those three; 4 bits.
     Awq,
+    /// A folder for transformers with bitsandbytes, and vLLM; `nf4` and `nf4_double`.
+    Bitsandbytes,
     /// A folder of plain floats.
     HuggingFace,
 }

@@ -1,6 +1,6 @@
 //! One row of a weight matrix as stored, and how its parts are read.
 
-use bitmill_tensor::{BlockType, FloatType, Grouped, Scaled, WeightData, WeightView, ZeroPoint};
+use bitmill_tensor::{BlockType, FloatType, Grouped, Nested, Scaled, WeightData, WeightView, ZeroPoint};
 
 use crate::columns::Columns;
 
@@ -46,6 +46,8 @@ pub(crate) struct ScaledRow<'a> {
     pub scales: &'a [u8],
     /// What scales of fp8 are divided by.
     pub global: f32,
+    /// What scales that are codes are read with, and how many of the matrix come before this line's.
+    pub nested: Option<(Nested<'a>, usize)>,
 }
 
 /// A row of codes in groups.
@@ -88,11 +90,13 @@ impl<'a> Row<'a> {
                     groups,
                 })
             }
-            WeightData::Scaled { layout, codes, scales, global } => {
+            WeightData::Scaled { layout, codes, scales, global, nested } => {
                 let (_, per_line) = layout.extent.scales(weight.out_features(), in_features);
                 let (line, bytes) = (row / layout.extent.rows(), per_line * layout.scale.size_bytes());
                 let codes = part(codes, layout.element.row_bytes(in_features));
-                Self::Scaled(ScaledRow { layout, codes, scales: &scales[line * bytes..][..bytes], global })
+                let (scales, nested) =
+                    (&scales[line * bytes..][..bytes], nested.map(|nested| (nested, line * per_line)));
+                Self::Scaled(ScaledRow { layout, codes, scales, global, nested })
             }
             WeightData::Columns { .. } => {
                 let of = Columns::of(weight).expect("it is stored so");
@@ -134,6 +138,17 @@ impl SparseRow<'_> {
     #[inline(always)]
     pub fn value(&self, at: usize) -> f32 {
         if at < self.values.len() / self.float.size_bytes() { self.float.read(self.values, at) } else { 0.0 }
+    }
+}
+
+impl ScaledRow<'_> {
+    /// Scale `index` of the line.
+    #[inline(always)]
+    pub fn scale(&self, index: usize) -> f32 {
+        match &self.nested {
+            None => self.layout.scale.read(self.scales, index, self.global),
+            Some((nested, before)) => nested.scale(before + index, self.scales[index]),
+        }
     }
 }
 

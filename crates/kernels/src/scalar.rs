@@ -64,7 +64,7 @@ pub(crate) fn unpack_scaled(row: &ScaledRow<'_>, first: usize, out: &mut [f32]) 
     while done < out.len() {
         let column = first + done;
         let len = (width - column % width).min(out.len() - done);
-        let scale = row.layout.scale.read(row.scales, column / width, row.global);
+        let scale = row.scale(column / width);
         let out = &mut out[done..done + len];
         match row.layout.element {
             Element::Int8 => {
@@ -77,9 +77,9 @@ pub(crate) fn unpack_scaled(row: &ScaledRow<'_>, first: usize, out: &mut [f32]) 
                     *value = fp8_to_f32(*code) * scale;
                 }
             }
-            Element::Fp4 => {
+            element @ (Element::Fp4 | Element::Listed(_)) => {
                 for (i, value) in out.iter_mut().enumerate() {
-                    *value = Element::Fp4.read(row.codes, column + i) * scale;
+                    *value = element.read(row.codes, column + i) * scale;
                 }
             }
         }

@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 use std::sync::Once;
 
 use bitmill_tensor::{
-    Bits, BlockType, Element, Encoding, Extent, FloatType, Grouped, Matrix, ScaleType, Scaled, WeightData,
-    WeightView, ZeroPoint,
+    Bits, BlockType, Codebook, DYNAMIC_MAP_BYTES, Element, Encoding, Extent, FloatType, Grouped, Matrix,
+    Nested, ScaleType, Scaled, WeightData, WeightView, ZeroPoint,
 };
 
 use crate::activations::Activations;
@@ -192,6 +192,13 @@ impl Sample {
                         ScaleType::Float(float) => float.push(random.float() * 0.02 + 0.03, &mut scales),
                         ScaleType::Fp8 => scales.push(40 + random.next() as u8 % 40),
                         ScaleType::PowerOfTwo => scales.push(118 + random.next() as u8 % 8),
+                        ScaleType::Nested => scales.push(random.next() as u8),
+                    }
+                }
+                // What nested scales are read with stands in for the zero points.
+                if layout.scale == ScaleType::Nested {
+                    for _ in 0..Nested::scales(lines * per_line) {
+                        FloatType::F32.push(random.float() * 0.01 + 0.02, &mut zero_points);
                     }
                 }
                 let mut bytes = random.bytes(out_features * layout.element.row_bytes(in_features));
@@ -234,7 +241,13 @@ impl Sample {
                 zero_points: &self.zero_points,
             },
             Encoding::Scaled(layout) => {
-                WeightData::Scaled { layout, codes: &self.weights, scales: &self.scales, global: 1792.0 }
+                let (codes, scales) = (&*self.weights, &*self.scales);
+                let nested = (layout.scale == ScaleType::Nested).then(|| Nested {
+                    map: &DYNAMIC_MAP_BYTES,
+                    absmax: &self.zero_points,
+                    offset: 0.05,
+                });
+                WeightData::Scaled { layout, codes, scales, global: 1792.0, nested }
             }
             Encoding::Sparse { float, .. } => WeightData::Sparse {
                 float,
@@ -291,6 +304,13 @@ fn samples() -> Vec<Sample> {
         (Element::Fp8, Extent::Columns(size(48)), ScaleType::Float(FloatType::F16), &[96, 288]),
         (Element::Fp4, Extent::Columns(size(16)), ScaleType::Fp8, &[16, 48, 272]),
         (Element::Fp4, Extent::Columns(size(32)), ScaleType::PowerOfTwo, &[32, 288]),
+        (
+            Element::Listed(Codebook::Nf4),
+            Extent::Columns(size(64)),
+            ScaleType::Float(FloatType::F32),
+            &[64, 320],
+        ),
+        (Element::Listed(Codebook::Fp4), Extent::Columns(size(32)), ScaleType::Nested, &[32, 288, 512]),
     ] {
         for &in_features in widths {
             samples.push(Sample::new(Encoding::Scaled(Scaled { element, extent, scale }), 19, in_features));

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bitmill_checkpoint::{Checkpoint, Finished, Overwrite, Target, TensorInfo, Written};
 use bitmill_prune::mask_bytes;
-use bitmill_tensor::Encoding;
+use bitmill_tensor::{Encoding, ScaleType};
 use serde::{Deserialize, Serialize};
 
 use crate::calibrated::{Calibrated, HeldOut, MethodRecord, OutlierRecord, Shared, Sharing};
@@ -413,6 +413,11 @@ pub(crate) fn peak_bytes(tensors: &[PlannedTensor], format: Format, turn: Option
             Encoding::Grouped(_) if format.is_by_column() => 3 * after.matrix_bytes(rows, cols),
             Encoding::Grouped(grouped) => rows * grouped.groups_per_row(cols),
             Encoding::Sparse { .. } => 8 * rows,
+            // The largest magnitude of each block, and its code.
+            Encoding::Scaled(layout) if layout.scale == ScaleType::Nested => {
+                let (lines, per_line) = layout.extent.scales(rows, cols);
+                5 * lines * per_line
+            }
             _ => 0,
         };
         // The source's values, those decided, where weights are removed what is left with its mask, and the padded rows.

@@ -1,12 +1,14 @@
 //! Rows of weights become the bytes that stand for them.
 
+use std::sync::Arc;
+
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_prune::mask_bytes;
 use bitmill_quant::{
-    BlockEncoder, BlockSearch, Clip, GroupedRows, Importance, ScaledRows, quantize_blocks,
+    BlockEncoder, BlockSearch, Clip, GroupedRows, Importance, NestedAbsmax, ScaledRows, quantize_blocks,
     quantize_rows_clipped, quantize_scaled,
 };
-use bitmill_tensor::{Encoding, Extent, FloatType, Grouped, Scaled, WeightData, WeightView};
+use bitmill_tensor::{Encoding, Extent, FloatType, Grouped, ScaleType, Scaled, WeightData, WeightView};
 use rayon::prelude::*;
 
 /// Weights of one task: few enough to lie in a core's cache while they are widened, rounded and measured, and to share the
@@ -154,15 +156,42 @@ impl From<GroupedRows> for Parts {
     }
 }
 
-/// Whole rows as small numbers, from the first of those that share scales; see [`quantize_scaled`].
+/// What the scales of a whole matrix of small numbers are read with.
+#[derive(Debug, Clone)]
+pub(crate) struct ScaleBase {
+    /// What scales of fp8 are divided by; 1 where there are none.
+    pub global: f32,
+    /// Of [`Nested`](ScaleType::Nested) scales, all of them.
+    pub nested: Option<Arc<NestedAbsmax>>,
+}
+
+/// Whole rows as small numbers, from row `first` on, which is the first of those that share scales; see [`quantize_scaled`].
 pub(crate) fn encode_scaled(
     layout: &Scaled,
-    global: f32,
+    base: &ScaleBase,
+    first: usize,
     cols: usize,
     weight: &[f32],
     decided: &mut [f32],
 ) -> Result<Parts, bitmill_quant::Error> {
-    let ScaledRows { codes, scales } = quantize_scaled(layout, global, weight, cols, decided)?;
+    let Some(nested) = &base.nested else {
+        let ScaledRows { codes, scales } = quantize_scaled(layout, base.global, weight, cols, decided)?;
+        return Ok(Parts { codes, scales, ..Parts::default() });
+    };
+    // Codes are those of the scales before they are rounded.
+    let exact = Scaled { scale: ScaleType::Float(FloatType::F32), ..*layout };
+    let ScaledRows { codes, .. } = quantize_scaled(&exact, base.global, weight, cols, decided)?;
+    let width = layout.extent.cols().min(cols);
+    let blocks = first * cols / width..(first * cols + weight.len()) / width;
+    let scales = nested.codes[blocks.clone()].to_vec();
+    for ((block, code), (at, decided)) in blocks.zip(&scales).zip(decided.chunks_exact_mut(width).enumerate())
+    {
+        let scale = nested.as_nested().scale(block, *code);
+        let row = &codes[at * width / cols * layout.element.row_bytes(cols)..];
+        for (column, decided) in decided.iter_mut().enumerate() {
+            *decided = layout.element.read(row, at * width % cols + column) * scale;
+        }
+    }
     Ok(Parts { codes, scales, ..Parts::default() })
 }
 

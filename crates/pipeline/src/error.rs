@@ -570,7 +570,7 @@ impl Error {
                 Some("smaller groups, or a `tensor_parallel` of fewer ranks; heads cannot be padded".into())
             }
             Self::OtherFormat { .. } => Some(
-                "gguf is for steps of kind `mix` and `block`, the folder formats for those of kind `rtn`"
+                "gguf is for steps of kind `mix` and `block`, bitsandbytes for `type = \"nf4\"`, the other folder formats for those of kind `rtn`"
                     .into(),
             ),
             Self::NotHeld { .. } => Some(

@@ -13,7 +13,7 @@ use crate::depth::Cut;
 use crate::error::Error;
 use crate::merged::{self, Place};
 use crate::method::{Gptq, Method, Order};
-use crate::plan::{PlanOptions, PlannedTensor, rows_and_columns};
+use crate::plan::{PlanOptions, PlannedTensor, made_of, rows_and_columns};
 use crate::recipe::{Format, Recipe};
 use crate::{packings, padding};
 
@@ -162,6 +162,7 @@ fn folder(
     let mut parts = Vec::with_capacity(tensors.len());
     let mut groups: Vec<(ModuleScheme, Vec<String>)> = Vec::new();
     let mut ignore = Vec::new();
+    let mut codebook = None;
     for tensor in tensors {
         let first = specs.len();
         let (rows, cols) = rows_and_columns(&tensor.shape);
@@ -175,6 +176,16 @@ fn folder(
                     None => bitmill_checkpoint::grouped_specs(&tensor.name, rows, cols, &grouped),
                 });
                 put(&mut groups, ModuleScheme::Packed(scheme(&grouped, cols)), module);
+            }
+            Encoding::Scaled(layout) if recipe.format == Format::Bitsandbytes => {
+                specs.extend(bitmill_checkpoint::codebook_specs(
+                    &tensor.name,
+                    rows,
+                    cols,
+                    &layout,
+                    made_of(tensor),
+                ));
+                codebook = Some(layout);
             }
             Encoding::Scaled(layout) => {
                 specs.extend(bitmill_checkpoint::scaled_specs(&tensor.name, rows, cols, &layout));
@@ -218,7 +229,14 @@ fn folder(
                 None => bitmill_checkpoint::modules_config(&groups, &ignore),
             };
         }
-        None => declare_floats(&mut config, tensors),
+        None => match codebook {
+            Some(layout) => {
+                let made_in = checkpoint.config().dtype;
+                config["quantization_config"] =
+                    bitmill_checkpoint::bitsandbytes_config(&layout, made_in, &ignore);
+            }
+            None => declare_floats(&mut config, tensors),
+        },
     }
     let mut files = vec![("config.json".to_owned(), pretty(&config))];
     if recipe.format == Format::Gptq {
@@ -391,7 +409,9 @@ impl Output<'_> {
     }
 
     /// Writes `bytes` at `offset` into part `part` of planned tensor `tensor`. 0: weights, codes or kept values; 1: scales or
-    /// bits; 2: shape, or by column zero points, or what scales are divided by; 3: zero points or row offsets, or by column groups of columns.
+    /// bits; 2: shape, or by column zero points, or what scales are divided by, or the list that codes are
+    /// places in; 3: zero points or row offsets, or by column groups of columns, or what bitsandbytes says of a matrix; 4 and 5:
+    /// what scales that are codes are read with.
     pub(crate) fn write_at(
         &self,
         tensor: usize,

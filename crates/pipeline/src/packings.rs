@@ -1,7 +1,7 @@
-//! What GPTQ's and AWQ's files can hold, and in which of their forms.
+//! What GPTQ's, AWQ's and bitsandbytes' files can hold, and in which of their forms.
 
 use bitmill_checkpoint::PackedScheme;
-use bitmill_tensor::{ColumnPacking, Encoding, ZeroPoint};
+use bitmill_tensor::{ColumnPacking, Encoding, ScaleType, ZeroPoint};
 
 use crate::error::Error;
 use crate::layout::scheme;
@@ -13,6 +13,9 @@ use crate::recipe::Format;
 /// # Errors
 /// [`Error::NotHeld`] for the first tensor that it does not hold, by itself or beside the others.
 pub(crate) fn packing(format: Format, tensors: &[PlannedTensor]) -> Result<Option<ColumnPacking>, Error> {
+    if format == Format::Bitsandbytes {
+        one_list(tensors)?;
+    }
     if !format.is_by_column() {
         return Ok(None);
     }
@@ -58,10 +61,34 @@ pub(crate) fn packing(format: Format, tensors: &[PlannedTensor]) -> Result<Optio
     }))
 }
 
+/// bitsandbytes' config says once for all whether scales are codes.
+fn one_list(tensors: &[PlannedTensor]) -> Result<(), Error> {
+    let mut packed = tensors.iter().filter(|tensor| matches!(tensor.to, Encoding::Scaled(_)));
+    let Some(first) = packed.next() else { return Ok(()) };
+    match packed.find(|tensor| tensor.to != first.to) {
+        None => Ok(()),
+        Some(other) => Err(Error::NotHeld {
+            tensor: other.name.clone(),
+            format: Format::Bitsandbytes.name(),
+            problem: format!(
+                "{} beside {} of `{}`, and it has one form for all",
+                other.to, first.to, first.name
+            ),
+        }),
+    }
+}
+
 /// Bytes that a matrix takes there beside those that its encoding counts: zero points of symmetric codes, and the group of
 /// each column.
 pub(crate) fn bytes_beside(format: Format, encoding: Encoding, rows: usize, cols: usize) -> usize {
-    let Encoding::Grouped(grouped) = encoding else { return 0 };
+    let grouped = match encoding {
+        Encoding::Grouped(grouped) => grouped,
+        // The lists of values; what the format says of a matrix in words is counted with the output.
+        Encoding::Scaled(layout) if format == Format::Bitsandbytes => {
+            return 4 * 16 + if layout.scale == ScaleType::Nested { 4 * 256 } else { 0 };
+        }
+        _ => return 0,
+    };
     let zero_points = match grouped.zero_point {
         ZeroPoint::Symmetric => 4 * grouped.zero_point_words(rows) * grouped.groups_per_row(cols),
         ZeroPoint::Asymmetric => 0,
@@ -69,6 +96,6 @@ pub(crate) fn bytes_beside(format: Format, encoding: Encoding, rows: usize, cols
     match format {
         Format::Gptq => zero_points + 4 * cols,
         Format::Awq => zero_points,
-        Format::Gguf | Format::CompressedTensors | Format::HuggingFace => 0,
+        Format::Gguf | Format::CompressedTensors | Format::Bitsandbytes | Format::HuggingFace => 0,
     }
 }

@@ -744,8 +744,8 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
         | Step::Scaled { .. } => {
             let is_module = match info.role.kind {
                 RoleKind::TokenEmbedding => !format.packs_modules(),
-                // AutoAWQ packs the matrices of layers alone.
-                RoleKind::Output => format != Format::Awq,
+                // AutoAWQ and what reads bitsandbytes have packed matrices in layers alone.
+                RoleKind::Output => !matches!(format, Format::Awq | Format::Bitsandbytes),
                 _ => true,
             };
             info.role.kind.is_matrix() && is_module
@@ -1000,6 +1000,14 @@ fn decide(
 fn scale_of(recipe: &Recipe, info: &TensorInfo) -> FloatType {
     // What the libraries of GPTQ and AWQ write.
     if recipe.format.is_by_column() { FloatType::F16 } else { scale_dtype(info.encoding) }
+}
+
+/// The type of the weights that a matrix is made of, and that those who unpack it make of it again; bf16 for codes.
+pub(crate) fn made_of(tensor: &PlannedTensor) -> FloatType {
+    match tensor.from {
+        Encoding::Float(float) | Encoding::Sparse { float, .. } => float,
+        _ => FloatType::BF16,
+    }
 }
 
 /// Scales in the checkpoint's own 16-bit dtype; bf16 where it has none, since it spans every f32 scale.

@@ -107,6 +107,11 @@ pub const PRESETS: &[Preset] = &[
         about: "compressed-tensors, 4-bit floats, a power of two for 32 weights: 4.25 bits",
     },
     Preset {
+        name: "nf4",
+        about: "bitsandbytes, 16 values of a normal distribution, a scale for 64 weights: 4.5 bits (QLoRA)",
+    },
+    Preset { name: "nf4_double", about: "the same with scales in 8 bits: 4.13 bits" },
+    Preset {
         name: "hqq_w4a16_g64_asym",
         about: "4-bit codes on grids found for heavy tails, without data (`hqq_` before any of these)",
     },
@@ -302,10 +307,12 @@ fn small_numbers(name: &str) -> Option<Recipe> {
         "w8a16_fp8_block" => (NumberName::Fp8Block, ActivationsName::Full),
         "nvfp4" => (NumberName::Nvfp4, ActivationsName::Full),
         "mxfp4" => (NumberName::Mxfp4, ActivationsName::Full),
+        "nf4" => (NumberName::Nf4, ActivationsName::Full),
+        "nf4_double" => (NumberName::Nf4Double, ActivationsName::Full),
         _ => return None,
     };
     let step = Step::Scaled { targets: None, skip: Vec::new(), number, activations };
-    Some(Recipe::new(name, Format::CompressedTensors, vec![step]))
+    Some(Recipe::new(name, number.format(), vec![step]))
 }
 
 /// `w{2..8}a16[_gN][_asym][_clip]`, or `hqq_` and the same without `_clip`.

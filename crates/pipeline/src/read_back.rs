@@ -46,10 +46,11 @@ pub(crate) fn read_back(
                 progress.at(before + bytes.len() as u64, total);
             }
         }
-        if let WeightData::Scaled { layout, global, .. } = tensor.view().data()
-            && layout.scale == ScaleType::Fp8
-        {
-            hash.add(2, &global.to_le_bytes());
+        if let WeightData::Scaled { layout, global, nested, .. } = tensor.view().data() {
+            match layout.scale {
+                ScaleType::Fp8 => hash.add(2, &global.to_le_bytes()),
+                _ => nested.iter().for_each(|nested| hash.add(2, &nested.offset.to_le_bytes())),
+            }
         }
         let is_decided = tensor.info.shape == planned.shape
             && are_one_grid(tensor.info.encoding, planned.to, plan.recipe.format)

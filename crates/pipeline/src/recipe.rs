@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use bitmill_checkpoint::Activations;
 use bitmill_quant::{BlockSearch, Clip, Mix};
 use bitmill_tensor::{
-    Bits, BlockType, Element, Extent, FloatType, Granularity, ScaleType, Scaled, ZeroPoint,
+    Bits, BlockType, Codebook, Element, Extent, FloatType, Granularity, ScaleType, Scaled, ZeroPoint,
 };
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,8 @@ pub enum Format {
     Gptq,
     /// A Hugging Face folder in AWQ's GEMM form, for AutoAWQ, transformers, vLLM and SGLang.
     Awq,
+    /// A Hugging Face folder in bitsandbytes' 4-bit form, for transformers with bitsandbytes, and vLLM.
+    Bitsandbytes,
     /// A Hugging Face folder of plain floats, for everything that reads safetensors.
     HuggingFace,
 }
@@ -64,6 +66,7 @@ impl Format {
             Self::CompressedTensors => "compressed-tensors",
             Self::Gptq => "gptq",
             Self::Awq => "awq",
+            Self::Bitsandbytes => "bitsandbytes",
             Self::HuggingFace => "hugging-face",
         }
     }
@@ -75,7 +78,7 @@ impl Format {
 
     /// Whether it is a folder of packed `Linear` modules.
     pub(crate) fn packs_modules(self) -> bool {
-        self == Self::CompressedTensors || self.is_by_column()
+        matches!(self, Self::CompressedTensors | Self::Bitsandbytes) || self.is_by_column()
     }
 
     /// Whether a step can be written in it.
@@ -89,8 +92,10 @@ impl Format {
             | Step::Smooth(_)
             | Step::Float { .. } => true,
             Step::Mix { .. } | Step::Block { .. } => self == Self::Gguf,
-            Step::Rtn { .. } | Step::Gptq { .. } | Step::Learned(_) => self.packs_modules(),
-            Step::Scaled { .. } => self == Self::CompressedTensors,
+            Step::Rtn { .. } | Step::Gptq { .. } | Step::Learned(_) => {
+                self.packs_modules() && self != Self::Bitsandbytes
+            }
+            Step::Scaled { number, .. } => self == number.format(),
             Step::Keep { .. } => !self.packs_modules(),
             Step::Search { .. } => matches!(self, Self::Gguf | Self::CompressedTensors),
         }
@@ -231,7 +236,7 @@ pub enum Step {
         /// Patterns taken out again.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         skip: Vec<String>,
-        /// `"int8"`, `"fp8"`, `"fp8_block"`, `"nvfp4"` or `"mxfp4"`.
+        /// `"int8"`, `"fp8"`, `"fp8_block"`, `"nvfp4"` or `"mxfp4"`; in bitsandbytes `"nf4"` or `"nf4_double"`.
         #[serde(rename = "type")]
         number: NumberName,
         /// `"full"` (the default), or `"dynamic"`: runtimes round them to the same kind of number as they go, for 8-bit ones.
@@ -510,7 +515,13 @@ impl Recipe {
         for step in &recipe.steps {
             if !recipe.format.takes(step) {
                 let (kind, format) = (step.kind(), recipe.format.name());
-                let with = if step.prunes() { " with `storage = \"sparse\"`" } else { "" };
+                let with = match step {
+                    Step::Scaled { number, .. } if recipe.format.packs_modules() => {
+                        format!(" with this `type` (it is {}'s)", number.format().name())
+                    }
+                    _ if step.prunes() => " with `storage = \"sparse\"`".to_owned(),
+                    _ => String::new(),
+                };
                 return Err(malformed(format!(
                     "a step of kind `{kind}`{with} cannot be written as {format}"
                 )));
@@ -520,7 +531,7 @@ impl Recipe {
             matches!(
                 step,
                 Step::Scaled {
-                    number: NumberName::Nvfp4 | NumberName::Mxfp4,
+                    number: NumberName::Nvfp4 | NumberName::Mxfp4 | NumberName::Nf4 | NumberName::Nf4Double,
                     activations: ActivationsName::Dynamic,
                     ..
                 }
@@ -714,6 +725,10 @@ pub enum NumberName {
     Nvfp4,
     /// 4-bit floats, a power of two as scale for 32 columns.
     Mxfp4,
+    /// bitsandbytes' NormalFloat, 16 values times the largest magnitude of 64 columns.
+    Nf4,
+    /// The same with those magnitudes as codes of 8 bits.
+    Nf4Double,
 }
 
 impl NumberName {
@@ -722,6 +737,7 @@ impl NumberName {
         const SIDE: NonZeroUsize = NonZeroUsize::new(128).unwrap();
         const NV: NonZeroUsize = NonZeroUsize::new(16).unwrap();
         const MX: NonZeroUsize = NonZeroUsize::new(32).unwrap();
+        const NF: Extent = Extent::Columns(NonZeroUsize::new(Codebook::BLOCK).unwrap());
         let float = ScaleType::Float(float);
         let (element, extent, scale) = match self {
             Self::Int8 => (Element::Int8, Extent::Row, float),
@@ -729,8 +745,18 @@ impl NumberName {
             Self::Fp8Block => (Element::Fp8, Extent::Block { rows: SIDE, cols: SIDE }, float),
             Self::Nvfp4 => (Element::Fp4, Extent::Columns(NV), ScaleType::Fp8),
             Self::Mxfp4 => (Element::Fp4, Extent::Columns(MX), ScaleType::PowerOfTwo),
+            Self::Nf4 => (Element::Listed(Codebook::Nf4), NF, ScaleType::Float(FloatType::F32)),
+            Self::Nf4Double => (Element::Listed(Codebook::Nf4), NF, ScaleType::Nested),
         };
         Scaled { element, extent, scale }
+    }
+
+    /// The format that has them.
+    pub(crate) fn format(self) -> Format {
+        match self {
+            Self::Int8 | Self::Fp8 | Self::Fp8Block | Self::Nvfp4 | Self::Mxfp4 => Format::CompressedTensors,
+            Self::Nf4 | Self::Nf4Double => Format::Bitsandbytes,
+        }
     }
 }
 

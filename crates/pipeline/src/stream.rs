@@ -20,7 +20,7 @@ use bitmill_kernels::Isa;
 
 use crate::calibrated::{Calibrated, Done, MethodRecord};
 use crate::compress::TensorRecord;
-use crate::encode::rows_together;
+use crate::encode::{ScaleBase, rows_together};
 use crate::error::Error;
 use crate::journal;
 use crate::layout::Output;
@@ -48,7 +48,7 @@ struct Chunk {
     /// Whether the tensor ends here.
     last: bool,
     /// What scales of fp8 are divided by.
-    global: f32,
+    base: ScaleBase,
 }
 
 /// An output under way.
@@ -173,9 +173,9 @@ impl Encoder<'_, '_> {
         if let Some(calibrated) = calibrated
             && let Some(done) = calibrated.take(index, noted.load(Ordering::Relaxed), progress, path)?
         {
-            let Done { encoded, method, global } = done;
+            let Done { encoded, method, base } = done;
             let weights = planned.weights();
-            pass_on(send, Chunk { tensor: index, encoded, weights, method, last: true, global });
+            pass_on(send, Chunk { tensor: index, encoded, weights, method, last: true, base });
             return Ok(());
         }
         let opened = source.open(isa, planned)?;
@@ -197,8 +197,8 @@ impl Encoder<'_, '_> {
             let encoded = run.encode(first, chunk)?;
             tensor.release();
             let weights = (chunk * cols) as u64;
-            let global = run.global();
-            if !pass_on(send, Chunk { tensor: index, encoded, weights, method: None, last, global }) {
+            let base = run.base().clone();
+            if !pass_on(send, Chunk { tensor: index, encoded, weights, method: None, last, base }) {
                 return Ok(());
             }
         }
@@ -240,7 +240,7 @@ fn write(
             tensor.add(output, encoded)?;
         }
         if chunk.last {
-            let record = TensorRecord { method: chunk.method, ..tensor.finish(output, chunk.global)? };
+            let record = TensorRecord { method: chunk.method, ..tensor.finish(output, &chunk.base)? };
             if send_record.send((journal::entry(&record), record.bytes)).is_err() {
                 // The noter knows why.
                 return Ok(records);

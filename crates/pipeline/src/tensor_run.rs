@@ -1,16 +1,17 @@
 //! One tensor's rows on their way from the source to the bytes of the output.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use bitmill_checkpoint::{Pairing, RoleKind, halves_row};
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_prune::{Sparsity, Threshold};
-use bitmill_quant::{Importance, awq, first_non_finite, global_scale};
-use bitmill_tensor::{Encoding, ScaleType, WeightData};
+use bitmill_quant::{Importance, NestedAbsmax, awq, first_non_finite, global_scale};
+use bitmill_tensor::{Encoding, ScaleType, Scaled, WeightData};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::encode::{Parts, Rounding, encode_scaled, encode_sparse, rows_per_task, rows_together};
+use crate::encode::{Parts, Rounding, ScaleBase, encode_scaled, encode_sparse, rows_per_task, rows_together};
 use crate::error::Error;
 use crate::importance::is_weighed;
 use crate::plan::{FUSIONS, PlannedTensor, Treatment, rows_and_columns};
@@ -59,6 +60,16 @@ struct Scratch {
     decided: Vec<f32>,
 }
 
+/// Rows before they are rounded.
+struct Prepared<'s> {
+    /// As the source has them.
+    weight: &'s [f32],
+    /// What is left of them.
+    left: &'s [f32],
+    /// What was kept, where some was removed.
+    bits: Vec<u8>,
+}
+
 /// Reads and encodes the rows of one tensor.
 pub(crate) struct TensorRun<'a> {
     planned: &'a PlannedTensor,
@@ -71,8 +82,8 @@ pub(crate) struct TensorRun<'a> {
     mask: Option<Mask>,
     /// The range of each group, row by row in the output's order, and how many weights a group has.
     clips: Option<(Vec<f32>, usize)>,
-    /// What scales of fp8 are divided by.
-    global: f32,
+    /// What scales of small numbers are read with.
+    base: ScaleBase,
 }
 
 impl<'a> TensorRun<'a> {
@@ -107,12 +118,18 @@ impl<'a> TensorRun<'a> {
             }
             _ => 1.0,
         };
+        let base = ScaleBase { global, nested: None };
         let mut run =
-            Self { planned, opened, isa, importance, adjacent_pairs, mask: None, clips: None, global };
+            Self { planned, opened, isa, importance, adjacent_pairs, mask: None, clips: None, base };
         run.mask = planned.removal.map(|removal| match removal {
             Removal::Rows(rule) => Mask::Rows(rule),
             Removal::Tensor(sparsity) => Mask::Tensor(run.threshold(sparsity)),
         });
+        if let Encoding::Scaled(layout) = planned.to
+            && layout.scale == ScaleType::Nested
+        {
+            run.base.nested = Some(Arc::new(NestedAbsmax::new(&run.block_maxima(&layout)?)));
+        }
         Ok(run)
     }
 
@@ -127,9 +144,9 @@ impl<'a> TensorRun<'a> {
         Self { clips: Some((ranges, group_size)), ..self }
     }
 
-    /// What scales of fp8 are divided by; 1 where there are none.
-    pub fn global(&self) -> f32 {
-        self.global
+    /// What scales of small numbers are read with.
+    pub fn base(&self) -> &ScaleBase {
+        &self.base
     }
 
     /// Rows `first..first + rows` of the output, in its order, task by task; `first` is a multiple of those that share scales.
@@ -203,10 +220,33 @@ impl<'a> TensorRun<'a> {
         rows: usize,
     ) -> Result<Encoded, Error> {
         let cols = self.planned.in_features();
-        let (source_rows, source_cols) = rows_and_columns(&self.planned.source_shape);
-        let Scratch { weight, pruned, padded, clipped, decided } = scratch;
-        weight.resize(rows * source_cols, 0.0);
+        let (_, source_cols) = rows_and_columns(&self.planned.source_shape);
+        let mut decided = std::mem::take(&mut scratch.decided);
         decided.resize(rows * cols, 0.0);
+        let Prepared { weight, left, bits } = self.prepare(scratch, first, rows)?;
+        let parts = self.encode_rows(importance, first, left, bits, &mut decided)?;
+        let count_zeros = self.mask.is_some();
+        // What pads is no part of the error: whatever a column of zeros becomes, it is multiplied with zeros.
+        let rows = weight.chunks_exact(source_cols).zip(decided.chunks_exact(cols));
+        let figures = |(weight, decided): (&[f32], &[f32])| {
+            RowFigures::new(weight, &decided[..source_cols], count_zeros)
+        };
+        let rows = rows.map(figures).collect();
+        scratch.decided = decided;
+        Ok(Encoded { parts, rows })
+    }
+
+    /// Reads rows `first..`, and prunes, pads and clips them.
+    fn prepare<'s>(
+        &self,
+        scratch: &'s mut Scratch,
+        first: usize,
+        rows: usize,
+    ) -> Result<Prepared<'s>, Error> {
+        let cols = self.planned.in_features();
+        let (source_rows, source_cols) = rows_and_columns(&self.planned.source_shape);
+        let Scratch { weight, pruned, padded, clipped, .. } = scratch;
+        weight.resize(rows * source_cols, 0.0);
         let (there, zeros) = weight.split_at_mut(source_rows.saturating_sub(first).min(rows) * source_cols);
         self.read_rows(|row| self.source_row(first + row), there);
         zeros.fill(0.0);
@@ -232,15 +272,33 @@ impl<'a> TensorRun<'a> {
                 clipped
             }
         };
-        let parts = self.encode_rows(importance, first, left, bits, decided)?;
-        let count_zeros = self.mask.is_some();
-        // What pads is no part of the error: whatever a column of zeros becomes, it is multiplied with zeros.
-        let rows = weight.chunks_exact(source_cols).zip(decided.chunks_exact(cols));
-        let figures = |(weight, decided): (&[f32], &[f32])| {
-            RowFigures::new(weight, &decided[..source_cols], count_zeros)
-        };
-        let rows = rows.map(figures).collect();
-        Ok(Encoded { parts, rows })
+        Ok(Prepared { weight, left, bits })
+    }
+
+    /// The largest magnitude of what each scale is for, through the whole matrix.
+    fn block_maxima(&self, layout: &Scaled) -> Result<Vec<f32>, Error> {
+        let (rows, cols) = (self.planned.out_features(), self.planned.in_features());
+        let width = layout.extent.cols().min(cols);
+        let tasks = rows_per_task(cols);
+        let mut maxima = vec![0f32; rows * cols / width];
+        let step = rows_per_chunk(cols);
+        for (chunk, maxima) in maxima.chunks_mut(step * cols / width).enumerate() {
+            let found: Vec<Result<(), Error>> = maxima
+                .par_chunks_mut(tasks * cols / width)
+                .enumerate()
+                .map_init(Scratch::default, |scratch, (task, maxima)| {
+                    let rows = maxima.len() * width / cols;
+                    let Prepared { left, .. } = self.prepare(scratch, chunk * step + task * tasks, rows)?;
+                    for (most, block) in maxima.iter_mut().zip(left.chunks_exact(width)) {
+                        *most = block.iter().fold(0.0, |most, weight| weight.abs().max(most));
+                    }
+                    Ok(())
+                })
+                .collect();
+            found.into_iter().collect::<Result<(), Error>>()?;
+            self.opened.tensor.release();
+        }
+        Ok(maxima)
     }
 
     /// The bytes of rows `first..`; `bits` marks what was kept of them where some was removed.
@@ -259,7 +317,7 @@ impl<'a> TensorRun<'a> {
         }
         let parts = match self.planned.to {
             Encoding::Sparse { float, .. } => encode_sparse(float, cols, weight, bits, decided),
-            Encoding::Scaled(layout) => encode_scaled(&layout, self.global, cols, weight, decided)
+            Encoding::Scaled(layout) => encode_scaled(&layout, &self.base, first, cols, weight, decided)
                 .map_err(|error| self.failed(error.relocate(first)))?,
             encoding => {
                 let PlannedTensor { clip, search, .. } = *self.planned;

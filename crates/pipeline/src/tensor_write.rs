@@ -1,13 +1,15 @@
 //! One tensor's bytes on their way into the output, in the order of its rows, and what is recorded of them.
 
+use bitmill_checkpoint::quant_state;
 use bitmill_quant::{awq_codes, awq_zero_points, gptq_zero_points, pack_zero_points, transpose};
-use bitmill_tensor::{ColumnPacking, Encoding, Grouped, ScaleType, WeightData, ZeroPoint};
+use bitmill_tensor::{ColumnPacking, Element, Encoding, Grouped, ScaleType, Scaled, WeightData, ZeroPoint};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::compress::TensorRecord;
+use crate::encode::ScaleBase;
 use crate::error::Error;
 use crate::layout::Output;
-use crate::plan::PlannedTensor;
+use crate::plan::{PlannedTensor, made_of};
 use crate::tensor_run::Encoded;
 
 /// A tensor of which some rows are written.
@@ -86,18 +88,15 @@ impl<'a> TensorWrite<'a> {
         Ok(())
     }
 
-    /// Writes what follows from all rows; `global` is what scales of fp8 are divided by.
+    /// Writes what follows from all rows; `base` is what scales of small numbers are read with.
     ///
     /// # Errors
     /// As [`add`](Self::add).
-    pub fn finish(mut self, output: &Output<'_>, global: f32) -> Result<TensorRecord, Error> {
+    pub fn finish(mut self, output: &Output<'_>, base: &ScaleBase) -> Result<TensorRecord, Error> {
         match (output.packing(), self.planned.to) {
             (Some(packing), Encoding::Grouped(grouped)) => self.finish_columns(output, packing, &grouped)?,
             (_, Encoding::Grouped(_) | Encoding::Sparse { .. }) => self.finish_rows(output)?,
-            (_, Encoding::Scaled(layout)) if layout.scale == ScaleType::Fp8 => {
-                output.write_at(self.index, 2, 0, &global.to_le_bytes())?;
-                self.stored.add(2, &global.to_le_bytes());
-            }
+            (_, Encoding::Scaled(layout)) => self.finish_scaled(output, &layout, base)?,
             _ => {}
         }
         let planned = self.planned;
@@ -136,6 +135,31 @@ impl TensorWrite<'_> {
         if !last.is_empty() {
             output.write_at(self.index, 3, 0, &last)?;
             self.stored.add(2, &last);
+        }
+        Ok(())
+    }
+
+    /// Writes what scales are read with.
+    fn finish_scaled(&mut self, output: &Output<'_>, layout: &Scaled, base: &ScaleBase) -> Result<(), Error> {
+        if layout.scale == ScaleType::Fp8 {
+            output.write_at(self.index, 2, 0, &base.global.to_le_bytes())?;
+            self.stored.add(2, &base.global.to_le_bytes());
+        }
+        let Element::Listed(list) = layout.element else { return Ok(()) };
+        let map: Vec<u8> = list.values().iter().flat_map(|value| value.to_le_bytes()).collect();
+        output.write_at(self.index, 2, 0, &map)?;
+        let (rows, cols) = (self.planned.out_features(), self.planned.in_features());
+        let nested = base.nested.as_deref();
+        let made_of = made_of(self.planned);
+        let state =
+            quant_state(layout, list, made_of, rows, cols, nested.map_or(0.0, |nested| nested.offset));
+        output.write_at(self.index, 3, 0, &state)?;
+        if let Some(nested) = nested {
+            output.write_at(self.index, 4, 0, &nested.absmax)?;
+            output.write_at(self.index, 5, 0, nested.as_nested().map)?;
+            for bytes in [&nested.absmax, nested.as_nested().map, &nested.offset.to_le_bytes()] {
+                self.stored.add(2, bytes);
+            }
         }
         Ok(())
     }
@@ -187,7 +211,7 @@ pub(crate) struct StoredHash([Xxh3; 3]);
 
 impl StoredHash {
     /// Adds the next bytes of a part. 0: weights, codes or kept values; 1: scales or bits; 2: zero points, row offsets or
-    /// what scales are divided by, then the groups of columns that are not in order.
+    /// what scales are read with, then the groups of columns that are not in order.
     pub fn add(&mut self, part: usize, bytes: &[u8]) {
         self.0[part].update(bytes);
     }
@@ -213,6 +237,9 @@ pub(crate) fn stored_parts<'a>(data: &WeightData<'a>) -> [(usize, &'a [u8]); 4] 
         WeightData::Grouped { packed, scales, zero_points, .. } => [packed, scales, zero_points, &[]],
         WeightData::Columns { packed, scales, zero_points, group_of, .. } => {
             [packed, scales, zero_points, group_of]
+        }
+        WeightData::Scaled { codes, scales, nested: Some(nested), .. } => {
+            [codes, scales, nested.absmax, nested.map]
         }
         WeightData::Scaled { codes, scales, .. } => [codes, scales, &[], &[]],
         WeightData::Sparse { bitmask, values, row_offsets, .. } => [values, bitmask, row_offsets, &[]],
@@ -252,7 +279,7 @@ mod tests {
                 encoded.parts.group_of = matches!(planned.to, Encoding::Grouped(_)).then(last_first);
                 write.add(&output, &encoded).unwrap();
             }
-            records.push(write.finish(&output, run.global()).unwrap());
+            records.push(write.finish(&output, run.base()).unwrap());
         }
         read_back(&output.staged(), &path, &plan, &records, &Silent).unwrap();
         output.finish().unwrap();

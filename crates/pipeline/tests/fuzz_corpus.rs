@@ -101,7 +101,7 @@ fn seeds_are_what_readers_accept() {
             .tensors()
             .is_empty()
     );
-    for name in ["gptq", "awq", "numbers"] {
+    for name in ["gptq", "awq", "numbers", "nf4"] {
         let opened = Checkpoint::from_files(name, targets::sections(&seed("folder", name))).unwrap();
         assert!(opened.is_quantized(), "{name}");
     }
@@ -315,6 +315,11 @@ fn write_the_seeds() {
             "numbers",
             "format = \"compressed-tensors\"\n[[step]]\nkind = \"scaled\"\ntype = \"fp8_block\"\nactivations = \"dynamic\"\n\
              [[step]]\nkind = \"scaled\"\ntype = \"nvfp4\"\ntargets = [\"*.mlp.*.weight\"]\n",
+        ),
+        (
+            "nf4",
+            "format = \"bitsandbytes\"\n[[step]]\nkind = \"pad\"\nffn = 64\n[[step]]\nkind = \"scaled\"\n\
+             type = \"nf4_double\"\ntargets = [\"*.down_proj.weight\"]\n",
         ),
     ] {
         let recipe = bitmill_pipeline::Recipe::parse(text, Path::new("seed.toml")).unwrap();

@@ -7,6 +7,7 @@
 
 pub mod awq;
 mod clip;
+mod codebook;
 mod columns;
 mod error;
 pub mod fold;
@@ -24,6 +25,7 @@ pub mod smooth;
 
 pub use awq::{AwqOptions, AwqScales, Inputs, ScaleRule};
 pub use clip::Clip;
+pub use codebook::NestedAbsmax;
 pub use columns::{awq_codes, awq_zero_points, gptq_zero_points, transpose};
 pub use error::{Error, first_non_finite};
 pub use ggml::{

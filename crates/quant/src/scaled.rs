@@ -8,14 +8,16 @@
 //!   that times their `absmax / 6`, as fp8. A weight is `number · scale / global`.
 //! - mxfp4: `2^(⌊log2 absmax⌋ − 2)`, one more where the mantissa is 1.75 or larger.
 //!
+//! - places in a list of 16 values: bitsandbytes' NF4 and its own FP4, see `codebook`.
+//!
 //! A scale that rounds to zero becomes its type's machine epsilon, as for codes in groups: nothing is divided by zero, and
 //! zeros stay zeros. One that its float type cannot hold is an error.
 
 use bitmill_tensor::{Element, ScaleType, Scaled, fp4_from_f32, fp8_from_f32, fp8_to_f32};
 
-use crate::Error;
 use crate::error::check_rows;
 use crate::rtn::{epsilon, nearest_even};
+use crate::{Error, codebook};
 
 /// Rows of numbers and the scales of as many lines as they are for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -91,8 +93,9 @@ pub fn quantize_scaled(
             let rows = weight.chunks_exact(in_features).zip(decided.chunks_exact_mut(in_features));
             for ((weight, decided), codes) in rows.zip(codes.chunks_exact_mut(row_bytes)) {
                 for column in columns.clone() {
-                    let code = nearest(layout.element, weight[column] / scale);
+                    let code = nearest(layout.element, weight[column], scale, absmax);
                     match layout.element {
+                        Element::Listed(_) => codes[column / 2] |= code << (4 * (1 - column % 2)),
                         Element::Fp4 => codes[column / 2] |= code << (4 * (column % 2)),
                         Element::Int8 | Element::Fp8 => codes[column] = code,
                     }
@@ -112,7 +115,7 @@ pub fn layout_of(layout: &Scaled, in_features: usize) -> Result<(), Error> {
     let group_size = match layout.extent {
         bitmill_tensor::Extent::Columns(size) => size.get(),
         // Two to a byte.
-        _ if layout.element == Element::Fp4 => 2,
+        _ if matches!(layout.element, Element::Fp4 | Element::Listed(_)) => 2,
         _ => 1,
     };
     match in_features > 0 && in_features.is_multiple_of(group_size) {
@@ -136,7 +139,9 @@ fn store_scale(
             if !scale.is_finite() {
                 return Err((exact, float));
             }
-            float.push(if scale == 0.0 { epsilon(float) } else { scale }, scales);
+            // A list's codes are found by the largest magnitude, not by what is stored of it.
+            let is_divisor = !matches!(layout.element, Element::Listed(_));
+            float.push(if scale == 0.0 && is_divisor { epsilon(float) } else { scale }, scales);
         }
         ScaleType::Fp8 => {
             let code = fp8_from_f32(global * exact);
@@ -149,14 +154,17 @@ fn store_scale(
             let offset = if layout.element == Element::Fp8 { 8 } else { 2 };
             scales.push(exponent.saturating_sub(offset).min(254) as u8);
         }
+        ScaleType::Nested => panic!("a scale of scales is for many rows: see `NestedAbsmax`"),
     }
     Ok(layout.scale.read(&scales[from..], 0, global))
 }
 
-fn nearest(element: Element, value: f32) -> u8 {
+/// The code of `weight`, by what is stored of its scale or (lists) by what that was made of.
+fn nearest(element: Element, weight: f32, scale: f32, absmax: f32) -> u8 {
     match element {
-        Element::Int8 => nearest_even(value.clamp(-128.0, 127.0)) as i8 as u8,
-        Element::Fp8 => fp8_from_f32(value),
-        Element::Fp4 => fp4_from_f32(value),
+        Element::Int8 => nearest_even((weight / scale).clamp(-128.0, 127.0)) as i8 as u8,
+        Element::Fp8 => fp8_from_f32(weight / scale),
+        Element::Fp4 => fp4_from_f32(weight / scale),
+        Element::Listed(list) => codebook::nearest(list, weight, absmax),
     }
 }

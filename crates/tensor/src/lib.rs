@@ -4,6 +4,7 @@
 //! [`WeightView`] is such a matrix as bytes that someone else owns (a mapped file, the embedded model);
 //! [`Matrix`] is an owned matrix of f32.
 
+mod codebook;
 mod dtype;
 mod encoding;
 pub mod grid;
@@ -12,6 +13,7 @@ mod matrix;
 mod scaled;
 mod view;
 
+pub use codebook::{Codebook, DYNAMIC_MAP, DYNAMIC_MAP_BYTES, Nested};
 pub use dtype::{Dtype, FloatType};
 pub use encoding::{Bits, BlockType, ColumnPacking, Encoding, Granularity, Grouped, ZeroPoint};
 pub use matrix::Matrix;

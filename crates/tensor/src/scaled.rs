@@ -1,8 +1,9 @@
-//! Small numbers with a scale for many of them: 8-bit integers, 8-bit and 4-bit floats.
+//! Small numbers with a scale for many of them: 8-bit integers, 8-bit and 4-bit floats, places in a list of 16 values.
 
 use std::fmt;
 use std::num::NonZeroUsize;
 
+use crate::codebook::{Codebook, Nested};
 use crate::{Dtype, FloatType};
 
 /// A number of few bits that a scale makes a weight of.
@@ -14,6 +15,8 @@ pub enum Element {
     Fp8,
     /// 4-bit float (E2M1): 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives, two to a byte, the even column low.
     Fp4,
+    /// A place in a list of 16 values, two to a byte, the even column high.
+    Listed(Codebook),
 }
 
 /// Twice the magnitudes that [`Element::Fp4`] has.
@@ -46,6 +49,8 @@ pub enum ScaleType {
     Fp8,
     /// A power of two: an exponent of 8 bits, 127 more than it is (E8M0).
     PowerOfTwo,
+    /// A place in a list of 256 values: see [`Nested`].
+    Nested,
 }
 
 /// Small numbers with scales, as compressed-tensors' `int-`, `float-`, `nvfp4-pack-` and `mxfp4-pack-quantized` store them.
@@ -64,7 +69,7 @@ impl Element {
     pub const fn row_bytes(self, in_features: usize) -> usize {
         match self {
             Self::Int8 | Self::Fp8 => in_features,
-            Self::Fp4 => in_features.div_ceil(2),
+            Self::Fp4 | Self::Listed(_) => in_features.div_ceil(2),
         }
     }
 
@@ -75,6 +80,7 @@ impl Element {
             Self::Int8 => 127.5,
             Self::Fp8 => 448.0,
             Self::Fp4 => 6.0,
+            Self::Listed(_) => 1.0,
         }
     }
 
@@ -83,7 +89,7 @@ impl Element {
         match self {
             Self::Int8 => Dtype::I8,
             Self::Fp8 => Dtype::F8E4M3,
-            Self::Fp4 => Dtype::U8,
+            Self::Fp4 | Self::Listed(_) => Dtype::U8,
         }
     }
 
@@ -101,6 +107,7 @@ impl Element {
                 let magnitude = f32::from(FP4_DOUBLES[usize::from(code & 7)]) * 0.5;
                 if code & 8 == 0 { magnitude } else { -magnitude }
             }
+            Self::Listed(list) => list.values()[usize::from(row[index / 2] >> (4 * (1 - index % 2)) & 15)],
         }
     }
 }
@@ -141,7 +148,7 @@ impl ScaleType {
     pub const fn size_bytes(self) -> usize {
         match self {
             Self::Float(float) => float.size_bytes(),
-            Self::Fp8 | Self::PowerOfTwo => 1,
+            Self::Fp8 | Self::PowerOfTwo | Self::Nested => 1,
         }
     }
 
@@ -152,14 +159,14 @@ impl ScaleType {
             Self::Float(FloatType::F16) => Dtype::F16,
             Self::Float(FloatType::BF16) => Dtype::BF16,
             Self::Fp8 => Dtype::F8E4M3,
-            Self::PowerOfTwo => Dtype::U8,
+            Self::PowerOfTwo | Self::Nested => Dtype::U8,
         }
     }
 
     /// Scale `index` of `bytes`; `global` is what [`Fp8`](Self::Fp8) scales are divided by.
     ///
     /// # Panics
-    /// If `bytes` end before it.
+    /// If `bytes` end before it, and for [`Nested`](Self::Nested) ones, which [`Nested::scale`] reads.
     #[inline(always)]
     pub fn read(self, bytes: &[u8], index: usize, global: f32) -> f32 {
         match self {
@@ -171,6 +178,7 @@ impl ScaleType {
                 255 => f32::NAN,
                 exponent => f32::from_bits(u32::from(exponent) << 23),
             },
+            Self::Nested => panic!("nested scales have scales of their own"),
         }
     }
 }
@@ -179,15 +187,24 @@ impl Scaled {
     /// Bytes of a matrix with its scales.
     pub const fn matrix_bytes(&self, out_features: usize, in_features: usize) -> usize {
         let (lines, per_line) = self.extent.scales(out_features, in_features);
-        let global = if matches!(self.scale, ScaleType::Fp8) { 4 } else { 0 };
+        let global = match self.scale {
+            ScaleType::Fp8 => 4,
+            ScaleType::Nested => 4 + 4 * Nested::scales(lines * per_line),
+            ScaleType::Float(_) | ScaleType::PowerOfTwo => 0,
+        };
         out_features * self.element.row_bytes(in_features)
             + lines * per_line * self.scale.size_bytes()
             + global
     }
+
+    /// Whether bitsandbytes makes blocks of that size where nobody asks for another.
+    fn is_usual(&self, cols: NonZeroUsize) -> bool {
+        matches!(self.element, Element::Listed(_)) && cols.get() == Codebook::BLOCK
+    }
 }
 
 impl fmt::Display for Scaled {
-    /// As people write it: `int8`, `fp8`, `fp8 128x128`, `nvfp4`, `mxfp4`.
+    /// As people write it: `int8`, `fp8`, `fp8 128x128`, `nvfp4`, `mxfp4`, `nf4`, `nf4 double`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.element, self.scale) {
             (Element::Int8, _) => "int8",
@@ -195,13 +212,20 @@ impl fmt::Display for Scaled {
             (Element::Fp8, _) => "fp8",
             (Element::Fp4, ScaleType::Fp8) => "nvfp4",
             (Element::Fp4, ScaleType::PowerOfTwo) => "mxfp4",
-            (Element::Fp4, ScaleType::Float(_)) => "fp4",
+            (Element::Fp4, ScaleType::Float(_) | ScaleType::Nested) => "fp4",
+            (Element::Listed(list), ScaleType::Nested) => match list {
+                Codebook::Nf4 => "nf4 double",
+                Codebook::Fp4 => "bitsandbytes fp4 double",
+            },
+            (Element::Listed(Codebook::Nf4), _) => "nf4",
+            (Element::Listed(Codebook::Fp4), _) => "bitsandbytes fp4",
         })?;
         match (self.extent, self.scale) {
             (Extent::Matrix, _) => f.write_str(" per tensor"),
             (Extent::Row, _) => Ok(()),
             // 16 and 32 belong to their names.
             (Extent::Columns(_), ScaleType::Fp8 | ScaleType::PowerOfTwo) => Ok(()),
+            (Extent::Columns(cols), _) if self.is_usual(cols) => Ok(()),
             (Extent::Columns(cols), _) => write!(f, " g{cols}"),
             (Extent::Block { rows, cols }, _) => write!(f, " {rows}x{cols}"),
         }
@@ -339,6 +363,12 @@ mod tests {
         let block = Extent::Block { rows: size(128), cols: size(128) };
         let block = scaled(Element::Fp8, block, ScaleType::Float(FloatType::BF16));
         assert_eq!((block.matrix_bytes(130, 130), block.to_string().as_str()), (16900 + 8, "fp8 128x128"));
+        // 768 blocks, three scales of scales and what is added to all.
+        let nested = scaled(Element::Listed(Codebook::Nf4), Extent::Columns(size(64)), ScaleType::Nested);
+        assert_eq!(
+            (nested.matrix_bytes(3, 1 << 14), nested.to_string().as_str()),
+            (3 * 8448 + 16, "nf4 double")
+        );
         let int8 = scaled(Element::Int8, Extent::Row, ScaleType::Float(FloatType::F32));
         assert_eq!((int8.matrix_bytes(3, 5), int8.to_string().as_str()), (15 + 12, "int8"));
     }

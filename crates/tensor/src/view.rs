@@ -1,6 +1,7 @@
 //! A weight matrix as bytes that someone else owns.
 
-use crate::scaled::{Element, Extent};
+use crate::codebook::Nested;
+use crate::scaled::{Element, Extent, ScaleType};
 use crate::{ColumnPacking, Encoding, FloatType, Grouped, Scaled, ZeroPoint, encoding::BlockType};
 
 /// A borrowed weight matrix `[out_features, in_features]` in any [`Encoding`].
@@ -67,6 +68,8 @@ pub enum WeightData<'a> {
         scales: &'a [u8],
         /// What scales of fp8 are divided by.
         global: f32,
+        /// What scales that are codes are read with; there for those alone.
+        nested: Option<Nested<'a>>,
     },
     /// compressed-tensors `sparse-bitmask`.
     Sparse {
@@ -88,7 +91,8 @@ pub enum ViewError {
     /// A part has another length than its shape and encoding ask for.
     #[error("{part}: {found} bytes where [{out_features}, {in_features}] in {encoding} takes {expected}")]
     Length {
-        /// `"weights"`, `"codes"`, `"scales"`, `"zero points"`, `"groups of columns"`, `"bits"`, `"values"` or `"row offsets"`.
+        /// `"weights"`, `"codes"`, `"scales"`, `"zero points"`, `"groups of columns"`, `"bits"`, `"values"`, `"row offsets"`, `"scales of
+        /// scales"` or `"values of scales"`.
         part: &'static str,
         /// Bytes found.
         found: usize,
@@ -145,7 +149,7 @@ impl<'a> WeightView<'a> {
             Encoding::Grouped(grouped) => grouped.group_size.get(),
             Encoding::Scaled(scaled) => match (scaled.extent, scaled.element) {
                 (Extent::Columns(size), _) => size.get(),
-                (_, Element::Fp4) => 2,
+                (_, Element::Fp4 | Element::Listed(_)) => 2,
                 _ => 1,
             },
         };
@@ -202,10 +206,16 @@ impl<'a> WeightView<'a> {
                 let columns = if group_of.is_empty() { 0 } else { in_features };
                 check("groups of columns", group_of.len(), 4 * columns)?;
             }
-            WeightData::Scaled { layout, codes, scales, .. } => {
+            WeightData::Scaled { layout, codes, scales, nested, .. } => {
                 let (lines, per_line) = layout.extent.scales(out_features, in_features);
                 check("codes", codes.len(), out_features * layout.element.row_bytes(in_features))?;
                 check("scales", scales.len(), lines * per_line * layout.scale.size_bytes())?;
+                let (own, map) = match layout.scale {
+                    ScaleType::Nested => (4 * Nested::scales(lines * per_line), 4 * 256),
+                    _ => (0, 0),
+                };
+                check("scales of scales", nested.map_or(0, |nested| nested.absmax.len()), own)?;
+                check("values of scales", nested.map_or(0, |nested| nested.map.len()), map)?;
             }
             WeightData::Sparse { float, bitmask, values, row_offsets } => {
                 check("bits", bitmask.len(), out_features * in_features.div_ceil(8))?;

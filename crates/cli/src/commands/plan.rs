@@ -71,6 +71,7 @@ fn asked(name: &str, how: &How, global: &Global, is_alone: bool) -> Result<Recip
             To::CompressedTensors => Format::CompressedTensors,
             To::Gptq => Format::Gptq,
             To::Awq => Format::Awq,
+            To::Bitsandbytes => Format::Bitsandbytes,
             To::HuggingFace => Format::HuggingFace,
         })?;
     }

@@ -20,6 +20,7 @@ use super::tensor::{
 };
 use crate::Error;
 use crate::balancing::{AwqStep, Balance};
+use crate::encode::ScaleBase;
 use crate::method::{Method, Order};
 use crate::plan::{Plan, PlannedTensor};
 use crate::source::Source;
@@ -34,7 +35,7 @@ pub(crate) struct Done {
     /// How its codes were chosen, where not by its weights alone.
     pub method: Option<MethodRecord>,
     /// What scales of fp8 are divided by.
-    pub global: f32,
+    pub base: ScaleBase,
 }
 
 /// What is summed of the inputs that some matrices share.
@@ -321,7 +322,7 @@ impl<'a> Compressing<'a> {
             });
             opened.tensor.release();
             stored.push(replacement);
-            self.done.insert(index, Done { encoded: rows.encoded, method, global: run.global() });
+            self.done.insert(index, Done { encoded: rows.encoded, method, base: run.base().clone() });
         }
         Ok(stored)
     }
@@ -355,7 +356,7 @@ impl<'a> Compressing<'a> {
             let opened = self.source.open(isa, planned)?;
             let run = TensorRun::new(&self.source, planned, &opened, isa)?;
             let encoded = encode_alone(&run, planned)?.encoded;
-            self.done.insert(index, Done { encoded, method: None, global: run.global() });
+            self.done.insert(index, Done { encoded, method: None, base: run.base().clone() });
         }
         Ok(self.done)
     }

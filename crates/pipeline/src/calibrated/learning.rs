@@ -193,9 +193,9 @@ impl Calibrated<'_> {
         let run = TensorRun::new(&compressing.source, planned, &opened, isa)?;
         let rows = encode_alone(&run, planned)?;
         let stored = as_stored(isa, &opened.tensor, planned, &run, &rows);
-        let global = run.global();
+        let base = run.base().clone();
         opened.tensor.release();
-        Ok((index, Done { encoded: rows.encoded, method, global }, stored))
+        Ok((index, Done { encoded: rows.encoded, method, base }, stored))
     }
 
     /// Learns the matrices `to_learn` of `layer`; what it runs on with, or why nothing was learned.
@@ -235,9 +235,9 @@ impl Calibrated<'_> {
                 loss_after: Some(six_digits(losses.after)),
                 ..MethodRecord::default()
             };
-            let global = run.global();
+            let base = run.base().clone();
             opened.tensor.release();
-            made.push((index, Done { encoded: rows.encoded, method: Some(method), global }, stored));
+            made.push((index, Done { encoded: rows.encoded, method: Some(method), base }, stored));
         }
         Ok(Ok(made))
     }

@@ -12,7 +12,7 @@ use bitmill_quant::fold::{self, Sharing};
 use bitmill_quant::{AwqOptions, BlockSearch, RtnGrid, awq, first_non_finite, global_scale, smooth};
 use bitmill_stats::{ChannelAccumulator, ChannelStats};
 use bitmill_tensor::{
-    Bits, BlockType, Encoding, Extent, FloatType, Granularity, Grouped, ScaleType, ZeroPoint,
+    Bits, BlockType, Encoding, Extent, FloatType, Granularity, Grouped, ScaleType, Scaled, ZeroPoint,
 };
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,7 @@ use super::sample::{Sample, of_one_length};
 use super::tensor::six_digits;
 use crate::Error;
 use crate::balancing::Balance;
-use crate::encode::{Rounding, encode_scaled};
+use crate::encode::{Rounding, ScaleBase, encode_scaled};
 use crate::plan::{Plan, PlannedTensor, rows_and_columns};
 use crate::source::Source;
 use crate::turning::widened;
@@ -432,11 +432,17 @@ fn round_whole(
     let cols = planned.in_features();
     let encoding = match planned.to {
         Encoding::Scaled(layout) => {
+            // What scales of scales would add is small.
+            let layout = match layout.scale {
+                ScaleType::Nested => Scaled { scale: ScaleType::Float(FloatType::F32), ..layout },
+                _ => layout,
+            };
             let global = match layout.scale {
                 ScaleType::Fp8 => global_scale(rows.iter().fold(0.0, |most, weight| weight.abs().max(most))),
                 _ => 1.0,
             };
-            return encode_scaled(&layout, global, cols, rows, decided).map(drop);
+            let base = ScaleBase { global, nested: None };
+            return encode_scaled(&layout, &base, 0, cols, rows, decided).map(drop);
         }
         Encoding::Block(block) => stand_in(block, cols).map_or(planned.to, Encoding::Grouped),
         other => other,

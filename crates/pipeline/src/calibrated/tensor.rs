@@ -4,7 +4,7 @@
 use bitmill_checkpoint::Tensor;
 use bitmill_kernels::{Compute, Isa, dequantize_rows};
 use bitmill_quant::{
-    Compensation, GptqOptions, GptqRows, GroupScales, Inputs, awq, gptq, pack_zero_points,
+    Compensation, GptqOptions, GptqRows, GroupScales, Inputs, NestedAbsmax, awq, gptq, pack_zero_points,
     quantize_blocks_compensated,
 };
 use bitmill_stats::{Cross, Factor};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::reshaping::ScaleRecord;
 use crate::Error;
-use crate::encode::{Parts, rows_together};
+use crate::encode::{Parts, ScaleBase, rows_together};
 use crate::method::{Method, Order};
 use crate::plan::{PlannedTensor, rows_and_columns};
 use crate::tensor_run::{Encoded, TensorRun, rows_per_chunk};
@@ -245,7 +245,7 @@ pub(crate) fn as_stored(
             tensor.stored_as(planned.to, in_place(&parts.codes))
         }
         _ => {
-            let widened = rows.decided.is_empty().then(|| widened(isa, planned, &parts, run.global()));
+            let widened = rows.decided.is_empty().then(|| widened(isa, planned, &parts, run.base()));
             let values = widened.as_deref().unwrap_or(&rows.decided);
             let (source_rows, source_cols) = rows_and_columns(&planned.source_shape);
             let mut bytes = vec![0; 4 * source_rows * source_cols];
@@ -262,7 +262,7 @@ pub(crate) fn as_stored(
 }
 
 /// The values of all rows as stored.
-fn widened(isa: Isa, planned: &PlannedTensor, parts: &Parts, global: f32) -> Vec<f32> {
+fn widened(isa: Isa, planned: &PlannedTensor, parts: &Parts, base: &ScaleBase) -> Vec<f32> {
     let (rows, cols) = (planned.out_features(), planned.in_features());
     let zero_points = match planned.to {
         Encoding::Grouped(grouped) if !parts.zero_codes.is_empty() => {
@@ -280,7 +280,8 @@ fn widened(isa: Isa, planned: &PlannedTensor, parts: &Parts, global: f32) -> Vec
             zero_points: &zero_points,
         },
         Encoding::Scaled(layout) => {
-            WeightData::Scaled { layout, codes: &parts.codes, scales: &parts.scales, global }
+            let (global, nested) = (base.global, base.nested.as_deref().map(NestedAbsmax::as_nested));
+            WeightData::Scaled { layout, codes: &parts.codes, scales: &parts.scales, global, nested }
         }
         Encoding::Sparse { .. } => unreachable!("a sparse matrix is refused beside calibrated ones"),
     };

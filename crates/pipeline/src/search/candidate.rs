@@ -47,7 +47,7 @@ impl Candidate {
                 let sizes = GROUP_SIZES.map(NonZeroUsize::new).into_iter().flatten();
                 widths.flat_map(|bits| sizes.clone().map(move |size| Self::Groups { bits, size })).collect()
             }
-            Format::Gptq | Format::Awq | Format::HuggingFace => Vec::new(),
+            Format::Gptq | Format::Awq | Format::Bitsandbytes | Format::HuggingFace => Vec::new(),
         };
         let float = match info.encoding {
             // What an f32 checkpoint loses in f16 is less than in bf16, and its weights are far from f16's ends.
