@@ -66,11 +66,11 @@ pub const PRESETS: &[Preset] = &[
     },
     Preset {
         name: "gptq_w4a16_g128",
-        about: "4-bit codes chosen by what they multiply (GPTQ), before any of these: runs the model over text",
+        about: "4-bit codes chosen by what they multiply (GPTQ, ranges clipped), before any of these: runs the model over text",
     },
     Preset {
         name: "gptaq_w4a16_g128",
-        about: "the same at its best: clipped, refined, and making up for what earlier layers lost (GPTAQ)",
+        about: "the same at its best: refined, and making up for what earlier layers lost (GPTAQ)",
     },
     Preset {
         name: "imatrix_q4_k_m",
@@ -230,9 +230,9 @@ fn learned(name: &str) -> Option<Recipe> {
     Some(Recipe::new(name, recipe.format, recipe.steps.into_iter().map(learned).collect()))
 }
 
-/// The step with codes chosen by GPTQ, as its authors have it, or as held-out tokens were found to like it best: damped
-/// more, with ranges clipped, and refined.
-fn gptq(step: Step, best: bool) -> Step {
+/// The step with codes chosen by GPTQ as held-out tokens were found to like it best: damped more than its authors have it, with ranges
+/// clipped, and `refined` or not.
+fn gptq(step: Step, refined: bool) -> Step {
     match step {
         Step::Rtn { targets, skip, bits, granularity, zero_point, scale, clip } => Step::Gptq {
             targets,
@@ -241,10 +241,10 @@ fn gptq(step: Step, best: bool) -> Step {
             granularity,
             zero_point,
             scale,
-            clip: if best && clip == ClipName::None { ClipName::Mse } else { clip },
-            damping: Damping(if best { 0.1 } else { 0.01 }),
+            clip: if clip == ClipName::None { ClipName::Mse } else { clip },
+            damping: Damping(0.1),
             order: Order::Static,
-            refine: if best { 2 } else { 0 },
+            refine: if refined { 2 } else { 0 },
         },
         other => other,
     }
