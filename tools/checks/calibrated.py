@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """What calibrated codes lose beside those of other tools, from the same tokens at the same bits.
 
-calibrated.py BITMILL MODEL CALIBRATION_TEXT EVAL_TEXT [--seeds 3] [--bits 4,3,2] [--run NAME,…] [--windows 40] [--jobs 1] [--device cpu] [--table FILE]
+calibrated.py BITMILL MODEL CALIBRATION_TEXT EVAL_TEXT [--seeds 3] [--bits 4,3,2] [--run NAME,…] [--windows 40] [--jobs 1] [--device cpu] [--table FILE] [--beside FILE …]
 
 Run with the Python of `peers.sh llmc`; `--gptqmodel PYTHON` names that of `peers.sh gptq`. For each seed 8 documents are cut from the calibration text
 and every tool takes the first 512 tokens of each; weights become symmetric codes in groups of 128. All outputs are unpacked by hand (`load_check.py`) into plain
 models in f32, whose losses over windows of 512 of the evaluation text are compared window by window. CPU seconds are user and system
-of the whole process, peak memory its VmHWM. With `--device cuda` the other tools quantize on the GPU, and seconds say nothing."""
+of the whole process, peak memory its VmHWM. With `--device cuda` the other tools quantize on the GPU, and seconds say nothing.
+`--table` keeps what was measured, a line each, and `--beside` compares with what was kept before from the same texts."""
 import argparse, concurrent.futures, json, os, random, subprocess, sys, tempfile
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -146,6 +147,8 @@ def one(name, bits, seed, work):
 
 
 def report(rows):
+    for file in args.beside:
+        rows = [json.loads(line) for line in open(file)] + rows
     rows = {(row["name"], row["bits"], row["seed"]): row for row in rows if row and "nll" in row}
     print("\n| bits | ours | theirs | nll, ours − theirs, paired (two standard errors) | kl, ours / theirs |\n|---|---|---|---|---|")
     for bits in sorted({key[1] for key in rows}, reverse=True):
@@ -165,7 +168,7 @@ for name in ("bitmill", "model", "calibration", "evaluation"):
     parser.add_argument(name)
 parser.add_argument("--seeds", default="0,1,2"); parser.add_argument("--bits", default="4"); parser.add_argument("--windows", type=int, default=40)
 parser.add_argument("--run", default=",".join([*OURS, *THEIRS])); parser.add_argument("--jobs", type=int, default=1); parser.add_argument("--threads", type=int)
-parser.add_argument("--device", default="cpu"); parser.add_argument("--gptqmodel", default=sys.executable); parser.add_argument("--table")
+parser.add_argument("--device", default="cpu"); parser.add_argument("--gptqmodel", default=sys.executable); parser.add_argument("--table"); parser.add_argument("--beside", nargs="*", default=[])
 args = parser.parse_args()
 if os.path.exists(args.table or ""):
     sys.exit(f"{args.table} is there already")

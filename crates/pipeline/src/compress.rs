@@ -8,7 +8,7 @@ use bitmill_prune::mask_bytes;
 use bitmill_tensor::{Encoding, ScaleType};
 use serde::{Deserialize, Serialize};
 
-use crate::calibrated::{Calibrated, HeldOut, MethodRecord, OutlierRecord, Shared, Sharing};
+use crate::calibrated::{Calibrated, HeldOut, LayerSeconds, MethodRecord, OutlierRecord, Shared, Sharing};
 use crate::card::{CARD, card};
 use crate::encode::rows_per_task;
 use crate::error::Error;
@@ -75,6 +75,8 @@ pub struct CompressRecord {
     pub resumed: usize,
     /// Statistics, and layers of the dense model, that it took over from other recipes of its pass.
     pub taken_over: usize,
+    /// What the layers of a calibrated run took, of those that this one ran.
+    pub layer_seconds: Option<LayerSeconds>,
 }
 
 /// Writes what `plan` says of `checkpoint` to `path`.
@@ -216,7 +218,9 @@ impl<'a> Place<'a> {
             let document = placed_document(path).unwrap_or_else(|| document(plan, &records, None));
             let resumed = records.len();
             let seconds = began.elapsed().as_secs_f64();
-            return Ok(Self::There(CompressRecord { written, document, seconds, resumed, taken_over: 0 }));
+            let record =
+                CompressRecord { written, document, seconds, resumed, taken_over: 0, layer_seconds: None };
+            return Ok(Self::There(record));
         }
         let names = [Some(RECORD), plan.material.as_ref().map(|_| CARD)].into_iter().flatten();
         let names = names.map(|name| file_name(&beside(path, name))).collect();
@@ -243,12 +247,13 @@ impl Begun<'_> {
         began: Instant,
     ) -> Result<CompressRecord, Error> {
         let taken_over = calibrated.as_ref().map_or(0, |calibrated| calibrated.taken_over());
+        let layer_seconds = calibrated.as_ref().and_then(|calibrated| calibrated.layer_seconds());
         let outcome = self.look_at(calibrated, progress);
         self.output.keep(outcome.as_ref().err().is_none_or(Error::may_go_on));
         let document = outcome?;
         let written = self.output.finish()?;
         let seconds = began.elapsed().as_secs_f64();
-        Ok(CompressRecord { written, document, seconds, resumed: self.resumed, taken_over })
+        Ok(CompressRecord { written, document, seconds, resumed: self.resumed, taken_over, layer_seconds })
     }
 
     /// The document that goes with the output.
@@ -318,6 +323,7 @@ fn finished(checkpoint: &Checkpoint, plan: &Plan, path: &Path) -> Option<Compres
         seconds: 0.0,
         resumed,
         taken_over: 0,
+        layer_seconds: None,
     })
 }
 

@@ -56,7 +56,7 @@ mod watch;
 
 pub use balancing::{AwqStep, SmoothStep};
 pub use baseline::{read_baseline, record_baseline};
-pub use calibrated::{Continuation, HeldOut, MethodRecord, OutlierRecord, ScaleRecord};
+pub use calibrated::{Continuation, HeldOut, LayerSeconds, MethodRecord, OutlierRecord, ScaleRecord};
 pub use calibration::{Calibration, CalibrationOptions, Fit, Outliers};
 pub use chat::Chat;
 pub use compare::{CompareOptions, Stopwatch, compare, default_recipes};

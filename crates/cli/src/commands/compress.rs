@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bitmill_checkpoint::{Checkpoint, Overwrite};
-use bitmill_pipeline::{Continuation, Format, HeldOut, Plan, Progress as _};
+use bitmill_pipeline::{Continuation, Format, HeldOut, LayerSeconds, Plan, Progress as _};
 
 use super::plan::planned;
 use crate::args::{Compress, Global, Over};
@@ -62,6 +62,7 @@ fn write_all(
             document["output"] = output.display().to_string().into();
             document["resumed_tensors"] = record.resumed.into();
             document["taken_over"] = record.taken_over.into();
+            document["layer_seconds"] = serde_json::json!(record.layer_seconds);
             document
         });
         stdout::print_json(&serde_json::json!({
@@ -123,6 +124,7 @@ pub fn write(
         document["seconds"] = record.seconds.into();
         document["planned_peak_bytes"] = plan.peak_bytes.into();
         document["peak_bytes"] = bitmill_bench::peak_bytes().into();
+        document["layer_seconds"] = serde_json::json!(record.layer_seconds);
         stdout::print_json(&document)?;
     } else {
         let size = bitmill_report::size;
@@ -141,8 +143,9 @@ pub fn write(
             _ => String::new(),
         };
         let quality = quality(&record.document);
+        let layers = record.layer_seconds.as_ref().map_or_else(String::new, layers);
         stdout::print(&format!(
-            "{}: {} -> {} ({}), {:.2} bits/weight, {:.1} s{peak}\n{parts}{resumed}{notes}{quality}every tensor was read back and is what was decided",
+            "{}: {} -> {} ({}), {:.2} bits/weight, {:.1} s{peak}\n{layers}{parts}{resumed}{notes}{quality}every tensor was read back and is what was decided",
             output.display(),
             size(plan.source_bytes),
             size(plan.output_bytes),
@@ -152,6 +155,15 @@ pub fn write(
         ))?;
     }
     Ok(Outcome::Done)
+}
+
+/// What a layer took, and what of it went where.
+fn layers(seconds: &LayerSeconds) -> String {
+    let LayerSeconds { layers, whole, forward, statistics, factor, codes, reshaping } = seconds;
+    let reshaping = if *reshaping > 0.0 { format!(", reshaping {reshaping:.2}") } else { String::new() };
+    format!(
+        "a layer took {whole:.2} s on average of {layers}: forward {forward:.2}, statistics {statistics:.2}, factors {factor:.2}, codes {codes:.2}{reshaping}\n"
+    )
 }
 
 /// What the record says of windows that were held out, and of tensors whose method could not be used.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bitmill_calib::Inputs;
 use bitmill_checkpoint::{Role, RoleKind, Tensor};
@@ -11,6 +12,7 @@ use bitmill_quant::Clip;
 use bitmill_stats::{Cross, CrossAccumulator, Factor, Hessian, HessianAccumulator};
 use bitmill_tensor::{Encoding, Matrix};
 
+use super::clock::{Clock, Work};
 use super::reshaping::ScaleRecord;
 use super::sample::{Sample, of_one_length};
 use super::shared::{InputsKey, Sharing, bits};
@@ -199,6 +201,8 @@ pub(crate) struct Compressing<'a> {
     pub(super) scales: HashMap<Role, ScaleRecord>,
     pub(super) done: HashMap<usize, Done>,
     sharing: Option<Sharing<'a>>,
+    /// What the layer's time went into so far.
+    pub(super) clock: Clock,
 }
 
 impl<'a> Compressing<'a> {
@@ -208,8 +212,9 @@ impl<'a> Compressing<'a> {
         tensors: HashMap<Role, usize>,
         scales: HashMap<Role, ScaleRecord>,
         sharing: Option<Sharing<'a>>,
+        clock: Clock,
     ) -> Self {
-        Self { source, compute, tensors, scales, done: HashMap::new(), sharing }
+        Self { source, compute, tensors, scales, done: HashMap::new(), sharing, clock }
     }
 
     fn plan(&self) -> &'a Plan {
@@ -269,7 +274,9 @@ impl<'a> Compressing<'a> {
             methods().find(|method| method.factors()).or_else(|| methods().find(|&m| m == Method::Weighed));
         let spent = match (method, sums.take_hessian(self.sharing)) {
             (Some(method), Some(hessian)) => {
-                Some(Spent::new(method, self.plan().recipe.shrinkage(method), hessian, sums.cross))
+                let shrinkage = self.plan().recipe.shrinkage(method);
+                let spend = || Spent::new(method, shrinkage, hessian, sums.cross);
+                Some(self.clock.time(Work::Factor, spend))
             }
             _ => None,
         };
@@ -304,8 +311,10 @@ impl<'a> Compressing<'a> {
                 Some((ranges, group_size)) => run.clipped_by(ranges, group_size),
                 None => run,
             };
+            let began = Instant::now();
             let (rows, method) = self.encode(&run, planned, spent)?;
             let replacement = as_stored(isa, &opened.tensor, planned, &run, &rows);
+            self.clock.add(Work::Codes, began.elapsed());
             let scaled = self.scales.get(&role).cloned();
             let method = method.or_else(|| {
                 let alone = planned.method.fallback(planned.to).to_owned();
@@ -342,11 +351,11 @@ impl<'a> Compressing<'a> {
         roles.iter().flat_map(beside).filter(|&role| self.source.has_changed(role)).collect()
     }
 
-    /// What was encoded, with all else that was changed.
+    /// What was encoded, with all else that was changed, and what the layer's time went into.
     ///
     /// # Errors
     /// As [`quantize`](Self::quantize).
-    pub fn finish(mut self) -> Result<HashMap<usize, Done>, Error> {
+    pub fn finish(mut self) -> Result<(HashMap<usize, Done>, Clock), Error> {
         let isa = self.compute.isa();
         for role in self.source.changed() {
             let Some((index, planned)) = self.planned(role) else { continue };
@@ -358,7 +367,7 @@ impl<'a> Compressing<'a> {
             let encoded = encode_alone(&run, planned)?.encoded;
             self.done.insert(index, Done { encoded, method: None, base: run.base().clone() });
         }
-        Ok(self.done)
+        Ok((self.done, self.clock))
     }
 
     /// All rows of a matrix and how they came about.

@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::time::Instant;
 
 use bitmill_calib::{Dense, Inputs, Streams, pass_layer};
 use bitmill_checkpoint::{Role, RoleKind, Tensor};
@@ -17,6 +18,7 @@ use bitmill_quant::Learned;
 use bitmill_tensor::{Encoding, Matrix};
 use rayon::prelude::*;
 
+use super::clock::Work;
 use super::compressing::Compressing;
 use super::states::{Section, StatesWriter};
 use super::tensor::{MethodRecord, Rows, as_stored, encode_alone, six_digits};
@@ -119,11 +121,13 @@ impl Calibrated<'_> {
                 dense.extend(self.model.replace(stored));
             }
         }
+        let began = Instant::now();
         let learned = match self.model.plain_layer(&self.compute, source_layer) {
             Ok(layer) => self.learn(compressing, layer, &to_learn, &targets, how)?,
             Err(error) => Err(error.to_string()),
         };
         drop(targets);
+        compressing.clock.add(Work::Codes, began.elapsed());
         let made = match learned {
             Ok(made) => made,
             Err(why) => {

@@ -7,6 +7,7 @@
 //!                      … ─▶ states of layer k + 1, on disk before a tensor of layer k is written
 //! ```
 
+mod clock;
 mod compressing;
 mod learning;
 mod material;
@@ -21,6 +22,7 @@ mod tensor;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use bitmill_calib::{Dense, DensePass, Inputs, Streams, pass_layer};
 use bitmill_checkpoint::{Checkpoint, ModelConfig, Role, RoleKind, Tensor};
@@ -36,6 +38,7 @@ use crate::progress::Progress;
 use crate::source::Source;
 use crate::tensor_run::TensorRun;
 
+pub use clock::LayerSeconds;
 pub(crate) use compressing::Done;
 pub(crate) use material::Material;
 pub use outliers::OutlierRecord;
@@ -45,6 +48,7 @@ pub use reshaping::ScaleRecord;
 pub(crate) use shared::{Shared, Sharing};
 pub use tensor::MethodRecord;
 
+use clock::{Clock, Work};
 use compressing::{Compressing, Sums};
 use reshaping::{Collected, Reshaped};
 use shared::DenseKey;
@@ -71,6 +75,7 @@ pub(crate) struct Calibrated<'a> {
     done: HashMap<usize, Done>,
     /// What it shares with runs of other recipes over the same tokens.
     sharing: Option<Sharing<'a>>,
+    clock: Clock,
 }
 
 impl<'a> Calibrated<'a> {
@@ -128,6 +133,7 @@ impl<'a> Calibrated<'a> {
             next,
             done,
             sharing,
+            clock: Clock::default(),
         }))
     }
 
@@ -162,6 +168,11 @@ impl<'a> Calibrated<'a> {
         self.sharing.map_or(0, |sharing| sharing.taken())
     }
 
+    /// What its layers took so far; `None` before the first.
+    pub fn layer_seconds(&self) -> Option<LayerSeconds> {
+        self.clock.read()
+    }
+
     /// Measures the output that lies at `staged` on the windows that were held out; `None` if there are none.
     ///
     /// # Errors
@@ -192,22 +203,25 @@ impl<'a> Calibrated<'a> {
 
     fn run_layer(&mut self) -> Result<(), Error> {
         self.done.clear();
+        let (began, mut clock) = (Instant::now(), Clock::default());
         if let Some(sharing) = self.sharing {
             sharing.begin(self.next);
         }
-        let mut reshaped = self.reshape_layer()?;
+        let mut reshaped = clock.time(Work::Reshaping, || self.reshape_layer())?;
         let originals = reshaped.take_originals();
         let Reshaped { tensors, scales, .. } = reshaped;
         let (_, places) = &self.layers[self.next];
         let source = Source::with_changed(self.checkpoint, self.plan, tensors);
-        let mut compressing = Compressing::new(source, self.compute, places.clone(), scales, self.sharing);
+        let mut compressing =
+            Compressing::new(source, self.compute, places.clone(), scales, self.sharing, clock);
         let batches = self.material.batches(self.model.config());
         match (self.learning(), batches.as_slice()) {
             (Some(how), batches) => self.run_learned(batches, how, &mut compressing)?,
             (None, [all]) => self.run_at_once(all.clone(), &mut compressing)?,
             (None, several) => self.run_in_batches(several, &mut compressing)?,
         }
-        self.done = compressing.finish()?;
+        let clock;
+        (self.done, clock) = compressing.finish()?;
         for tensor in originals {
             self.model.replace(tensor);
         }
@@ -216,6 +230,7 @@ impl<'a> Calibrated<'a> {
         if let Some(sharing) = self.sharing {
             sharing.enters(self.next, self.states.calibration_hash());
         }
+        self.clock.add_layer(began.elapsed(), &clock);
         Ok(())
     }
 
@@ -259,7 +274,7 @@ impl<'a> Calibrated<'a> {
         let sharing = self.sharing;
         pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
             let mut sums = compressing.sums(roles, inputs.calibration_rows);
-            sums.add_all(&inputs, sharing);
+            compressing.clock.time(Work::Statistics, || sums.add_all(&inputs, sharing));
             let stored = compressing.quantize(roles, sums)?;
             Ok::<_, Error>(stored.into_iter().filter_map(|tensor| model.replace(tensor)).collect())
         })?;
@@ -334,7 +349,7 @@ impl<'a> Calibrated<'a> {
                     collected.push((roles.to_vec(), compressing.sums(roles, expected)));
                     collected.len() - 1
                 });
-                collected[place].1.add(&inputs);
+                compressing.clock.time(Work::Statistics, || collected[place].1.add(&inputs));
                 Ok::<_, Error>(Vec::new())
             })?;
             self.keep_dense(&streams, &mut next)?;
