@@ -9,5 +9,5 @@ mod pass;
 mod squares;
 
 pub use error::Error;
-pub use pass::{Dense, DensePass, Inputs, Meet, Streams, pass_layer};
+pub use pass::{Cached, Dense, DensePass, Inputs, Meet, Streams, pass_layer};
 pub use squares::SumsOfSquares;

@@ -22,6 +22,30 @@ pub struct Streams {
     pub dense: Option<Dense>,
     /// So many rows of `compressed` are of texts to calibrate on; those after them are only run.
     pub calibration_rows: usize,
+    /// What a cache of the compressed model holds of the texts to calibrate on; `None` if nobody asks.
+    pub cached: Option<Cached>,
+}
+
+/// How far the keys and values reach that a layer puts into its cache.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Cached {
+    /// The largest magnitude of keys, turned by their positions; NaN if one of them is.
+    pub keys: f32,
+    /// The largest magnitude of values; NaN if one of them is.
+    pub values: f32,
+}
+
+impl Cached {
+    /// Looks at the first `rows` of what a layer has just cached.
+    fn add(&mut self, stage: &Stage, rows: usize) {
+        let largest = |most: f32, x: &Matrix| {
+            let met = &x.as_slice()[..rows * x.cols()];
+            // `max` would pass over a NaN, which is to be found.
+            met.iter().fold(most, |most, x| if most.is_nan() || x.abs() <= most { most } else { x.abs() })
+        };
+        self.keys = largest(self.keys, stage.keys());
+        self.values = largest(self.values, stage.values());
+    }
 }
 
 /// The dense model's stream.
@@ -109,7 +133,7 @@ pub type Meet<'a, E> = &'a mut dyn FnMut(&mut Model, &[Role], Inputs<'_>) -> Res
 /// let mut model = Model::load(&Checkpoint::open(folder.path())?)?;
 /// let compute = Compute::new(Isa::best(), Path::Exact);
 /// let compressed = model.enter(&compute, &[&[1, 17, 42], &[1, 5]])?;
-/// let mut streams = Streams { compressed, dense: None, calibration_rows: 3 };
+/// let mut streams = Streams { compressed, dense: None, calibration_rows: 3, cached: None };
 /// let mut widths = Vec::new();
 /// pass_layer::<std::convert::Infallible>(&mut model, &compute, &mut streams, &mut |_, roles, inputs| {
 ///     widths.push((roles.len(), inputs.x.cols(), inputs.calibration_rows));
@@ -130,7 +154,7 @@ pub fn pass_layer<E>(
     streams: &mut Streams,
     meet: Meet<'_, E>,
 ) -> Result<(), E> {
-    let Streams { compressed, dense, calibration_rows } = streams;
+    let Streams { compressed, dense, calibration_rows, cached } = streams;
     let rows = *calibration_rows;
     let layer = compressed.layer();
     let mut met = 0;
@@ -147,6 +171,9 @@ pub fn pass_layer<E>(
     let inputs = Inputs::new(compressed.normed(), rows, beside);
     let replaced = meet(model, &roles, inputs)?;
     model.attend_layer(compute, compressed);
+    if let Some(cached) = cached {
+        cached.add(compressed, rows);
+    }
     put_back(model, replaced);
 
     let beside = dense

@@ -10,7 +10,9 @@ use bitmill_tensor::{
 };
 
 use crate::folder::{self, Files};
-use crate::{Error, GgufTokenizer, GgufValue, ModelConfig, Region, Role, config_out, foreign, gguf_in};
+use crate::{
+    CacheScale, Error, GgufTokenizer, GgufValue, ModelConfig, Region, Role, config_out, foreign, gguf_in,
+};
 
 /// The format of an opened checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +47,7 @@ pub struct Checkpoint {
     metadata: Vec<(String, GgufValue)>,
     files: Vec<(String, Region)>,
     path: Option<std::path::PathBuf>,
+    cache_scales: Vec<CacheScale>,
 }
 
 /// A tensor of a checkpoint, before its bytes are asked for.
@@ -138,6 +141,7 @@ impl Checkpoint {
             metadata: Vec::new(),
             files: Vec::new(),
             path: None,
+            cache_scales: Vec::new(),
         }
     }
 
@@ -150,6 +154,10 @@ impl Checkpoint {
     pub(crate) fn with_metadata(mut self, metadata: Vec<(String, GgufValue)>) -> Self {
         self.metadata = metadata;
         self
+    }
+
+    pub(crate) fn with_cache_scales(self, cache_scales: Vec<CacheScale>) -> Self {
+        Self { cache_scales, ..self }
     }
 
     /// Opens a Hugging Face folder or a .gguf file.
@@ -245,6 +253,11 @@ impl Checkpoint {
     /// The tensor with this role, if there is one.
     pub fn tensor_with_role(&self, role: Role) -> Option<Tensor> {
         self.tensor(&role.canonical_name()?).ok()
+    }
+
+    /// Scales for a runtime's cache of keys and values in 8 bits, in file order; nothing here computes with them.
+    pub fn cache_scales(&self) -> &[CacheScale] {
+        &self.cache_scales
     }
 
     /// Whether any tensor was rounded to codes.

@@ -64,7 +64,8 @@ impl Scheme {
 }
 
 /// The forms that are read.
-const FORMATS: [&str; 7] = [
+const FORMATS: [&str; 8] = [
+    "dense",
     "pack-quantized",
     "int-quantized",
     "float-quantized",
@@ -88,7 +89,11 @@ pub(crate) fn schemes(fields: &Fields) -> Result<Vec<Scheme>, Error> {
         Some(config) => sparse_bitmask::is_declared(file, config)?,
         None => false,
     };
-    for key in ["kv_cache_scheme", "sparsity_config", "moe_sparsity_config", "transform_config"] {
+    // Of a cache that runtimes keep in fewer bits; what is computed here does without.
+    if fields.get("kv_cache_scheme").is_some_and(|scheme| !scheme.is_object()) {
+        return Err(fields.wrong("kv_cache_scheme", "expected an object".to_owned()));
+    }
+    for key in ["sparsity_config", "moe_sparsity_config", "transform_config"] {
         // Older files write `sparsity_config: {"format": "dense", …}` for none.
         let is_empty = |value: &Value| {
             let format = value.get("format").and_then(Value::as_str);

@@ -31,6 +31,7 @@
 
 mod atomic;
 mod bitsandbytes;
+mod cache_scales;
 mod checkpoint;
 mod columns;
 mod compressed_tensors;
@@ -65,6 +66,7 @@ mod staging;
 
 pub use atomic::{Overwrite, Target, Written};
 pub use bitsandbytes::{bitsandbytes_config, codebook_specs, quant_state};
+pub use cache_scales::{CacheScale, cache_scale_spec, fp8_cache_scheme};
 pub use checkpoint::{
     Checkpoint, Format, Tensor, TensorInfo, TokenizerSource, adjacent_pairs_row, halves_row,
 };

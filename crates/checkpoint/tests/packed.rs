@@ -141,10 +141,9 @@ fn names_quantization_it_does_not_read() {
     let weights = "/config_groups/group_0/weights";
     for (at, key, value, word) in [
         ("", "quant_method", json!("gptq"), "gptq"),
-        ("", "quant_method", json!("bitsandbytes"), "bitsandbytes"),
+        ("", "quant_method", json!("quanto"), "quanto"),
         ("", "format", json!("marlin-24"), "marlin-24"),
         ("", "quantization_status", json!("frozen"), "frozen"),
-        ("", "kv_cache_scheme", json!({"num_bits": 8}), "kv_cache_scheme"),
         ("", "sparsity_config", json!({"format": "sparse-24-bitmask"}), "sparsity_config"),
         ("", "transform_config", json!({"config_groups": {}}), "transform_config"),
         ("/config_groups/group_0", "output_activations", json!({"num_bits": 8}), "output_activations"),
@@ -168,6 +167,7 @@ fn names_quantization_it_does_not_read() {
     for (at, key, value) in [
         ("", "sparsity_config", json!({"format": "dense", "global_sparsity": 0.1})),
         ("", "quantization_status", Value::Null),
+        ("", "kv_cache_scheme", json!({"num_bits": 8, "type": "float", "strategy": "tensor"})),
         (weights, "actorder", json!("weight")),
         (weights, "actorder", json!(false)),
     ] {
@@ -183,6 +183,7 @@ fn refuses_malformed_quantization_configs() {
         json!("int4"),
         json!({"quant_method": 7}),
         json!({"quant_method": "compressed-tensors"}),
+        json!({"kv_cache_scheme": "fp8", "config_groups": {}}),
         json!({"config_groups": []}),
         json!({"config_groups": {"a": 1}}),
         json!({"config_groups": {"a": {}}}),

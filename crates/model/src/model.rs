@@ -92,8 +92,8 @@ pub(crate) struct Scratch {
     /// What the products that begin a block multiply.
     pub(crate) normed: Matrix,
     q: Matrix,
-    k: Matrix,
-    v: Matrix,
+    pub(crate) k: Matrix,
+    pub(crate) v: Matrix,
     pub(crate) attended: Matrix,
     /// What a block adds to `hidden`; also the other half of a gathering.
     pub(crate) update: Matrix,

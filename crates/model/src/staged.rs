@@ -115,6 +115,16 @@ impl Stage {
         &self.scratch.normed
     }
 
+    /// Keys after [`Model::attend_layer`], turned by their positions, as a cache holds them: `[tokens, kv heads · head_dim]`.
+    pub fn keys(&self) -> &Matrix {
+        &self.scratch.k
+    }
+
+    /// Values after [`Model::attend_layer`], as a cache holds them: `[tokens, kv heads · head_dim]`.
+    pub fn values(&self) -> &Matrix {
+        &self.scratch.v
+    }
+
     /// What the matrix after attention multiplies: `[tokens, heads · head_dim]`.
     pub fn attended(&self) -> &Matrix {
         &self.scratch.attended

@@ -54,6 +54,9 @@ pub struct TensorRecord {
     /// How its codes were chosen, where what it multiplies decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<MethodRecord>,
+    /// What the keys or values that it makes are divided by in a cache of 8-bit floats, to six digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_scale: Option<f64>,
     /// Why it is stored otherwise than its step says, if it has outliers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outliers: Option<OutlierRecord>,

@@ -144,6 +144,14 @@ pub enum Error {
         /// What it has no use for.
         what: &'static str,
     },
+    /// Keys or values that no cache of 8 bits holds.
+    #[error(
+        "layer {layer}: keys or values of calibration tokens are infinite or NaN, and scales of a cache follow from the largest"
+    )]
+    CacheRange {
+        /// The decoder layer.
+        layer: usize,
+    },
     /// Steps that another format has no form for.
     #[error("recipe `{recipe}` makes what {format} has no form for")]
     OtherFormat {
@@ -569,8 +577,11 @@ impl Error {
             Self::UnevenRanks { .. } => {
                 Some("smaller groups, or a `tensor_parallel` of fewer ranks; heads cannot be padded".into())
             }
+            Self::CacheRange { .. } => Some(
+                "leave `[kv_cache]` out of the recipe; or look with `bitmill eval` whether the source itself computes".into(),
+            ),
             Self::OtherFormat { .. } => Some(
-                "gguf is for steps of kind `mix` and `block`, bitsandbytes for `type = \"nf4\"`, the other folder formats for those of kind `rtn`"
+                "gguf is for steps of kind `mix` and `block`, bitsandbytes for `type = \"nf4\"`, the other folder formats for those of kind `rtn`; compressed-tensors alone for `[kv_cache]`"
                     .into(),
             ),
             Self::NotHeld { .. } => Some(

@@ -43,6 +43,7 @@ mod tests {
                 source_hash: "0".into(),
                 stored_hash: "1".into(),
                 method: None,
+                cache_scale: None,
                 outliers: None,
                 reason: String::new(),
             };

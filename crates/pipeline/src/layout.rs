@@ -206,6 +206,10 @@ fn folder(
             }
             Encoding::Block(_) => {}
         }
+        if recipe.kv_cache.is_some() {
+            let float = checkpoint.config().dtype;
+            specs.extend(bitmill_checkpoint::cache_scale_spec(&tensor.name, tensor.role.kind, float));
+        }
         parts.push((first..specs.len()).collect());
     }
     if cut.config.tied {
@@ -237,6 +241,9 @@ fn folder(
             }
             None => declare_floats(&mut config, tensors),
         },
+    }
+    if recipe.kv_cache.is_some() {
+        config["quantization_config"]["kv_cache_scheme"] = bitmill_checkpoint::fp8_cache_scheme();
     }
     let mut files = vec![("config.json".to_owned(), pretty(&config))];
     if recipe.format == Format::Gptq {
@@ -427,6 +434,14 @@ impl Output<'_> {
             Self::Folder(writer, parts, _) => writer.write_at(parts[tensor][part], offset, bytes)?,
         }
         Ok(())
+    }
+
+    /// Writes the scale of what a planned tensor puts into a cache: its last part in a folder.
+    pub(crate) fn write_cache_scale(&self, tensor: usize, bytes: &[u8]) -> Result<(), Error> {
+        match self {
+            Self::Gguf(..) => Ok(()),
+            Self::Folder(_, parts, _) => self.write_at(tensor, parts[tensor].len() - 1, 0, bytes),
+        }
     }
 
     /// What was recorded of the tensors that an interrupted run had finished.

@@ -80,8 +80,8 @@ pub use presets::{PRESETS, Preset, preset};
 pub use progress::{Progress, Silent};
 pub use pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 pub use recipe::{
-    ActivationsName, BitsNumber, BlockName, FloatName, Format, GranularityName, ImportanceName, MixName,
-    NumberName, Recipe, ScaleName, SearchName, Step, ZeroPointName,
+    ActivationsName, BitsNumber, BlockName, CacheNumber, FloatName, Format, GranularityName, ImportanceName,
+    KvCacheOptions, MixName, NumberName, Recipe, ScaleName, SearchName, Step, ZeroPointName,
 };
 pub use search::{
     Assigned, Budget, Measure, OptionSensitivity, Resolved, Round, SearchOptions, SearchReport, SearchResult,

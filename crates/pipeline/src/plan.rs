@@ -377,6 +377,7 @@ impl Plan {
                 "outliers: {fallen} tensors do not bear one scale a row and are stored otherwise; `outliers = \"report\"` in [calibration] leaves them"
             ));
         }
+        notes.extend(cache_notes(checkpoint, recipe));
         let material = match looks {
             true => {
                 let options = recipe.calibration.clone().unwrap_or_default();
@@ -573,6 +574,30 @@ fn refuse_unlike_calibration(recipes: &[Recipe]) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// What becomes of scales for a cache of keys and values in 8 bits.
+fn cache_notes(checkpoint: &Checkpoint, recipe: &Recipe) -> Vec<String> {
+    let mut notes = Vec::new();
+    let there = checkpoint.cache_scales().len();
+    if there > 0 {
+        let instead = match recipe.kv_cache {
+            Some(_) => "new ones are found",
+            None => {
+                "they are of the model as it was; `[kv_cache]` in a calibrated compressed-tensors recipe finds new ones"
+            }
+        };
+        notes.push(format!(
+            "the source's {there} scales of an 8-bit cache (k_scale, v_scale) are left out: {instead}"
+        ));
+    }
+    if recipe.kv_cache.is_some() {
+        notes.push(
+            "kv cache: vLLM and SGLang may keep keys and values in fp8 by the scales stored (--kv-cache-dtype fp8); bitmill's own figures are with a cache in f32"
+                .to_owned(),
+        );
+    }
+    notes
 }
 
 /// The tensors of a plan, their feed-forward blocks widened or not.

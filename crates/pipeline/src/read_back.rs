@@ -7,6 +7,7 @@ use bitmill_checkpoint::Checkpoint;
 use bitmill_tensor::{Encoding, Grouped, ScaleType, WeightData};
 use rayon::prelude::*;
 
+use crate::calibrated::six_digits;
 use crate::compress::TensorRecord;
 use crate::error::Error;
 use crate::plan::{Plan, PlannedTensor};
@@ -55,6 +56,13 @@ pub(crate) fn read_back(
         let is_decided = tensor.info.shape == planned.shape
             && are_one_grid(tensor.info.encoding, planned.to, plan.recipe.format)
             && hash.finish(planned.to) == record.stored_hash;
+        let scales = written.cache_scales();
+        let scale = scales
+            .iter()
+            .find(|scale| (Some(scale.layer), scale.of) == (planned.role.layer, planned.role.kind));
+        let found =
+            scale.map(|scale| scale.values.iter().map(|&value| six_digits(f64::from(value))).collect());
+        let is_decided = is_decided && found == record.cache_scale.map(|scale| vec![scale]);
         match is_decided {
             true => Ok(()),
             false => Err(Error::Verify { path: path.into(), tensor: planned.name.clone() }),

@@ -127,6 +127,10 @@ pub struct Recipe {
     /// What the model runs over for steps that look at what weights multiply; what [`CalibrationOptions::default`] says if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationOptions>,
+    /// What a runtime's cache of keys and values holds: its scales are found in the run over calibration tokens. For
+    /// compressed-tensors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_cache: Option<KvCacheOptions>,
     /// Ranks of a runtime's tensor parallelism: every matrix must divide among them, and feed-forward blocks are padded where
     /// they do not. For folders.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -369,6 +373,7 @@ impl Recipe {
             search: SearchName::Ggml,
             pad: Pad::Auto,
             calibration: None,
+            kv_cache: None,
             tensor_parallel: None,
             steps,
         }
@@ -379,7 +384,8 @@ impl Recipe {
     /// # Errors
     /// [`Error::OtherFormat`] if one of its steps makes what the format has no form for.
     pub fn with_format(self, format: Format) -> Result<Self, Error> {
-        match self.steps.iter().all(|step| format.takes(step)) {
+        let holds_cache = self.kv_cache.is_none() || format == Format::CompressedTensors;
+        match holds_cache && self.steps.iter().all(|step| format.takes(step)) {
             true => Ok(Self { format, ..self }),
             false => Err(Error::OtherFormat { recipe: self.name, format: format.name() }),
         }
@@ -587,6 +593,18 @@ impl Recipe {
                     .into(),
             ));
         }
+        if recipe.kv_cache.is_some() && recipe.format != Format::CompressedTensors {
+            let format = recipe.format.name();
+            return Err(malformed(format!(
+                "`[kv_cache]` cannot be written as {format}: no runtime reads its scales there; `format = \"compressed-tensors\"` holds them"
+            )));
+        }
+        if recipe.kv_cache.is_some() && !recipe.calibrates() {
+            return Err(malformed(
+                "`[kv_cache]` needs a run over calibration tokens: a step of kind `gptq`, `learned`, `awq` or `smooth` makes one; there is none"
+                    .into(),
+            ));
+        }
         if recipe.calibrates() && recipe.steps.iter().any(|step| matches!(step, Step::Magnitude(_))) {
             return Err(malformed(
                 "`magnitude` beside what is calibrated: prune first, and compress what that wrote".into(),
@@ -659,6 +677,39 @@ impl Recipe {
     pub fn to_toml(&self) -> String {
         // Every value of a recipe has a TOML form: strings, numbers and tables with string keys.
         toml::to_string(self).unwrap_or_default()
+    }
+}
+
+/// A runtime's cache of keys and values: `[kv_cache]` of a recipe.
+///
+/// ```
+/// use bitmill_pipeline::{CacheNumber, KvCacheOptions};
+/// let options: KvCacheOptions = toml::from_str("type = \"fp8\"")?;
+/// assert_eq!(options.number, CacheNumber::Fp8);
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KvCacheOptions {
+    /// `"fp8"`.
+    #[serde(rename = "type")]
+    pub number: CacheNumber,
+}
+
+/// What a cache holds, as a recipe writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheNumber {
+    /// 8-bit floats (E4M3), one scale for the keys of a layer and one for its values.
+    Fp8,
+}
+
+impl CacheNumber {
+    /// The largest number.
+    pub(crate) fn largest(self) -> f32 {
+        match self {
+            Self::Fp8 => 448.0,
+        }
     }
 }
 

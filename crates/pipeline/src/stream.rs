@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bitmill_checkpoint::{Checkpoint, Tensor};
 use bitmill_kernels::Isa;
 
-use crate::calibrated::{Calibrated, Done, MethodRecord};
+use crate::calibrated::{Calibrated, Done, MethodRecord, StoredScale};
 use crate::compress::TensorRecord;
 use crate::encode::{ScaleBase, rows_together};
 use crate::error::Error;
@@ -49,6 +49,8 @@ struct Chunk {
     last: bool,
     /// What scales of fp8 are divided by.
     base: ScaleBase,
+    /// What the keys or values that the tensor makes are divided by in a cache, where that is asked for.
+    cache_scale: Option<StoredScale>,
 }
 
 /// An output under way.
@@ -170,13 +172,18 @@ impl Encoder<'_, '_> {
         let Self { source, path, calibrated, noted, send, forget, next: index } = self;
         let (plan, index) = (source.plan, *index);
         let planned = &plan.tensors[index];
-        if let Some(calibrated) = calibrated
-            && let Some(done) = calibrated.take(index, noted.load(Ordering::Relaxed), progress, path)?
-        {
-            let Done { encoded, method, base } = done;
-            let weights = planned.weights();
-            pass_on(send, Chunk { tensor: index, encoded, weights, method, last: true, base });
-            return Ok(());
+        let mut cache_scale = None;
+        if let Some(calibrated) = calibrated {
+            let done = calibrated.take(index, noted.load(Ordering::Relaxed), progress, path)?;
+            cache_scale = calibrated.cache_scale(index);
+            if let Some(Done { encoded, method, base }) = done {
+                let weights = planned.weights();
+                pass_on(
+                    send,
+                    Chunk { tensor: index, encoded, weights, method, last: true, base, cache_scale },
+                );
+                return Ok(());
+            }
         }
         let opened = source.open(isa, planned)?;
         let tensor = &opened.tensor;
@@ -198,7 +205,10 @@ impl Encoder<'_, '_> {
             tensor.release();
             let weights = (chunk * cols) as u64;
             let base = run.base().clone();
-            if !pass_on(send, Chunk { tensor: index, encoded, weights, method: None, last, base }) {
+            if !pass_on(
+                send,
+                Chunk { tensor: index, encoded, weights, method: None, last, base, cache_scale },
+            ) {
                 return Ok(());
             }
         }
@@ -240,7 +250,10 @@ fn write(
             tensor.add(output, encoded)?;
         }
         if chunk.last {
-            let record = TensorRecord { method: chunk.method, ..tensor.finish(output, &chunk.base)? };
+            let record = TensorRecord {
+                method: chunk.method,
+                ..tensor.finish(output, &chunk.base, chunk.cache_scale)?
+            };
             if send_record.send((journal::entry(&record), record.bytes)).is_err() {
                 // The noter knows why.
                 return Ok(records);

@@ -5,6 +5,7 @@ use bitmill_quant::{awq_codes, awq_zero_points, gptq_zero_points, pack_zero_poin
 use bitmill_tensor::{ColumnPacking, Element, Encoding, Grouped, ScaleType, Scaled, WeightData, ZeroPoint};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::calibrated::{StoredScale, six_digits};
 use crate::compress::TensorRecord;
 use crate::encode::ScaleBase;
 use crate::error::Error;
@@ -88,16 +89,27 @@ impl<'a> TensorWrite<'a> {
         Ok(())
     }
 
-    /// Writes what follows from all rows; `base` is what scales of small numbers are read with.
+    /// Writes what follows from all rows; `base` is what scales of small numbers are read with, `cache_scale` what keys or values that
+    /// it makes are divided by in a cache.
     ///
     /// # Errors
     /// As [`add`](Self::add).
-    pub fn finish(mut self, output: &Output<'_>, base: &ScaleBase) -> Result<TensorRecord, Error> {
+    pub fn finish(
+        mut self,
+        output: &Output<'_>,
+        base: &ScaleBase,
+        cache_scale: Option<StoredScale>,
+    ) -> Result<TensorRecord, Error> {
         match (output.packing(), self.planned.to) {
             (Some(packing), Encoding::Grouped(grouped)) => self.finish_columns(output, packing, &grouped)?,
             (_, Encoding::Grouped(_) | Encoding::Sparse { .. }) => self.finish_rows(output)?,
             (_, Encoding::Scaled(layout)) => self.finish_scaled(output, &layout, base)?,
             _ => {}
+        }
+        if let Some(StoredScale { value, float }) = cache_scale {
+            let mut bytes = vec![0; float.size_bytes()];
+            float.write(value, &mut bytes);
+            output.write_cache_scale(self.index, &bytes)?;
         }
         let planned = self.planned;
         let relative_error =
@@ -114,6 +126,7 @@ impl<'a> TensorWrite<'a> {
             source_hash: format!("{:016x}", self.source.digest()),
             stored_hash: self.stored.finish(planned.to),
             method: None,
+            cache_scale: cache_scale.map(|scale| six_digits(f64::from(scale.value))),
             outliers: planned.outliers.clone(),
             reason: planned.reason.clone(),
         })
@@ -279,7 +292,7 @@ mod tests {
                 encoded.parts.group_of = matches!(planned.to, Encoding::Grouped(_)).then(last_first);
                 write.add(&output, &encoded).unwrap();
             }
-            records.push(write.finish(&output, run.base()).unwrap());
+            records.push(write.finish(&output, run.base(), None).unwrap());
         }
         read_back(&output.staged(), &path, &plan, &records, &Silent).unwrap();
         output.finish().unwrap();

@@ -140,9 +140,11 @@ impl Calibrated<'_> {
             dense.extend(self.model.replace(stored));
         }
         for windows in batches {
-            let mut streams = Streams { dense: None, ..self.streams(windows.clone())? };
+            let cached = self.cached;
+            let mut streams = Streams { dense: None, cached, ..self.streams(windows.clone())? };
             let run_on = &mut |_: &mut Model, _: &[Role], _: Inputs<'_>| Ok::<_, Error>(Vec::new());
             pass_layer(&mut self.model, &self.compute, &mut streams, run_on)?;
+            self.cached = streams.cached;
             self.keep_compressed(&streams, &mut next)?;
         }
         for tensor in dense {

@@ -7,6 +7,7 @@
 //!                      … ─▶ states of layer k + 1, on disk before a tensor of layer k is written
 //! ```
 
+mod cache;
 mod clock;
 mod compressing;
 mod learning;
@@ -24,7 +25,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bitmill_calib::{Dense, DensePass, Inputs, Streams, pass_layer};
+use bitmill_calib::{Cached, Dense, DensePass, Inputs, Streams, pass_layer};
 use bitmill_checkpoint::{Checkpoint, ModelConfig, Role, RoleKind, Tensor};
 use bitmill_kernels::{Compute, Isa, Path as ComputePath};
 use bitmill_model::Model;
@@ -38,6 +39,7 @@ use crate::progress::Progress;
 use crate::source::Source;
 use crate::tensor_run::TensorRun;
 
+pub(crate) use cache::StoredScale;
 pub use clock::LayerSeconds;
 pub(crate) use compressing::Done;
 pub(crate) use material::Material;
@@ -47,6 +49,7 @@ pub use quality::{Continuation, HeldOut};
 pub use reshaping::ScaleRecord;
 pub(crate) use shared::{Shared, Sharing};
 pub use tensor::MethodRecord;
+pub(crate) use tensor::six_digits;
 
 use clock::{Clock, Work};
 use compressing::{Compressing, Sums};
@@ -73,6 +76,8 @@ pub(crate) struct Calibrated<'a> {
     next: usize,
     /// What the last layer's tensors became.
     done: HashMap<usize, Done>,
+    /// How far its keys and values reached, where the recipe asks.
+    cached: Option<Cached>,
     /// What it shares with runs of other recipes over the same tokens.
     sharing: Option<Sharing<'a>>,
     clock: Clock,
@@ -132,6 +137,7 @@ impl<'a> Calibrated<'a> {
             layers,
             next,
             done,
+            cached: None,
             sharing,
             clock: Clock::default(),
         }))
@@ -204,6 +210,7 @@ impl<'a> Calibrated<'a> {
     fn run_layer(&mut self) -> Result<(), Error> {
         self.done.clear();
         let (began, mut clock) = (Instant::now(), Clock::default());
+        self.cached = self.plan.recipe.kv_cache.map(|_| Cached::default());
         if let Some(sharing) = self.sharing {
             sharing.begin(self.next);
         }
@@ -222,6 +229,11 @@ impl<'a> Calibrated<'a> {
         }
         let clock;
         (self.done, clock) = compressing.finish()?;
+        if let Some(Cached { keys, values }) = self.cached
+            && !(keys.is_finite() && values.is_finite())
+        {
+            return Err(Error::CacheRange { layer: self.next });
+        }
         for tensor in originals {
             self.model.replace(tensor);
         }
@@ -270,6 +282,7 @@ impl<'a> Calibrated<'a> {
     /// All tokens together: each matrix is quantized as soon as its inputs are there, and runs on quantized.
     fn run_at_once(&mut self, windows: Range<usize>, compressing: &mut Compressing<'_>) -> Result<(), Error> {
         let mut streams = self.streams(windows.clone())?;
+        streams.cached = self.cached;
         let key = self.share_dense(&windows, &mut streams, self.folder.shape().dense_calibration);
         let sharing = self.sharing;
         pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
@@ -278,6 +291,7 @@ impl<'a> Calibrated<'a> {
             let stored = compressing.quantize(roles, sums)?;
             Ok::<_, Error>(stored.into_iter().filter_map(|tensor| model.replace(tensor)).collect())
         })?;
+        self.cached = streams.cached;
         let mut next = self.folder.create(self.next + 1)?;
         self.keep_compressed(&streams, &mut next)?;
         self.keep_dense(&streams, &mut next)?;
@@ -361,9 +375,11 @@ impl<'a> Calibrated<'a> {
             replaced.extend(stored.into_iter().filter_map(|tensor| self.model.replace(tensor)));
         }
         for windows in batches {
-            let mut streams = Streams { dense: None, ..self.streams(windows.clone())? };
+            let cached = self.cached;
+            let mut streams = Streams { dense: None, cached, ..self.streams(windows.clone())? };
             let run_on = &mut |_: &mut Model, _: &[Role], _: Inputs<'_>| Ok::<_, Error>(Vec::new());
             pass_layer(&mut self.model, &self.compute, &mut streams, run_on)?;
+            self.cached = streams.cached;
             self.keep_compressed(&streams, &mut next)?;
         }
         for tensor in replaced {
@@ -395,7 +411,8 @@ impl<'a> Calibrated<'a> {
         dense_hidden.append(&mut read(Section::DenseHeldOut, &held_out));
         let dense = (!dense_windows.is_empty()).then(|| stand(dense_windows, dense_hidden)).transpose()?;
         let dense = dense.map(Dense::Runs);
-        Ok(Streams { compressed: stand(windows, hidden)?, dense, calibration_rows: rows.len() })
+        let compressed = stand(windows, hidden)?;
+        Ok(Streams { compressed, dense, calibration_rows: rows.len(), cached: None })
     }
 
     fn keep_compressed(&self, streams: &Streams, next: &mut StatesWriter<'_>) -> Result<(), Error> {

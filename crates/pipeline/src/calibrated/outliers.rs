@@ -130,7 +130,7 @@ pub(crate) fn find(checkpoint: &Checkpoint, plan: &Plan) -> Result<Fallbacks, Er
     for layer in layers(checkpoint, plan)? {
         let calibration_rows = hidden.rows();
         stage.stand_before(layer.0, hidden.clone());
-        let mut streams = Streams { compressed: stage, dense: None, calibration_rows };
+        let mut streams = Streams { compressed: stage, dense: None, calibration_rows, cached: None };
         let mut reshaped = Reshaped::default();
         reshaped.turn(&mut model, checkpoint, plan, isa, &layer)?;
         if let Some(balance) = plan.recipe.balance() {
