@@ -23,7 +23,7 @@
 use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
-use bitmill_checkpoint::Activations;
+use bitmill_checkpoint::{Activations, RoleKind};
 use bitmill_quant::{BlockSearch, Clip, Mix};
 use bitmill_tensor::{
     Bits, BlockType, Codebook, Element, Extent, FloatType, Granularity, ScaleType, Scaled, ZeroPoint,
@@ -81,6 +81,16 @@ impl Format {
         matches!(self, Self::CompressedTensors | Self::Bitsandbytes) || self.is_by_column()
     }
 
+    /// Whether matrices of a kind have codes there; embeddings are no `Linear` modules.
+    pub(crate) fn has_codes_of(self, kind: RoleKind) -> bool {
+        match kind {
+            RoleKind::TokenEmbedding => !self.packs_modules(),
+            // AutoAWQ and what reads bitsandbytes have packed matrices in layers alone.
+            RoleKind::Output => !matches!(self, Self::Awq | Self::Bitsandbytes),
+            _ => true,
+        }
+    }
+
     /// Whether a step can be written in it.
     pub(crate) fn takes(self, step: &Step) -> bool {
         match step {
@@ -96,7 +106,7 @@ impl Format {
                 self.packs_modules() && self != Self::Bitsandbytes
             }
             Step::Scaled { number, .. } => self == number.format(),
-            Step::Keep { .. } => !self.packs_modules(),
+            Step::Keep { .. } => self != Self::Bitsandbytes,
             Step::Search { .. } => matches!(self, Self::Gguf | Self::CompressedTensors),
         }
     }
@@ -1085,13 +1095,14 @@ mod tests {
 
     #[test]
     fn floats_are_for_every_format_and_keeping_is_for_those_that_store_what_was_read() {
-        for format in ["gguf", "compressed-tensors", "hugging-face"] {
+        assert!(parse("format = \"bitsandbytes\"\n[[step]]\nkind = \"keep\"").is_err());
+        for format in ["gguf", "compressed-tensors", "gptq", "awq", "hugging-face"] {
             for float in ["f32", "f16", "bf16"] {
                 let text = format!("format = \"{format}\"\n[[step]]\nkind = \"float\"\ntype = \"{float}\"");
                 assert!(parse(&text).is_ok(), "{text}");
             }
             let kept = parse(&format!("format = \"{format}\"\n[[step]]\nkind = \"keep\""));
-            assert_eq!(kept.is_ok(), format != "compressed-tensors");
+            assert!(kept.is_ok(), "{format}");
         }
     }
 

@@ -38,6 +38,17 @@ pub(crate) fn pack_row(codes: &[u8], bits: Bits, out: &mut [u8]) {
     }
 }
 
+/// Code `index` of a stream of `bits` each, through words that `word` gives by their number.
+pub(crate) fn stream_code(bits: u8, index: usize, word: impl Fn(usize) -> u32) -> u8 {
+    let width = usize::from(bits);
+    let (at, shift) = (index * width / 32, index * width % 32);
+    let mut code = word(at) >> shift;
+    if shift + width > 32 {
+        code |= word(at + 1) << (32 - shift);
+    }
+    (code & ((1 << width) - 1)) as u8
+}
+
 /// Packs unsigned zero points `[rows, groups]` along the rows, into the 32-bit words `[ceil(rows * bits / 32),
 /// groups]` that compressed-tensors stores as `weight_zero_point`.
 ///
