@@ -156,7 +156,7 @@ fn folder(
     tensors: &[PlannedTensor],
     shard_bytes: u64,
 ) -> Result<Layout, Error> {
-    let packing = packings::packing(recipe.format, tensors)?;
+    let packing = packings::packing(recipe, tensors)?;
     let mut specs = Vec::new();
     // The indexes in `specs` of each planned tensor's parts.
     let mut parts = Vec::with_capacity(tensors.len());
@@ -170,6 +170,9 @@ fn folder(
         match tensor.to {
             Encoding::Grouped(grouped) => {
                 specs.extend(match packing {
+                    Some(ColumnPacking::Words) => {
+                        bitmill_checkpoint::word_specs(&tensor.name, rows, cols, &grouped)
+                    }
                     Some(packing) => {
                         bitmill_checkpoint::column_specs(&tensor.name, rows, cols, &grouped, packing)
                     }
@@ -226,20 +229,20 @@ fn folder(
         padding::rewrite(&mut config, &cut.config, padded);
     }
     match packing {
-        Some(packing) => {
+        Some(packing) if recipe.format.is_by_column() => {
             let mut has_order = tensors.iter().any(in_full_order);
             for copied in tensors.iter().filter(|tensor| tensor.treatment == Treatment::Copied) {
                 has_order |= packings::has_own_order(checkpoint, &checkpoint.tensor(&copied.source)?.info)?;
             }
             config["quantization_config"] = column_config(packing, &groups, ignore, has_order);
         }
-        None if recipe.format == Format::CompressedTensors => {
+        _ if recipe.format == Format::CompressedTensors => {
             config["quantization_config"] = match sparsity(tensors) {
                 Some(sparsity) => bitmill_checkpoint::sparse_config(sparsity, &ignore),
                 None => bitmill_checkpoint::modules_config(&groups, &ignore),
             };
         }
-        None => match codebook {
+        _ => match codebook {
             Some(layout) => {
                 let made_in = checkpoint.config().dtype;
                 config["quantization_config"] =
@@ -416,7 +419,7 @@ pub(crate) enum Output<'a> {
 }
 
 impl Output<'_> {
-    /// How codes in groups lie, if column by column.
+    /// How codes in groups lie, if not as a stream row by row.
     pub(crate) fn packing(&self) -> Option<ColumnPacking> {
         match self {
             Self::Gguf(..) => None,

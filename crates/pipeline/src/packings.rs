@@ -6,13 +6,17 @@ use bitmill_tensor::{ColumnPacking, Encoding, Grouped, ScaleType, WeightData, Ze
 use crate::error::Error;
 use crate::layout::scheme;
 use crate::plan::{PlannedTensor, rows_and_columns};
-use crate::recipe::Format;
+use crate::recipe::{Format, Recipe};
 
-/// The form of GPTQ or AWQ that holds the groups of `tensors`; `None` for other formats.
+/// The form of GPTQ or AWQ that holds the groups of `tensors`, or words of whole codes where they are asked for; `None` for all else.
 ///
 /// # Errors
 /// [`Error::NotHeld`] for the first tensor that it does not hold, by itself or beside the others.
-pub(crate) fn packing(format: Format, tensors: &[PlannedTensor]) -> Result<Option<ColumnPacking>, Error> {
+pub(crate) fn packing(recipe: &Recipe, tensors: &[PlannedTensor]) -> Result<Option<ColumnPacking>, Error> {
+    let format = recipe.format;
+    if !recipe.packing.is_stream() {
+        return Ok(Some(ColumnPacking::Words));
+    }
     if format == Format::Bitsandbytes {
         one_list(tensors)?;
     }
@@ -118,10 +122,21 @@ fn one_list(tensors: &[PlannedTensor]) -> Result<(), Error> {
     }
 }
 
-/// Bytes that a matrix takes there beside those that its encoding counts: zero points of symmetric codes, and the group of
+/// Bytes that a matrix takes there, or in words of whole codes, beside those that its encoding counts: zero points of symmetric codes, and the group of
 /// each column.
-pub(crate) fn bytes_beside(format: Format, encoding: Encoding, rows: usize, cols: usize) -> usize {
+pub(crate) fn bytes_beside(recipe: &Recipe, encoding: Encoding, rows: usize, cols: usize) -> usize {
+    let format = recipe.format;
     let grouped = match encoding {
+        Encoding::Grouped(grouped) if !recipe.packing.is_stream() => {
+            let words = |codes: usize| codes.div_ceil(grouped.codes_per_word());
+            let zero_points = match grouped.zero_point {
+                ZeroPoint::Symmetric => 0,
+                ZeroPoint::Asymmetric => {
+                    (words(rows) - grouped.zero_point_words(rows)) * grouped.groups_per_row(cols)
+                }
+            };
+            return 4 * (rows * (words(cols) - grouped.words_per_row(cols)) + zero_points);
+        }
         Encoding::Grouped(grouped) => grouped,
         // The lists of values; what the format says of a matrix in words is counted with the output.
         Encoding::Scaled(layout) if format == Format::Bitsandbytes => {

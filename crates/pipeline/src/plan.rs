@@ -854,8 +854,7 @@ fn plan_tensor(
         from: info.encoding,
         to,
         bytes_before: info.stored_bytes,
-        bytes_after: (to.matrix_bytes(rows, cols) + packings::bytes_beside(recipe.format, to, rows, cols))
-            as u64,
+        bytes_after: (to.matrix_bytes(rows, cols) + packings::bytes_beside(recipe, to, rows, cols)) as u64,
         removal,
         treatment,
         clip,

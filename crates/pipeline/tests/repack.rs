@@ -9,11 +9,11 @@ use bitmill_pipeline::{
     CompressRecord, Error, Format, Plan, PlanOptions, Silent, Treatment, compress, conversion,
 };
 use bitmill_quant::{GroupedRows, grouped_rows};
-use bitmill_tensor::{Encoding, ZeroPoint};
-use bitmill_testkit::{Float, Tiny, Variant};
+use bitmill_tensor::{ColumnPacking, Encoding, WeightData, ZeroPoint};
+use bitmill_testkit::{Float, Tiny, Variant, max_abs, max_abs_diff};
 use serde_json::Value;
 
-use common::{calibrated, calibration_text, recipe, run, values};
+use common::{calibrated, calibration_text, logits, plan, recipe, run, values};
 
 /// Every matrix in groups, with its codes, scales and zero points.
 fn codes(path: &Path) -> Vec<(String, Encoding, GroupedRows)> {
@@ -148,4 +148,64 @@ fn columns_in_an_order_of_their_own_stay_so_where_that_has_a_form() {
     let plan = Plan::new(&first, &recipe(floats), &PlanOptions::default()).unwrap();
     let reason = &plan.tensors.iter().find(|planned| planned.name.ends_with("q_proj.weight")).unwrap().reason;
     assert!(reason.contains("its columns are in an order of their own"), "{reason}");
+}
+
+#[test]
+fn words_of_whole_codes_hold_the_same_codes_as_streams() {
+    let source = Tiny::new(Variant::Qwen2Wide).float(Float::BF16).write();
+    let checkpoint = Checkpoint::open(source.path()).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    for (bits, zero_point) in
+        [(3, "asymmetric"), (5, "symmetric"), (6, "asymmetric"), (7, "asymmetric"), (7, "symmetric")]
+    {
+        let at = |name: &str| out.path().join(format!("{bits}-{zero_point}-{name}"));
+        let text = |packing: &str| {
+            format!(
+                "format = \"compressed-tensors\"\n{packing}[[step]]\nkind = \"rtn\"\nbits = {bits}\nzero_point = \"{zero_point}\"\n\
+                 granularity = {{ group = {{ size = 32 }} }}\n"
+            )
+        };
+        run(source.path(), &recipe(&text("")), &at("stream")).unwrap();
+        let words = recipe(&text("packing = \"words\"\n"));
+        let plan = plan(&checkpoint, &words).unwrap();
+        let record = compress(&checkpoint, &plan, &at("words"), Overwrite::Refuse, &Silent).unwrap();
+        let own = std::fs::metadata(at("words").join("bitmill.json")).unwrap().len();
+        assert_eq!(record.written.bytes, plan.output_bytes + own, "the plan is exact");
+        let (stream, in_words) =
+            (Checkpoint::open(&at("stream")).unwrap(), Checkpoint::open(&at("words")).unwrap());
+        for planned in &plan.tensors {
+            let tensor = in_words.tensor(&planned.name).unwrap();
+            // The stored shape of a packed matrix is counted with the output.
+            let shape = if matches!(planned.to, Encoding::Grouped(_)) { 16 } else { 0 };
+            assert_eq!(planned.bytes_after + shape, tensor.info.stored_bytes, "{}", planned.name);
+            assert_eq!(values(&in_words, &planned.name), values(&stream, &planned.name), "{}", planned.name);
+            if matches!(planned.to, Encoding::Grouped(_)) {
+                let view = tensor.view();
+                let is_words =
+                    matches!(view.data(), WeightData::Columns { packing: ColumnPacking::Words, .. });
+                assert!(is_words, "{}", planned.name);
+            }
+        }
+        let (found, expected) = (logits(&at("words")), logits(&at("stream")));
+        // The same products in another order of sums.
+        assert!(max_abs_diff(&found, &expected) <= 1e-4 * max_abs(&expected), "{bits} {zero_point}");
+        convert(&at("words"), Format::CompressedTensors, &at("again")).unwrap();
+        let file = |name: &str| std::fs::read(at(name).join("model.safetensors")).unwrap();
+        assert!(file("again") == file("stream"), "{bits} {zero_point}");
+        assert!(file("words").len() > file("stream").len());
+    }
+}
+
+#[test]
+fn words_of_whole_codes_are_refused_where_they_would_be_nothing_else() {
+    for (format, bits, said) in [
+        ("gptq", 3, "`packing = \"words\"` is compressed-tensors'"),
+        ("compressed-tensors", 4, "is for codes of 3, 5, 6 and 7 bits"),
+    ] {
+        let text = format!(
+            "format = \"{format}\"\npacking = \"words\"\n[[step]]\nkind = \"rtn\"\nbits = {bits}\ngranularity = \"channel\"\n"
+        );
+        let error = bitmill_pipeline::Recipe::parse(&text, Path::new("mine.toml")).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
 }

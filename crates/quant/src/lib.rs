@@ -37,7 +37,7 @@ pub use gptq::{GptqOptions, GptqRecord, GptqRows, GroupScales};
 pub use hqq::HqqOptions;
 pub use learned::{Learned, Ranges};
 pub use mix::{Choice, Mix, MixTensor, choose};
-pub use pack::pack_zero_points;
+pub use pack::{pack_zero_points, pack_zero_words, words_of_rows};
 pub use repack::grouped_rows;
 pub use rotate::Rotation;
 pub use rtn::{GroupedRows, RtnGrid, quantize_rows, quantize_rows_clipped};

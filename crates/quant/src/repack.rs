@@ -38,6 +38,33 @@ pub fn grouped_rows(view: &WeightView<'_>, rows: Range<usize>) -> Result<Option<
                 zero_codes,
             }))
         }
+        WeightData::Columns {
+            layout, packing: ColumnPacking::Words, packed, scales, zero_points, ..
+        } => {
+            let (groups, bits) = (layout.groups_per_row(in_features), layout.bits.get());
+            let in_words = |words: &[u8], first: usize, step: usize, index: usize| {
+                let at = 4 * (first + index / layout.codes_per_word() * step);
+                let word = u32::from_le_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]);
+                let shift = index % layout.codes_per_word() * usize::from(bits);
+                (word >> shift & ((1 << bits) - 1)) as u8
+            };
+            let row_words = in_features.div_ceil(layout.codes_per_word());
+            let row_bytes = 4 * layout.words_per_row(in_features);
+            let mut rows_packed = vec![0; rows.len() * row_bytes];
+            for (row, out) in rows.clone().zip(rows_packed.chunks_exact_mut(row_bytes)) {
+                let codes: Vec<u8> =
+                    (0..in_features).map(|column| in_words(packed, row * row_words, 1, column)).collect();
+                pack_row(&codes, layout.bits, out);
+            }
+            let mut zero_codes = Vec::new();
+            if layout.zero_point == ZeroPoint::Asymmetric {
+                let at = rows.clone().flat_map(|row| (0..groups).map(move |group| (row, group)));
+                zero_codes = at.map(|(row, group)| in_words(zero_points, group, groups, row)).collect();
+            }
+            let scale_bytes = groups * layout.scale.size_bytes();
+            let scales = scales[rows.start * scale_bytes..rows.end * scale_bytes].to_vec();
+            Ok(Some(GroupedRows { packed: rows_packed, scales, zero_codes }))
+        }
         WeightData::Columns { layout, packing, packed, scales, zero_points, .. } => {
             let groups = layout.groups_per_row(in_features);
             let codes = match packing.is_gptq() {
@@ -68,7 +95,7 @@ fn column_zeros(
     let zero = |row: usize, group: usize| match packing {
         ColumnPacking::Awq => awq_code(words, out_features, group, row),
         ColumnPacking::GptqV1 => stream.code(group * line, row).wrapping_add(1) & mask,
-        ColumnPacking::GptqV2 => stream.code(group * line, row),
+        ColumnPacking::GptqV2 | ColumnPacking::Words => stream.code(group * line, row),
     };
     let at = || rows.clone().flat_map(|row| (0..groups).map(move |group| (row, group)));
     if layout.zero_point == ZeroPoint::Asymmetric {
