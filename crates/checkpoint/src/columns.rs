@@ -72,7 +72,7 @@ pub(crate) fn declared(fields: &Fields, method: &str) -> Result<Declared, Error>
     let bits = fields.optional_size("bits", 64)?.or(fields.optional_size("w_bit", 64)?).unwrap_or(4);
     let is_read = match packing {
         ColumnPacking::Awq => bits == 4,
-        ColumnPacking::GptqV1 | ColumnPacking::GptqV2 => matches!(bits, 2 | 3 | 4 | 8),
+        ColumnPacking::GptqV1 | ColumnPacking::GptqV2 | ColumnPacking::Words => matches!(bits, 2 | 3 | 4 | 8),
     };
     if !is_read {
         return Err(unsupported(format!("a width of {bits} bits")));

@@ -8,6 +8,10 @@
 //! NAME.weight_zero_point  I32 [ceil(out·bits/32), groups]   asymmetric only: packed along `out`, plus 2^(bits−1)
 //! ```
 //!
+//! Before 0.18 the library packed codes of 3, 5, 6 and 7 bits into words of ⌊32/bits⌋ whole codes: then there are ceil(in / ⌊32/bits⌋) words a row,
+//! and ceil(out / ⌊32/bits⌋) of zero points. The shapes tell which it is; where they are the same for both, as a few short rows have it, it is
+//! the stream.
+//!
 //! config.json's `quantization_config` says which widths and group sizes there are; which matrix has which
 //! follows from its tensors, so that patterns in `targets` need not be matched. Read are 2 to 8 bits,
 //! symmetric and asymmetric, by group or by channel, and the forms of `scaled`; anything else is an error that names it.
@@ -15,14 +19,16 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 
-use bitmill_tensor::{Bits, Dtype, Encoding, FloatType, Granularity, Grouped, Scaled, WeightView, ZeroPoint};
+use bitmill_tensor::{
+    Bits, ColumnPacking, Dtype, Encoding, FloatType, Granularity, Grouped, Scaled, WeightView, ZeroPoint,
+};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::Parts;
 use crate::config_json::Fields;
 use crate::safetensors_in::StTensor;
 use crate::scaled::{self, Activations};
-use crate::{Error, StTensorSpec, sparse_bitmask};
+use crate::{Error, Region, StTensorSpec, sparse_bitmask};
 
 pub(crate) const PACKED: &str = "weight_packed";
 pub(crate) const SCALE: &str = "weight_scale";
@@ -248,7 +254,9 @@ pub(crate) fn assemble(
     let named: Vec<&Scheme> =
         schemes.iter().filter(|scheme| scheme.targets.iter().any(|to| to == module)).collect();
     let candidates = if named.is_empty() { schemes.iter().collect() } else { named };
-    let (mut found, mut uneven): (Option<Grouped>, Option<Grouped>) = (None, None);
+    // With whether words hold whole codes.
+    let mut found: Option<(Grouped, bool)> = None;
+    let mut uneven = None;
     for scheme in candidates {
         let Kind::Packed { bits, group_size, zero_point: own_zero_point } = scheme.kind else { continue };
         let Some(group_size) = group_size.or(NonZeroUsize::new(in_features)) else {
@@ -256,13 +264,18 @@ pub(crate) fn assemble(
         };
         let layout = Grouped { bits, group_size, zero_point: own_zero_point, scale: scale_type };
         let groups = layout.groups_per_row(in_features);
-        let zero_shape = match layout.zero_point {
-            ZeroPoint::Symmetric => None,
-            ZeroPoint::Asymmetric => Some(vec![layout.zero_point_words(out_features), groups]),
+        let fits_words = |words_of: &dyn Fn(usize) -> usize| {
+            let zero_shape = match layout.zero_point {
+                ZeroPoint::Symmetric => None,
+                ZeroPoint::Asymmetric => Some(vec![words_of(out_features), groups]),
+            };
+            packed.shape == [out_features, words_of(in_features)]
+                && scale.shape == [out_features, groups]
+                && zero_point.as_ref().map(|part| &part.shape) == zero_shape.as_ref()
         };
-        let fits = packed.shape == [out_features, layout.words_per_row(in_features)]
-            && scale.shape == [out_features, groups]
-            && zero_point.as_ref().map(|part| &part.shape) == zero_shape.as_ref();
+        let is_stream = fits_words(&|codes| layout.words_per_row(codes));
+        let fits = is_stream || fits_words(&|codes| codes.div_ceil(layout.codes_per_word()));
+        let layout = (layout, !is_stream);
         if fits && !in_features.is_multiple_of(group_size.get()) {
             // Its last group would be cut short: an error, unless another scheme fits.
             uneven = Some(layout);
@@ -275,7 +288,7 @@ pub(crate) fn assemble(
             found = Some(layout);
         }
     }
-    let Some(layout) = found.or(uneven) else {
+    let Some((layout, in_words)) = found.or(uneven) else {
         let zero_points =
             zero_point.map_or("no zero points".to_owned(), |part| format!("zero points {:?}", part.shape));
         return Err(wrong(format!(
@@ -286,11 +299,17 @@ pub(crate) fn assemble(
             scale.shape,
         )));
     };
-    let parts = Parts::Grouped {
-        layout,
-        packed: packed.bytes,
-        scales: scale.bytes,
-        zero_points: zero_point.map(|part| part.bytes),
+    let (packed, scales, zero_points) = (packed.bytes, scale.bytes, zero_point.map(|part| part.bytes));
+    let parts = match in_words {
+        false => Parts::Grouped { layout, packed, scales, zero_points },
+        true => Parts::Columns {
+            layout,
+            packing: ColumnPacking::Words,
+            packed,
+            scales,
+            zero_points: zero_points.unwrap_or(Region::from_static(&[])),
+            group_of: None,
+        },
     };
     let encoding = Encoding::Grouped(layout);
     WeightView::new(out_features, in_features, parts.data(encoding))
@@ -342,6 +361,28 @@ pub fn grouped_specs(
     in_features: usize,
     grouped: &Grouped,
 ) -> Vec<StTensorSpec> {
+    row_specs(name, out_features, in_features, grouped, &|codes| grouped.words_per_row(codes))
+}
+
+/// [`grouped_specs`] as the library had them before 0.18: words hold whole codes. The same for widths that divide 32.
+pub fn word_specs(
+    name: &str,
+    out_features: usize,
+    in_features: usize,
+    grouped: &Grouped,
+) -> Vec<StTensorSpec> {
+    let words_of = |codes: usize| codes.div_ceil(grouped.codes_per_word());
+    row_specs(name, out_features, in_features, grouped, &words_of)
+}
+
+/// `words_of` says how many words so many codes take.
+fn row_specs(
+    name: &str,
+    out_features: usize,
+    in_features: usize,
+    grouped: &Grouped,
+    words_of: &dyn Fn(usize) -> usize,
+) -> Vec<StTensorSpec> {
     let module = name.strip_suffix(".weight").unwrap_or(name);
     let groups = grouped.groups_per_row(in_features);
     let spec = |part: &str, shape: Vec<usize>, dtype: Dtype| StTensorSpec {
@@ -350,12 +391,12 @@ pub fn grouped_specs(
         dtype,
     };
     let mut specs = vec![
-        spec(PACKED, vec![out_features, grouped.words_per_row(in_features)], Dtype::I32),
+        spec(PACKED, vec![out_features, words_of(in_features)], Dtype::I32),
         spec(SCALE, vec![out_features, groups], grouped.scale.into()),
         spec(SHAPE, vec![2], Dtype::I64),
     ];
     if grouped.zero_point == ZeroPoint::Asymmetric {
-        specs.push(spec(ZERO_POINT, vec![grouped.zero_point_words(out_features), groups], Dtype::I32));
+        specs.push(spec(ZERO_POINT, vec![words_of(out_features), groups], Dtype::I32));
     }
     specs
 }

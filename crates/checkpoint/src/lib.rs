@@ -73,6 +73,7 @@ pub use checkpoint::{
 pub use columns::{awq_config, column_specs, gptq_config};
 pub use compressed_tensors::{
     ModuleScheme, PackedScheme, compressed_tensors_config, grouped_specs, modules_config, packed_config,
+    word_specs,
 };
 pub use config::{ModelConfig, Rope, RopeScaling, SlidingWindow, Yarn};
 pub use error::Error;

@@ -172,11 +172,12 @@ pub struct Over {
 pub struct Convert {
     /// A Hugging Face folder, a .gguf file, hf:OWNER/NAME or ms:OWNER/NAME; the embedded model if absent.
     pub model: Option<String>,
-    /// The format to write: one .gguf file for llama.cpp, or a folder of safetensors for everything else.
+    /// The format to write: one .gguf file for llama.cpp, a folder of plain floats, or a folder in which codes in groups stay the codes
+    /// that they are, packed in another way.
     #[arg(long, value_name = "FORMAT")]
     pub to: ConvertTo,
-    /// Store weights as these floats. `keep`: as they are; GGUF blocks stay what they are in GGUF, and codes that the
-    /// format has no form for are unpacked to the dtype that the model was made in.
+    /// Store weights as these floats. `keep`: as they are; GGUF blocks stay what they are in GGUF, codes in groups in
+    /// compressed-tensors, gptq and awq, and codes that the format has no form for are unpacked to the dtype that the model was made in.
     #[arg(long, value_name = "DTYPE", default_value = "keep")]
     pub dtype: ConvertDtype,
     /// Write safetensors shards of at most this size.
@@ -185,7 +186,7 @@ pub struct Convert {
     /// Split a GGUF file into parts with at most this size of tensors each: OUT-00001-of-0000N.gguf and so on.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub split_max_size: Option<u64>,
-    /// The file (GGUF) or folder (hugging-face) to write.
+    /// The file (GGUF) or folder (all else) to write.
     #[arg(long, short, value_name = "OUT")]
     pub output: PathBuf,
     #[command(flatten)]
@@ -256,6 +257,9 @@ pub enum ImatrixFile {
 pub enum ConvertTo {
     Gguf,
     HuggingFace,
+    CompressedTensors,
+    Gptq,
+    Awq,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -383,6 +383,10 @@ fn converts_there_and_back_and_says_what_was_unpacked() {
     let said = convert(&at("q.gguf"), "hugging-face", "plain");
     assert!(said.contains("tensors of q4_k unpacked to f16"), "{said}");
 
+    succeeds(&["compress", text(source.path()), "--recipe", "w4a16_g32", "-o", text(&at("packed"))]);
+    let said = convert(&at("packed"), "gptq", "columns");
+    assert!(said.contains("tensors of 4-bit g32 copied as they are"), "{said}");
+
     let to_onnx = bitmill(&["convert", text(source.path()), "--to", "onnx", "-o", text(&at("x"))]);
     assert_eq!(to_onnx.status.code(), Some(2));
     let said = refused(&["convert", text(source.path()), "--to", "gguf", "-o", text(&at("m.gguf"))]);

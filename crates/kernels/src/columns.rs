@@ -22,6 +22,8 @@ pub(crate) struct Columns<'a> {
     zero_points: &'a [[u8; 4]],
     group_of: &'a [[u8; 4]],
     out_features: usize,
+    /// Words of a row, where they are stored row by row.
+    row_words: usize,
     groups: usize,
 }
 
@@ -40,6 +42,7 @@ impl<'a> Columns<'a> {
             zero_points: zero_points.as_chunks().0,
             group_of: group_of.as_chunks().0,
             out_features: weight.out_features(),
+            row_words: packed.len() / 4 / weight.out_features().max(1),
             groups: layout.groups_per_row(weight.in_features()),
         })
     }
@@ -57,8 +60,10 @@ impl<'a> Columns<'a> {
     #[inline(always)]
     pub fn code(&self, row: usize, column: usize) -> u8 {
         let bits = usize::from(self.layout.bits.get());
-        if !self.packing.is_gptq() {
-            return self.awq_code(self.packed, column, row);
+        match self.packing {
+            ColumnPacking::Awq => return self.awq_code(self.packed, column, row),
+            ColumnPacking::Words => return self.whole_code(self.packed, row * self.row_words, 1, column),
+            ColumnPacking::GptqV1 | ColumnPacking::GptqV2 => {}
         }
         let (word, shift) = (column * bits / 32, column * bits % 32);
         let word_of = |word: usize| u32::from_le_bytes(self.packed[word * self.out_features + row]);
@@ -76,13 +81,26 @@ impl<'a> Columns<'a> {
         (word >> (4 * ColumnPacking::AWQ_PLACES[row % 8]) & 15) as u8
     }
 
+    /// Code `index` of words that hold whole codes; they begin at word `first` and are `step` words apart.
+    #[inline(always)]
+    fn whole_code(&self, words: &[[u8; 4]], first: usize, step: usize, index: usize) -> u8 {
+        let (bits, codes) = (self.layout.bits.get(), self.layout.codes_per_word());
+        let word = u32::from_le_bytes(words[first + index / codes * step]);
+        (word >> (index % codes * usize::from(bits)) & ((1 << bits) - 1)) as u8
+    }
+
     /// The code that stands for zero. GPTQ's first form stores it less one, 0 as the largest code.
     #[inline(always)]
     pub fn zero(&self, row: usize, group: usize) -> i32 {
-        if !self.packing.is_gptq() {
-            return i32::from(self.awq_code(self.zero_points, group, row));
-        }
         let bits = usize::from(self.layout.bits.get());
+        match self.packing {
+            ColumnPacking::Awq => return i32::from(self.awq_code(self.zero_points, group, row)),
+            ColumnPacking::Words if self.zero_points.is_empty() => return 1 << (bits - 1),
+            ColumnPacking::Words => {
+                return i32::from(self.whole_code(self.zero_points, group, self.groups, row));
+            }
+            ColumnPacking::GptqV1 | ColumnPacking::GptqV2 => {}
+        }
         let words = &self.zero_points[group * self.layout.zero_point_words(self.out_features)..];
         let (word, shift) = (row * bits / 32, row * bits % 32);
         let mut code = u32::from_le_bytes(words[word]) >> shift;
@@ -96,7 +114,11 @@ impl<'a> Columns<'a> {
     /// The scale of one group of one row.
     #[inline(always)]
     pub fn scale(&self, row: usize, group: usize) -> f32 {
-        self.layout.scale.read(self.scales, group * self.out_features + row)
+        let at = match self.packing {
+            ColumnPacking::Words => row * self.groups + group,
+            _ => group * self.out_features + row,
+        };
+        self.layout.scale.read(self.scales, at)
     }
 
     /// Columns `[first, first + out.len())` of row `row`, `scale * (code − zero)`.
@@ -135,10 +157,13 @@ impl<'a> Columns<'a> {
             (ColumnPacking::Awq, _) => {
                 self.fill_with(first, start, out, |column| self.awq_codes(first, column))
             }
+            (ColumnPacking::Words, _) => {
+                self.fill_with(first, start, out, |column| self.codes_one_by_one(first, column))
+            }
             (_, 2) => self.fill_with(first, start, out, |column| self.gptq_codes::<2>(first, column)),
             (_, 4) => self.fill_with(first, start, out, |column| self.gptq_codes::<4>(first, column)),
             (_, 8) => self.fill_with(first, start, out, |column| self.gptq_codes::<8>(first, column)),
-            _ => self.fill_with(first, start, out, |column| self.gptq_straddling(first, column)),
+            _ => self.fill_with(first, start, out, |column| self.codes_one_by_one(first, column)),
         }
     }
 
@@ -163,6 +188,9 @@ impl<'a> Columns<'a> {
 
     #[inline(always)]
     fn scales(&self, first: usize, group: usize) -> [f32; ROWS] {
+        if self.packing == ColumnPacking::Words {
+            return std::array::from_fn(|r| self.scale(first + r, group));
+        }
         let at = group * self.out_features + first;
         let mut scales = [0f32; ROWS];
         match self.layout.scale {
@@ -194,7 +222,7 @@ impl<'a> Columns<'a> {
     }
 
     #[inline(always)]
-    fn gptq_straddling(&self, first: usize, column: usize) -> [i32; ROWS] {
+    fn codes_one_by_one(&self, first: usize, column: usize) -> [i32; ROWS] {
         std::array::from_fn(|r| i32::from(self.code(first + r, column)))
     }
 

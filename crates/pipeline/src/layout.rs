@@ -13,7 +13,7 @@ use crate::depth::Cut;
 use crate::error::Error;
 use crate::merged::{self, Place};
 use crate::method::{Gptq, Method, Order};
-use crate::plan::{PlanOptions, PlannedTensor, made_of, rows_and_columns};
+use crate::plan::{PlanOptions, PlannedTensor, Treatment, made_of, rows_and_columns};
 use crate::recipe::{Format, Recipe};
 use crate::{packings, padding};
 
@@ -156,7 +156,7 @@ fn folder(
     tensors: &[PlannedTensor],
     shard_bytes: u64,
 ) -> Result<Layout, Error> {
-    let packing = packings::packing(recipe.format, tensors)?;
+    let packing = packings::packing(recipe, tensors)?;
     let mut specs = Vec::new();
     // The indexes in `specs` of each planned tensor's parts.
     let mut parts = Vec::with_capacity(tensors.len());
@@ -170,6 +170,9 @@ fn folder(
         match tensor.to {
             Encoding::Grouped(grouped) => {
                 specs.extend(match packing {
+                    Some(ColumnPacking::Words) => {
+                        bitmill_checkpoint::word_specs(&tensor.name, rows, cols, &grouped)
+                    }
                     Some(packing) => {
                         bitmill_checkpoint::column_specs(&tensor.name, rows, cols, &grouped, packing)
                     }
@@ -226,14 +229,20 @@ fn folder(
         padding::rewrite(&mut config, &cut.config, padded);
     }
     match packing {
-        Some(packing) => config["quantization_config"] = column_config(packing, &groups, ignore, tensors),
-        None if recipe.format == Format::CompressedTensors => {
+        Some(packing) if recipe.format.is_by_column() => {
+            let mut has_order = tensors.iter().any(in_full_order);
+            for copied in tensors.iter().filter(|tensor| tensor.treatment == Treatment::Copied) {
+                has_order |= packings::has_own_order(checkpoint, &checkpoint.tensor(&copied.source)?.info)?;
+            }
+            config["quantization_config"] = column_config(packing, &groups, ignore, has_order);
+        }
+        _ if recipe.format == Format::CompressedTensors => {
             config["quantization_config"] = match sparsity(tensors) {
                 Some(sparsity) => bitmill_checkpoint::sparse_config(sparsity, &ignore),
                 None => bitmill_checkpoint::modules_config(&groups, &ignore),
             };
         }
-        None => match codebook {
+        _ => match codebook {
             Some(layout) => {
                 let made_in = checkpoint.config().dtype;
                 config["quantization_config"] =
@@ -267,7 +276,7 @@ fn column_config(
     packing: ColumnPacking,
     groups: &[(ModuleScheme, Vec<String>)],
     ignore: Vec<String>,
-    tensors: &[PlannedTensor],
+    has_order: bool,
 ) -> Value {
     let packed = |(scheme, modules): &(ModuleScheme, Vec<String>)| match scheme {
         ModuleScheme::Packed(scheme) => Some((*scheme, modules.clone())),
@@ -284,9 +293,12 @@ fn column_config(
     let others = groups.iter().filter(|(other, _)| other != scheme);
     let others = others.flat_map(|(own, modules)| modules.iter().map(|module| (module.clone(), Some(*own))));
     let others: Vec<_> = others.chain(ignore.into_iter().map(|module| (module, None))).collect();
-    let in_full_order =
-        |tensor: &PlannedTensor| matches!(tensor.method, Method::Gptq(Gptq { order: Order::Full, .. }));
-    bitmill_checkpoint::gptq_config(scheme, packing, tensors.iter().any(in_full_order), &others)
+    bitmill_checkpoint::gptq_config(scheme, packing, has_order, &others)
+}
+
+/// Whether its columns are in groups in the order of their activations.
+fn in_full_order(tensor: &PlannedTensor) -> bool {
+    matches!(tensor.method, Method::Gptq(Gptq { order: Order::Full, .. }))
 }
 
 /// The files that a folder has and a GGUF file keeps in its metadata.
@@ -407,7 +419,7 @@ pub(crate) enum Output<'a> {
 }
 
 impl Output<'_> {
-    /// How codes in groups lie, if column by column.
+    /// How codes in groups lie, if not as a stream row by row.
     pub(crate) fn packing(&self) -> Option<ColumnPacking> {
         match self {
             Self::Gguf(..) => None,

@@ -81,7 +81,7 @@ pub use progress::{Progress, Silent};
 pub use pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 pub use recipe::{
     ActivationsName, BitsNumber, BlockName, CacheNumber, FloatName, Format, GranularityName, ImportanceName,
-    KvCacheOptions, MixName, NumberName, Recipe, ScaleName, SearchName, Step, ZeroPointName,
+    KvCacheOptions, MixName, NumberName, PackingName, Recipe, ScaleName, SearchName, Step, ZeroPointName,
 };
 pub use search::{
     Assigned, Budget, Measure, OptionSensitivity, Resolved, Round, SearchOptions, SearchReport, SearchResult,

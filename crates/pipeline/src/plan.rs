@@ -766,15 +766,7 @@ fn can_change(format: Format, step: &Step, info: &TensorInfo) -> bool {
         | Step::Rtn { .. }
         | Step::Gptq { .. }
         | Step::Learned(_)
-        | Step::Scaled { .. } => {
-            let is_module = match info.role.kind {
-                RoleKind::TokenEmbedding => !format.packs_modules(),
-                // AutoAWQ and what reads bitsandbytes have packed matrices in layers alone.
-                RoleKind::Output => !matches!(format, Format::Awq | Format::Bitsandbytes),
-                _ => true,
-            };
-            info.role.kind.is_matrix() && is_module
-        }
+        | Step::Scaled { .. } => info.role.kind.is_matrix() && format.has_codes_of(info.role.kind),
     }
 }
 
@@ -862,8 +854,7 @@ fn plan_tensor(
         from: info.encoding,
         to,
         bytes_before: info.stored_bytes,
-        bytes_after: (to.matrix_bytes(rows, cols) + packings::bytes_beside(recipe.format, to, rows, cols))
-            as u64,
+        bytes_after: (to.matrix_bytes(rows, cols) + packings::bytes_beside(recipe, to, rows, cols)) as u64,
         removal,
         treatment,
         clip,
@@ -1014,6 +1005,15 @@ fn decide(
         Step::Keep { .. } => match info.encoding {
             Encoding::Block(_) if recipe.format == Format::Gguf && shape == info.shape => {
                 Ok(Decision { treatment: Treatment::Copied, ..Decision::rounded(info.encoding) })
+            }
+            Encoding::Grouped(grouped) if recipe.format.packs_modules() && shape == info.shape => {
+                match packings::copy_problem(checkpoint, recipe.format, info, &grouped)? {
+                    None => Ok(Decision { treatment: Treatment::Copied, ..Decision::rounded(info.encoding) }),
+                    Some(problem) => {
+                        let floats = as_floats(checkpoint, recipe.format, info)?;
+                        Ok(Decision { reason: format!("{}: {problem}", floats.reason), ..floats })
+                    }
+                }
             }
             _ => as_floats(checkpoint, recipe.format, info),
         },

@@ -23,7 +23,7 @@
 use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
-use bitmill_checkpoint::Activations;
+use bitmill_checkpoint::{Activations, RoleKind};
 use bitmill_quant::{BlockSearch, Clip, Mix};
 use bitmill_tensor::{
     Bits, BlockType, Codebook, Element, Extent, FloatType, Granularity, ScaleType, Scaled, ZeroPoint,
@@ -81,6 +81,16 @@ impl Format {
         matches!(self, Self::CompressedTensors | Self::Bitsandbytes) || self.is_by_column()
     }
 
+    /// Whether matrices of a kind have codes there; embeddings are no `Linear` modules.
+    pub(crate) fn has_codes_of(self, kind: RoleKind) -> bool {
+        match kind {
+            RoleKind::TokenEmbedding => !self.packs_modules(),
+            // AutoAWQ and what reads bitsandbytes have packed matrices in layers alone.
+            RoleKind::Output => !matches!(self, Self::Awq | Self::Bitsandbytes),
+            _ => true,
+        }
+    }
+
     /// Whether a step can be written in it.
     pub(crate) fn takes(self, step: &Step) -> bool {
         match step {
@@ -96,7 +106,7 @@ impl Format {
                 self.packs_modules() && self != Self::Bitsandbytes
             }
             Step::Scaled { number, .. } => self == number.format(),
-            Step::Keep { .. } => !self.packs_modules(),
+            Step::Keep { .. } => self != Self::Bitsandbytes,
             Step::Search { .. } => matches!(self, Self::Gguf | Self::CompressedTensors),
         }
     }
@@ -127,6 +137,9 @@ pub struct Recipe {
     /// What the model runs over for steps that look at what weights multiply; what [`CalibrationOptions::default`] says if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationOptions>,
+    /// How words hold codes of 3, 5, 6 and 7 bits in compressed-tensors.
+    #[serde(default, skip_serializing_if = "PackingName::is_stream")]
+    pub packing: PackingName,
     /// What a runtime's cache of keys and values holds: its scales are found in the run over calibration tokens. For
     /// compressed-tensors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -373,6 +386,7 @@ impl Recipe {
             search: SearchName::Ggml,
             pad: Pad::Auto,
             calibration: None,
+            packing: PackingName::Stream,
             kv_cache: None,
             tensor_parallel: None,
             steps,
@@ -385,7 +399,8 @@ impl Recipe {
     /// [`Error::OtherFormat`] if one of its steps makes what the format has no form for.
     pub fn with_format(self, format: Format) -> Result<Self, Error> {
         let holds_cache = self.kv_cache.is_none() || format == Format::CompressedTensors;
-        match holds_cache && self.steps.iter().all(|step| format.takes(step)) {
+        let packs = self.packing.is_stream() || format == Format::CompressedTensors;
+        match holds_cache && packs && self.steps.iter().all(|step| format.takes(step)) {
             true => Ok(Self { format, ..self }),
             false => Err(Error::OtherFormat { recipe: self.name, format: format.name() }),
         }
@@ -593,6 +608,25 @@ impl Recipe {
                     .into(),
             ));
         }
+        if !recipe.packing.is_stream() && recipe.format != Format::CompressedTensors {
+            let format = recipe.format.name();
+            return Err(malformed(format!(
+                "`packing = \"words\"` is compressed-tensors', and this is {format}"
+            )));
+        }
+        let may_be_uneven = |step: &Step| match step {
+            Step::Rtn { bits, .. } | Step::Gptq { bits, .. } | Step::Learned(LearnedStep { bits, .. }) => {
+                !32u8.is_multiple_of(bits.0.get())
+            }
+            Step::Keep { .. } | Step::Search { .. } => true,
+            _ => false,
+        };
+        if !recipe.packing.is_stream() && !recipe.steps.iter().any(may_be_uneven) {
+            return Err(malformed(
+                "`packing = \"words\"` is for codes of 3, 5, 6 and 7 bits: there are none, and all others are packed the same either way"
+                    .into(),
+            ));
+        }
         if recipe.kv_cache.is_some() && recipe.format != Format::CompressedTensors {
             let format = recipe.format.name();
             return Err(malformed(format!(
@@ -677,6 +711,23 @@ impl Recipe {
     pub fn to_toml(&self) -> String {
         // Every value of a recipe has a TOML form: strings, numbers and tables with string keys.
         toml::to_string(self).unwrap_or_default()
+    }
+}
+
+/// How words hold codes in compressed-tensors, as a recipe writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PackingName {
+    /// One stream of bits, as the library has them since 0.18.
+    #[default]
+    Stream,
+    /// Whole codes in each word, as it had them before.
+    Words,
+}
+
+impl PackingName {
+    pub(crate) fn is_stream(&self) -> bool {
+        *self == Self::Stream
     }
 }
 
@@ -1085,13 +1136,14 @@ mod tests {
 
     #[test]
     fn floats_are_for_every_format_and_keeping_is_for_those_that_store_what_was_read() {
-        for format in ["gguf", "compressed-tensors", "hugging-face"] {
+        assert!(parse("format = \"bitsandbytes\"\n[[step]]\nkind = \"keep\"").is_err());
+        for format in ["gguf", "compressed-tensors", "gptq", "awq", "hugging-face"] {
             for float in ["f32", "f16", "bf16"] {
                 let text = format!("format = \"{format}\"\n[[step]]\nkind = \"float\"\ntype = \"{float}\"");
                 assert!(parse(&text).is_ok(), "{text}");
             }
             let kept = parse(&format!("format = \"{format}\"\n[[step]]\nkind = \"keep\""));
-            assert_eq!(kept.is_ok(), format != "compressed-tensors");
+            assert!(kept.is_ok(), "{format}");
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bitmill_checkpoint::{Pairing, RoleKind, halves_row};
 use bitmill_kernels::{Isa, dequantize_rows};
 use bitmill_prune::{Sparsity, Threshold};
-use bitmill_quant::{Importance, NestedAbsmax, awq, first_non_finite, global_scale};
+use bitmill_quant::{Importance, NestedAbsmax, awq, first_non_finite, global_scale, grouped_rows};
 use bitmill_tensor::{Encoding, ScaleType, Scaled, WeightData};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
@@ -313,7 +313,11 @@ impl<'a> TensorRun<'a> {
         let cols = self.planned.in_features();
         if self.planned.treatment == Treatment::Copied {
             decided.copy_from_slice(weight);
-            return Ok(Parts { codes: self.copy_rows(first, weight.len() / cols), ..Parts::default() });
+            let rows = weight.len() / cols;
+            return match self.planned.to {
+                Encoding::Grouped(_) => self.copy_groups(first, rows),
+                _ => Ok(Parts { codes: self.copy_rows(first, rows), ..Parts::default() }),
+            };
         }
         let parts = match self.planned.to {
             Encoding::Sparse { float, .. } => encode_sparse(float, cols, weight, bits, decided),
@@ -423,6 +427,20 @@ impl<'a> TensorRun<'a> {
             copied.extend_from_slice(&bytes[at..at + row_bytes]);
         }
         copied
+    }
+
+    /// Codes, scales and zero points of rows `first..first + rows`, as they are; matrices in groups keep the order of their rows.
+    fn copy_groups(&self, first: usize, rows: usize) -> Result<Parts, Error> {
+        let view = self.opened.tensor.view();
+        let taken = grouped_rows(&view, first..first + rows);
+        let taken = taken.map_err(|error| self.failed(error.relocate(first)))?.expect("groups are copied");
+        let group_of = match view.data() {
+            WeightData::Columns { group_of, .. } if !group_of.is_empty() => {
+                Some(group_of.as_chunks::<4>().0.iter().map(|group| u32::from_le_bytes(*group)).collect())
+            }
+            _ => None,
+        };
+        Ok(Parts { group_of, ..taken.into() })
     }
 
     fn failed(&self, source: bitmill_quant::Error) -> Error {

@@ -1,7 +1,9 @@
 //! One tensor's bytes on their way into the output, in the order of its rows, and what is recorded of them.
 
 use bitmill_checkpoint::quant_state;
-use bitmill_quant::{awq_codes, awq_zero_points, gptq_zero_points, pack_zero_points, transpose};
+use bitmill_quant::{
+    awq_codes, awq_zero_points, gptq_zero_points, pack_zero_points, pack_zero_words, transpose, words_of_rows,
+};
 use bitmill_tensor::{ColumnPacking, Element, Encoding, Grouped, ScaleType, Scaled, WeightData, ZeroPoint};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -66,8 +68,17 @@ impl<'a> TensorWrite<'a> {
             self.row_offsets.extend((self.kept as i64).to_le_bytes());
             self.kept += kept;
         }
-        let is_held = output.packing().is_some() && matches!(self.planned.to, Encoding::Grouped(_));
-        for (part, bytes) in [&parts.codes, &parts.scales].into_iter().enumerate() {
+        let packing = output.packing();
+        let is_held = packing.is_some_and(|packing| packing != ColumnPacking::Words)
+            && matches!(self.planned.to, Encoding::Grouped(_));
+        let in_words = match (packing, self.planned.to) {
+            (Some(ColumnPacking::Words), Encoding::Grouped(grouped)) => {
+                Some(words_of_rows(&parts.codes, self.planned.in_features(), grouped.bits))
+            }
+            _ => None,
+        };
+        let codes = in_words.as_ref().unwrap_or(&parts.codes);
+        for (part, bytes) in [codes, &parts.scales].into_iter().enumerate() {
             if is_held {
                 self.held[part].extend_from_slice(bytes);
             } else if !bytes.is_empty() {
@@ -101,7 +112,9 @@ impl<'a> TensorWrite<'a> {
         cache_scale: Option<StoredScale>,
     ) -> Result<TensorRecord, Error> {
         match (output.packing(), self.planned.to) {
-            (Some(packing), Encoding::Grouped(grouped)) => self.finish_columns(output, packing, &grouped)?,
+            (Some(packing), Encoding::Grouped(grouped)) if packing != ColumnPacking::Words => {
+                self.finish_columns(output, packing, &grouped)?;
+            }
             (_, Encoding::Grouped(_) | Encoding::Sparse { .. }) => self.finish_rows(output)?,
             (_, Encoding::Scaled(layout)) => self.finish_scaled(output, &layout, base)?,
             _ => {}
@@ -139,7 +152,11 @@ impl TensorWrite<'_> {
         let (rows, cols) = (self.planned.out_features(), self.planned.in_features());
         let last = match self.planned.to {
             Encoding::Grouped(grouped) if !self.zero_codes.is_empty() => {
-                pack_zero_points(&self.zero_codes, rows, grouped.groups_per_row(cols), grouped.bits)
+                let pack = match output.packing() {
+                    Some(ColumnPacking::Words) => pack_zero_words,
+                    _ => pack_zero_points,
+                };
+                pack(&self.zero_codes, rows, grouped.groups_per_row(cols), grouped.bits)
             }
             _ => std::mem::take(&mut self.row_offsets),
         };

@@ -72,6 +72,20 @@ pub enum Error {
         /// The row.
         row: usize,
     },
+    /// Codes that are declared symmetric have a zero point beside their middle.
+    #[error(
+        "row {row}, group {group}: the zero point {zero} of codes that are declared symmetric around {middle}"
+    )]
+    OffCentre {
+        /// The row.
+        row: usize,
+        /// The group of the row.
+        group: usize,
+        /// What is stored.
+        zero: u8,
+        /// What symmetric codes are centred on.
+        middle: u8,
+    },
     /// The search of these blocks needs importance.
     #[error("the search of {block} needs the importance of columns")]
     NeedsImportance {
@@ -126,6 +140,9 @@ impl Error {
             Self::Diverged { .. } => {
                 Some("use more damping or more calibration tokens, or round this tensor to nearest".to_owned())
             }
+            Self::OffCentre { .. } => Some(
+                "declare them with zero points (`\"sym\": false` in the source's config.json and quantize_config.json)".to_owned(),
+            ),
             Self::NeedsImportance { .. } => Some(
                 "give an importance matrix (--imatrix FILE), or take a type that does without, as q2_k or iq3_s".to_owned(),
             ),
@@ -152,8 +169,10 @@ impl Error {
     /// ```
     #[must_use]
     pub fn relocate(mut self, first_row: usize) -> Self {
-        if let Self::NonFinite { row, .. } | Self::ScaleOverflow { row, .. } | Self::Diverged { row } =
-            &mut self
+        if let Self::NonFinite { row, .. }
+        | Self::ScaleOverflow { row, .. }
+        | Self::OffCentre { row, .. }
+        | Self::Diverged { row } = &mut self
         {
             *row += first_row;
         }

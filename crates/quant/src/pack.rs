@@ -38,6 +38,17 @@ pub(crate) fn pack_row(codes: &[u8], bits: Bits, out: &mut [u8]) {
     }
 }
 
+/// Code `index` of a stream of `bits` each, through words that `word` gives by their number.
+pub(crate) fn stream_code(bits: u8, index: usize, word: impl Fn(usize) -> u32) -> u8 {
+    let width = usize::from(bits);
+    let (at, shift) = (index * width / 32, index * width % 32);
+    let mut code = word(at) >> shift;
+    if shift + width > 32 {
+        code |= word(at + 1) << (32 - shift);
+    }
+    (code & ((1 << width) - 1)) as u8
+}
+
 /// Packs unsigned zero points `[rows, groups]` along the rows, into the 32-bit words `[ceil(rows * bits / 32),
 /// groups]` that compressed-tensors stores as `weight_zero_point`.
 ///
@@ -67,6 +78,53 @@ pub fn pack_zero_points(zero_codes: &[u8], rows: usize, groups: usize, bits: Bit
         }
     }
     packed
+}
+
+/// Rows of `columns` codes from dense streams into words that hold whole codes, ⌊32 / bits⌋ each, as compressed-tensors before 0.18 has them:
+/// where the width does not divide 32, the end of each word is zero.
+///
+/// # Panics
+/// If they are not whole rows.
+pub fn words_of_rows(packed: &[u8], columns: usize, bits: Bits) -> Vec<u8> {
+    let width = usize::from(bits.get());
+    let row_bytes = 4 * (columns * width).div_ceil(32);
+    assert!(row_bytes > 0 && packed.len().is_multiple_of(row_bytes), "rows of {row_bytes} bytes");
+    let mut words = Vec::with_capacity(packed.len() / row_bytes * 4 * columns.div_ceil(32 / width));
+    for row in packed.chunks_exact(row_bytes) {
+        let row = row.as_chunks::<4>().0;
+        let code = |index| stream_code(bits.get(), index, |word| u32::from_le_bytes(row[word]));
+        push_words((0..columns).map(code), width, &mut words);
+    }
+    words
+}
+
+/// [`pack_zero_points`] into words that hold whole codes: `[ceil(rows / ⌊32 / bits⌋), groups]`.
+///
+/// # Panics
+/// If there are not `rows * groups` codes.
+pub fn pack_zero_words(zero_codes: &[u8], rows: usize, groups: usize, bits: Bits) -> Vec<u8> {
+    assert_eq!(zero_codes.len(), rows * groups, "[{rows}, {groups}] zero points");
+    let width = usize::from(bits.get());
+    let mut columns = Vec::new();
+    for group in 0..groups {
+        push_words((0..rows).map(|row| zero_codes[row * groups + group]), width, &mut columns);
+    }
+    crate::transpose(&columns, groups, rows.div_ceil(32 / width), 4)
+}
+
+fn push_words(codes: impl Iterator<Item = u8>, width: usize, words: &mut Vec<u8>) {
+    let (mut word, mut filled) = (0u32, 0);
+    for code in codes {
+        word |= u32::from(code) << (filled * width);
+        filled += 1;
+        if filled == 32 / width {
+            words.extend(word.to_le_bytes());
+            (word, filled) = (0, 0);
+        }
+    }
+    if filled > 0 {
+        words.extend(word.to_le_bytes());
+    }
 }
 
 #[derive(Default)]

@@ -228,6 +228,11 @@ impl Grouped {
         (in_features * self.bits.0 as usize).div_ceil(32)
     }
 
+    /// Whole codes of a 32-bit word, whose end stays empty where the width does not divide 32: [`ColumnPacking::Words`].
+    pub const fn codes_per_word(&self) -> usize {
+        32 / self.bits.0 as usize
+    }
+
     /// Groups in a row of `in_features`.
     pub const fn groups_per_row(&self, in_features: usize) -> usize {
         in_features.div_ceil(self.group_size.get())
@@ -239,7 +244,8 @@ impl Grouped {
     }
 }
 
-/// How the words of a matrix in groups lie where it is stored column by column: rows are the fastest dimension.
+/// How the words of a matrix in groups lie where they are no streams row by row; all but `Words` are column by column, with rows as the
+/// fastest dimension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ColumnPacking {
     /// GPTQ as AutoGPTQ writes it: every zero point is stored less one, 0 as the largest code.
@@ -248,10 +254,12 @@ pub enum ColumnPacking {
     GptqV2,
     /// AutoAWQ's GEMM form.
     Awq,
+    /// compressed-tensors before 0.18: row by row, and a word holds as many whole codes as fit, for widths that do not divide 32.
+    Words,
 }
 
 impl ColumnPacking {
-    /// Whether words run along `in_features`; else (AWQ) each holds codes of eight rows.
+    /// Whether it is one of GPTQ's: lines of words, each a stream along `in_features`.
     pub const fn is_gptq(self) -> bool {
         matches!(self, Self::GptqV1 | Self::GptqV2)
     }

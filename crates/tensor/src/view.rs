@@ -43,17 +43,19 @@ pub enum WeightData<'a> {
         /// i32 words `[zero_point_words, groups_per_row]`, packed along `out`; empty when symmetric.
         zero_points: &'a [u8],
     },
-    /// GPTQ and AWQ: the same codes with rows as the fastest dimension.
+    /// GPTQ and AWQ: the same codes with rows as the fastest dimension; and rows of compressed-tensors before 0.18.
     Columns {
         /// Widths, group size, scale dtype. Zero points are stored and read whatever it says of them.
         layout: Grouped,
         /// How words hold codes and zero points.
         packing: ColumnPacking,
-        /// GPTQ: i32 words `[words_per_row, out]`, each row's as `Grouped` has them. AWQ: `[in, out / 8]`.
+        /// GPTQ: i32 words `[words_per_row, out]`, each row's as `Grouped` has them. AWQ: `[in, out / 8]`. Words:
+        /// `[out, ceil(in / codes_per_word)]`.
         packed: &'a [u8],
-        /// Scales `[groups, out]`.
+        /// Scales `[groups, out]`; of words `[out, groups]`.
         scales: &'a [u8],
-        /// GPTQ: i32 words `[groups, zero_point_words]`, codes along `out`. AWQ: `[groups, out / 8]`.
+        /// GPTQ: i32 words `[groups, zero_point_words]`, codes along `out`. AWQ: `[groups, out / 8]`. Words:
+        /// `[ceil(out / codes_per_word), groups]`, empty when symmetric.
         zero_points: &'a [u8],
         /// i32 `[in]`: the group of each column; empty where that is `column / group_size`.
         group_of: &'a [u8],
@@ -186,6 +188,24 @@ impl<'a> WeightView<'a> {
                     ZeroPoint::Asymmetric => layout.zero_point_words(out_features) * groups,
                 };
                 check("zero points", zero_points.len(), 4 * words)?;
+            }
+            WeightData::Columns {
+                layout,
+                packing: ColumnPacking::Words,
+                packed,
+                scales,
+                zero_points,
+                group_of,
+            } => {
+                let (groups, codes) = (layout.groups_per_row(in_features), layout.codes_per_word());
+                check("codes", packed.len(), 4 * out_features * in_features.div_ceil(codes))?;
+                check("scales", scales.len(), out_features * groups * layout.scale.size_bytes())?;
+                let words = match layout.zero_point {
+                    ZeroPoint::Symmetric => 0,
+                    ZeroPoint::Asymmetric => out_features.div_ceil(codes) * groups,
+                };
+                check("zero points", zero_points.len(), 4 * words)?;
+                check("groups of columns", group_of.len(), 0)?;
             }
             WeightData::Columns { layout, packing, packed, scales, zero_points, group_of } => {
                 let bits = usize::from(layout.bits.get());

@@ -12,6 +12,9 @@ pub fn convert(args: &Convert, global: &Global) -> Result<Outcome, Failure> {
     let format = match args.to {
         ConvertTo::Gguf => Format::Gguf,
         ConvertTo::HuggingFace => Format::HuggingFace,
+        ConvertTo::CompressedTensors => Format::CompressedTensors,
+        ConvertTo::Gptq => Format::Gptq,
+        ConvertTo::Awq => Format::Awq,
     };
     let float = match args.dtype {
         ConvertDtype::Keep => None,
