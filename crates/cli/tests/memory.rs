@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 /// One layer of 50 million weights, far more than the program itself takes.
 fn write_model(folder: &Path) {
-    const HIDDEN: usize = 1024;
-    const WIDTH: usize = 14336;
+    const HIDDEN: usize = 2048;
+    const WIDTH: usize = 6144;
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 288, "hidden_size": HIDDEN,
         "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 8,
