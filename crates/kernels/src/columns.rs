@@ -280,8 +280,14 @@ mod tests {
                 scale,
             };
             let (width, groups) = (usize::from(bits), columns / size);
-            let mut packed = vec![0; rows * columns * width / 8];
-            let mut zero_points = vec![0; rows * groups * width / 8];
+            let whole = layout.codes_per_word();
+            let row_words = columns.div_ceil(whole);
+            let (mut packed, mut zero_points) = match packing {
+                ColumnPacking::Words => {
+                    (vec![0; 4 * rows * row_words], vec![0; 4 * rows.div_ceil(whole) * groups])
+                }
+                _ => (vec![0; rows * columns * width / 8], vec![0; rows * groups * width / 8]),
+            };
             let [mut scales, mut row_scales] = [Vec::new(), Vec::new()];
             let mut row_packed = vec![0; rows * columns * width / 8];
             let mut row_zeros = vec![0; 4 * layout.zero_point_words(rows) * groups];
@@ -294,6 +300,10 @@ mod tests {
                         ColumnPacking::Awq => {
                             let nibble = ColumnPacking::AWQ_PLACES[row % 8];
                             put(&mut packed, 32 * (column * rows / 8 + row / 8) + 4 * nibble, 4, value);
+                        }
+                        ColumnPacking::Words => {
+                            let place = 32 * (row * row_words + column / whole) + column % whole * width;
+                            put(&mut packed, place, bits, value);
                         }
                         _ => {
                             for bit in 0..width {
@@ -311,6 +321,10 @@ mod tests {
                             let nibble = ColumnPacking::AWQ_PLACES[row % 8];
                             put(&mut zero_points, 32 * (group * rows / 8 + row / 8) + 4 * nibble, 4, stored);
                         }
+                        ColumnPacking::Words => {
+                            let place = 32 * (row / whole * groups + group) + row % whole * width;
+                            put(&mut zero_points, place, bits, stored);
+                        }
                         _ => put(&mut zero_points[group * rows * width / 8..], row * width, bits, stored),
                     }
                     for bit in 0..width {
@@ -325,6 +339,9 @@ mod tests {
                 for row in 0..rows {
                     scale.push(0.01 + (row * 7 + group) as f32 / 512.0, &mut scales);
                 }
+            }
+            if packing == ColumnPacking::Words {
+                scales.clone_from(&row_scales);
             }
             let parts = [packed, scales, zero_points, Vec::new()];
             Self { layout, packing, rows, columns, parts, by_row: [row_packed, row_scales, row_zeros] }
@@ -360,6 +377,10 @@ mod tests {
             (4, ColumnPacking::GptqV2),
             (8, ColumnPacking::GptqV2),
             (4, ColumnPacking::Awq),
+            (3, ColumnPacking::Words),
+            (5, ColumnPacking::Words),
+            (6, ColumnPacking::Words),
+            (7, ColumnPacking::Words),
         ] {
             // Whole panels, and one that is cut short; a chunk of columns and more.
             for (rows, columns, size) in [(32, 64, 32), (64, 320, 32), (96, 96, 96), (40, 288, 96)] {
