@@ -49,7 +49,7 @@ fn the_one_matrix_that_collapses_is_stored_in_groups_and_the_model_is_saved() {
     let text = text(place.path());
     let recipe = calibrated(&text, "", GPTQ);
     let found = plan(&checkpoint, &recipe).unwrap();
-    // An outlier in one of four groups would leave more than a quarter.
+    // An outlier in one of four groups would leave more than a seventh.
     assert_eq!(fallen(&found), [(DOWN, "4-bit g64".to_owned())]);
     assert!(found.to_text().contains("outliers: "), "{}", found.to_text());
     let record = run(&checkpoint, &recipe, &place.path().join("m")).unwrap();

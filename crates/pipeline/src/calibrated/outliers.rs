@@ -35,7 +35,7 @@ const INPUTS: usize = 256;
 /// A matrix that loses more of the energy of what it puts out has collapsed.
 const COLLAPSE: f64 = 0.01;
 /// Groups help if they leave less than this of what is lost.
-const GAIN: f64 = 0.25;
+const GAIN: f64 = 1.0 / 7.0;
 
 /// Group sizes that every runtime has, the widest first.
 const GROUP_SIZES: [usize; 3] = [128, 64, 32];
@@ -62,7 +62,7 @@ impl OutlierRecord {
         let rule = match to {
             Some(_) => format!(
                 "one scale a row loses more than {percent} % of the energy of the outputs, or does so in a matrix that runtimes fuse \
-                 with it, and these are the widest groups of 128, 64 or 32 that lose less than a quarter of that"
+                 with it, and these are the widest groups of 128, 64 or 32 that lose less than a seventh of that"
             ),
             None => format!(
                 "8-bit numbers with one scale a row lose more than {percent} % of the energy of the outputs, or do so in a matrix that \
