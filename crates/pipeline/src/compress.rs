@@ -124,7 +124,7 @@ pub fn compress_all(
         let there =
             if is_alone || overwrite == Overwrite::Force { None } else { finished(checkpoint, plan, path) };
         places.push(match there {
-            Some(record) => Place::There(record),
+            Some(record) => Place::There(Box::new(record)),
             None => Place::begin(checkpoint, plan, path, overwrite, began)?,
         });
     }
@@ -171,7 +171,7 @@ pub fn compress_all(
     let mut records = Vec::with_capacity(places.len());
     for place in places {
         records.push(match place {
-            Place::There(record) => record,
+            Place::There(record) => *record,
             Place::Begun(begun) => {
                 let mut calibrated = calibrated.next().flatten();
                 begun.end(calibrated.as_mut(), progress, began)?
@@ -185,7 +185,7 @@ pub fn compress_all(
 /// One of the outputs of a run.
 enum Place<'a> {
     /// It is there.
-    There(CompressRecord),
+    There(Box<CompressRecord>),
     Begun(Box<Begun<'a>>),
 }
 
@@ -223,7 +223,7 @@ impl<'a> Place<'a> {
             let seconds = began.elapsed().as_secs_f64();
             let record =
                 CompressRecord { written, document, seconds, resumed, taken_over: 0, layer_seconds: None };
-            return Ok(Self::There(record));
+            return Ok(Self::There(Box::new(record)));
         }
         let names = [Some(RECORD), plan.material.as_ref().map(|_| CARD)].into_iter().flatten();
         let names = names.map(|name| file_name(&beside(path, name))).collect();
