@@ -8,7 +8,7 @@ and every tool takes the first 512 tokens of each; weights become symmetric code
 models in f32, whose losses over windows of 512 of the evaluation text are compared window by window. CPU seconds are user and system
 of the whole process, peak memory its VmHWM. With `--device cuda` the other tools quantize on the GPU, and seconds say nothing.
 `--table` keeps what was measured, a line each, and `--beside` compares with what was kept before from the same texts."""
-import argparse, concurrent.futures, json, os, random, subprocess, sys, tempfile
+import argparse, concurrent.futures, json, os, random, subprocess, sys, tempfile, threading
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from load_check import by_hand
@@ -173,7 +173,6 @@ args = parser.parse_args()
 if os.path.exists(args.table or ""):
     sys.exit(f"{args.table} is there already")
 torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-import threading
 LOCK = threading.Lock()
 DENSE = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval().to(args.device)
 LINEAR = sum(parameter.numel() for name, parameter in DENSE.named_parameters() if "_proj.weight" in name)

@@ -29,5 +29,5 @@ took = record["layer_seconds"]
 parts = ", ".join(f"{part} {took[part]:.0f}" for part in ("forward", "statistics", "factor", "codes"))
 print(f"peak memory {record['peak_bytes'] / 1e9:.2f} GB (planned {record['planned_peak_bytes'] / 1e9:.2f} GB), {time['real']:.0f} s, {time['cpu']:.0f} CPU seconds")
 print(f"a layer: {took['whole']:.0f} s ({parts}); 80 layers: {80 * took['whole'] / 3600:.1f} h, {80 * time['cpu'] / took['layers'] / 3600:.1f} CPU hours")
-print(f"killed in the second layer and gone on with after {resumed['resumed_tensors']} tensors, {resumed['layer_seconds']['layers']} layers run: files {sys.argv[2]}")
+print(f"killed and gone on with after {resumed['resumed_tensors']} tensors, {resumed['layer_seconds']['layers']} layers run: files {sys.argv[2]}")
 PY

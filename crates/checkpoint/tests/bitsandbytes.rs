@@ -8,7 +8,7 @@ use bitmill_checkpoint::{Checkpoint, Error, bitsandbytes_config, codebook_specs,
 use bitmill_tensor::{
     Codebook, DYNAMIC_MAP_BYTES, Element, Encoding, Extent, FloatType, ScaleType, Scaled, WeightData,
 };
-use common::{FFN, HIDDEN, Stored, config, open_with, tensors};
+use common::{FFN, HIDDEN, Stored, open_stored};
 use serde_json::Value;
 
 const NAME: &str = "model.layers.0.mlp.up_proj.weight";
@@ -45,15 +45,8 @@ fn open(
     change_parts: impl FnOnce(&mut Vec<Stored>),
     change_config: impl FnOnce(&mut Value),
 ) -> Result<Checkpoint, Error> {
-    let mut all = tensors("llama");
-    all.retain(|(name, ..)| name != NAME);
-    let mut parts = parts(&layout);
-    change_parts(&mut parts);
-    all.extend(parts);
-    let mut config = config("llama");
-    config["quantization_config"] = bitsandbytes_config(&layout, FloatType::F16, &["lm_head".to_owned()]);
-    change_config(&mut config["quantization_config"]);
-    open_with(&config, &all)
+    let config = bitsandbytes_config(&layout, FloatType::F16, &["lm_head".to_owned()]);
+    open_stored(NAME, parts(&layout), config, change_parts, change_config)
 }
 
 #[test]

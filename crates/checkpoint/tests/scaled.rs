@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 
 use bitmill_checkpoint::{Activations, Checkpoint, Error, ModuleScheme, modules_config, scaled_specs};
 use bitmill_tensor::{Dtype, Element, Encoding, Extent, FloatType, ScaleType, Scaled};
-use common::{FFN, HIDDEN, Stored, config, open_with, tensors};
+use common::{FFN, HIDDEN, Stored, open_stored};
 use serde_json::{Value, json};
 
 const NAME: &str = "model.layers.0.mlp.down_proj.weight";
@@ -40,16 +40,9 @@ fn open_scaled(
     change_parts: impl FnOnce(&mut Vec<Stored>),
     change_config: impl FnOnce(&mut Value),
 ) -> Result<Checkpoint, Error> {
-    let mut all = tensors("llama");
-    all.retain(|(name, ..)| name != NAME);
-    let mut parts = parts(&layout);
-    change_parts(&mut parts);
-    all.extend(parts);
-    let mut config = config("llama");
     let scheme = ModuleScheme::Scaled(layout, Activations::Full);
-    config["quantization_config"] = modules_config(&[(scheme, vec![])], &["lm_head".to_owned()]);
-    change_config(&mut config["quantization_config"]);
-    open_with(&config, &all)
+    let config = modules_config(&[(scheme, vec![])], &["lm_head".to_owned()]);
+    open_stored(NAME, parts(&layout), config, change_parts, change_config)
 }
 
 #[test]

@@ -53,13 +53,7 @@ const DOWN: usize = 6;
 /// ```
 #[derive(Debug, Clone)]
 pub struct PlainLayer {
-    matrices: [Matrix; 7],
-    /// Of q, k, v and what follows attention.
-    biases: [Option<Vec<f32>>; 4],
-    attn_norm: Vec<f32>,
-    ffn_norm: Vec<f32>,
-    q_norm: Option<Vec<f32>>,
-    k_norm: Option<Vec<f32>>,
+    parameters: Parameters,
     eps: f32,
     shape: AttentionShape,
 }
@@ -67,7 +61,14 @@ pub struct PlainLayer {
 /// What a loss says of a layer's parameters, summed over the backward passes since it was [cleared](Self::clear).
 #[derive(Debug, Clone)]
 pub struct LayerGradients {
+    parameters: Parameters,
+}
+
+/// The parameters of a layer, or something of each of them.
+#[derive(Debug, Clone)]
+struct Parameters {
     matrices: [Matrix; 7],
+    /// Of q, k, v and what follows attention.
     biases: [Option<Vec<f32>>; 4],
     attn_norm: Vec<f32>,
     ffn_norm: Vec<f32>,
@@ -135,12 +136,14 @@ impl Model {
             [&layer.q, &layer.k, &layer.v, &layer.o, &block.gate, &block.up, &block.down];
         let bias = |at: usize| linears[at].bias.clone();
         Ok(PlainLayer {
-            matrices: linears.map(|linear| widened(compute, &linear.weight)),
-            biases: [bias(Q), bias(K), bias(V), bias(O)],
-            attn_norm: layer.attn_norm.clone(),
-            ffn_norm: layer.ffn_norm.clone(),
-            q_norm: layer.q_norm.clone(),
-            k_norm: layer.k_norm.clone(),
+            parameters: Parameters {
+                matrices: linears.map(|linear| widened(compute, &linear.weight)),
+                biases: [bias(Q), bias(K), bias(V), bias(O)],
+                attn_norm: layer.attn_norm.clone(),
+                ffn_norm: layer.ffn_norm.clone(),
+                q_norm: layer.q_norm.clone(),
+                k_norm: layer.k_norm.clone(),
+            },
             eps: self.config.rms_norm_eps,
             shape: AttentionShape {
                 n_heads: self.config.n_heads,
@@ -166,15 +169,21 @@ fn place(kind: RoleKind) -> Option<usize> {
     KINDS.iter().position(|&other| other == kind)
 }
 
+impl Parameters {
+    fn matrix(&self, kind: RoleKind) -> Option<&Matrix> {
+        Some(&self.matrices[place(kind)?])
+    }
+}
+
 impl PlainLayer {
     /// The matrix of this kind, `[out_features, in_features]`, rows as the checkpoint has them.
     pub fn matrix(&self, kind: RoleKind) -> Option<&Matrix> {
-        Some(&self.matrices[place(kind)?])
+        self.parameters.matrix(kind)
     }
 
     /// The same, to change.
     pub fn matrix_mut(&mut self, kind: RoleKind) -> Option<&mut Matrix> {
-        Some(&mut self.matrices[place(kind)?])
+        Some(&mut self.parameters.matrices[place(kind)?])
     }
 
     /// Runs the layer on the states of `stage`, which stays before it; [`LayerRun::output`] is what comes of them.
@@ -186,11 +195,13 @@ impl PlainLayer {
         let x = &scratch.hidden;
         let LayerRun { normed, raw, q, k, v, attended, middle, ffn_normed, gate, up, inner, output, .. } =
             run;
-        compute.rms_norm(x, &self.attn_norm, self.eps, normed);
+        compute.rms_norm(x, &self.parameters.attn_norm, self.eps, normed);
         for (at, out) in [(Q, &mut *q), (K, &mut *k), (V, &mut *v)] {
             self.linear(compute, at, normed, out);
         }
-        for ((x, norm), raw) in [(&mut *q, &self.q_norm), (&mut *k, &self.k_norm)].into_iter().zip(raw) {
+        for ((x, norm), raw) in
+            [(&mut *q, &self.parameters.q_norm), (&mut *k, &self.parameters.k_norm)].into_iter().zip(raw)
+        {
             if let Some(norm) = norm {
                 raw.clone_from(x);
                 compute.rms_norm_heads(x, norm, self.eps);
@@ -210,7 +221,7 @@ impl PlainLayer {
         compute.attention(self.shape, q, &scratch.starts, |sequence| &caches[sequence], attended);
         self.linear(compute, O, attended, middle);
         compute.add_assign(middle, x);
-        compute.rms_norm(middle, &self.ffn_norm, self.eps, ffn_normed);
+        compute.rms_norm(middle, &self.parameters.ffn_norm, self.eps, ffn_normed);
         self.linear(compute, GATE, ffn_normed, gate);
         self.linear(compute, UP, ffn_normed, up);
         inner.clone_from(gate);
@@ -253,29 +264,29 @@ impl PlainLayer {
             of_input,
             ..
         } = run;
-        let [dq, dk, dv, d_o, dgate, dup, ddown] = &mut gradients.matrices;
+        let [dq, dk, dv, d_o, dgate, dup, ddown] = &mut gradients.parameters.matrices;
 
         compute.product_backward_weight(of_output, inner, ddown);
-        compute.product_backward_input(of_output, &self.matrices[DOWN], &mut of.inner);
+        compute.product_backward_input(of_output, &self.parameters.matrices[DOWN], &mut of.inner);
         // `gate` and `of.inner` become what is said of gate and up.
         compute.swiglu_backward(gate, up, &mut of.inner);
         compute.product_backward_weight(gate, ffn_normed, dgate);
         compute.product_backward_weight(&of.inner, ffn_normed, dup);
-        compute.product_backward_input(gate, &self.matrices[GATE], &mut of.normed);
-        compute.product_backward_input(&of.inner, &self.matrices[UP], &mut of.part);
+        compute.product_backward_input(gate, &self.parameters.matrices[GATE], &mut of.normed);
+        compute.product_backward_input(&of.inner, &self.parameters.matrices[UP], &mut of.part);
         compute.add_assign(&mut of.normed, &of.part);
         compute.rms_norm_backward(
             middle,
-            &self.ffn_norm,
+            &self.parameters.ffn_norm,
             self.eps,
             &of.normed,
             &mut of.middle,
-            &mut gradients.ffn_norm,
+            &mut gradients.parameters.ffn_norm,
         );
         compute.add_assign(&mut of.middle, of_output);
 
         compute.product_backward_weight(&of.middle, attended, d_o);
-        compute.product_backward_input(&of.middle, &self.matrices[O], &mut of.attended);
+        compute.product_backward_input(&of.middle, &self.parameters.matrices[O], &mut of.attended);
         let (of_q, of_k, of_v) = (&mut of.q, &mut of.k, &mut of.v);
         compute.attention_backward(
             self.shape,
@@ -288,8 +299,8 @@ impl PlainLayer {
             compute.scale_rows(of_q, &scratch.query_factors);
         }
         let norms = [
-            (&mut *of_q, &self.q_norm, &mut gradients.q_norm),
-            (&mut *of_k, &self.k_norm, &mut gradients.k_norm),
+            (&mut *of_q, &self.parameters.q_norm, &mut gradients.parameters.q_norm),
+            (&mut *of_k, &self.parameters.k_norm, &mut gradients.parameters.k_norm),
         ];
         for ((of_x, norm, dnorm), raw) in norms.into_iter().zip(raw) {
             compute.rope_backward(of_x, &scratch.rotations);
@@ -301,7 +312,7 @@ impl PlainLayer {
             compute.product_backward_weight(of_x, normed, dweight);
         }
         let biases = [&*of_q, &*of_k, &*of_v, &of.middle];
-        for (of_x, dbias) in biases.into_iter().zip(&mut gradients.biases) {
+        for (of_x, dbias) in biases.into_iter().zip(&mut gradients.parameters.biases) {
             if let Some(dbias) = dbias {
                 compute.bias_backward(of_x, dbias);
             }
@@ -309,20 +320,20 @@ impl PlainLayer {
         if reach == Reach::Matrices {
             return;
         }
-        compute.product_backward_input(of_q, &self.matrices[Q], &mut of.normed);
+        compute.product_backward_input(of_q, &self.parameters.matrices[Q], &mut of.normed);
         for (of_x, at) in [(&*of_k, K), (&*of_v, V)] {
-            compute.product_backward_input(of_x, &self.matrices[at], &mut of.part);
+            compute.product_backward_input(of_x, &self.parameters.matrices[at], &mut of.part);
             compute.add_assign(&mut of.normed, &of.part);
         }
         let x = &scratch.hidden;
-        let dweight = &mut gradients.attn_norm;
-        compute.rms_norm_backward(x, &self.attn_norm, self.eps, &of.normed, of_input, dweight);
+        let dweight = &mut gradients.parameters.attn_norm;
+        compute.rms_norm_backward(x, &self.parameters.attn_norm, self.eps, &of.normed, of_input, dweight);
         compute.add_assign(of_input, &of.middle);
     }
 
     fn linear(&self, compute: &Compute, at: usize, x: &Matrix, y: &mut Matrix) {
-        compute.product(x, &self.matrices[at], y);
-        if let Some(Some(bias)) = self.biases.get(at) {
+        compute.product(x, &self.parameters.matrices[at], y);
+        if let Some(Some(bias)) = self.parameters.biases.get(at) {
             compute.add_bias(y, bias);
         }
     }
@@ -343,41 +354,35 @@ impl LayerRun {
 impl LayerGradients {
     /// Zeros for every parameter of `layer`.
     pub fn new(layer: &PlainLayer) -> Self {
-        let zeros = |of: &Option<Vec<f32>>| of.as_ref().map(|of| vec![0.0; of.len()]);
-        Self {
-            matrices: layer.matrices.each_ref().map(|matrix| Matrix::zeros(matrix.rows(), matrix.cols())),
-            biases: layer.biases.each_ref().map(zeros),
-            attn_norm: vec![0.0; layer.attn_norm.len()],
-            ffn_norm: vec![0.0; layer.ffn_norm.len()],
-            q_norm: zeros(&layer.q_norm),
-            k_norm: zeros(&layer.k_norm),
-        }
+        let mut gradients = Self { parameters: layer.parameters.clone() };
+        gradients.clear();
+        gradients
     }
 
     /// Makes all of them zeros again.
     pub fn clear(&mut self) {
-        self.matrices.iter_mut().for_each(|matrix| matrix.as_mut_slice().fill(0.0));
-        let Self { biases, attn_norm, ffn_norm, q_norm, k_norm, .. } = self;
+        let Parameters { matrices, biases, attn_norm, ffn_norm, q_norm, k_norm } = &mut self.parameters;
+        matrices.iter_mut().for_each(|matrix| matrix.as_mut_slice().fill(0.0));
         let optional = biases.iter_mut().chain([q_norm, k_norm]).flatten();
         optional.chain([attn_norm, ffn_norm]).for_each(|vector| vector.fill(0.0));
     }
 
     /// What is said of the matrix of this kind.
     pub fn matrix(&self, kind: RoleKind) -> Option<&Matrix> {
-        Some(&self.matrices[place(kind)?])
+        self.parameters.matrix(kind)
     }
 
     /// What is said of the norm or bias of this kind, where the layer has it.
     pub fn vector(&self, kind: RoleKind) -> Option<&[f32]> {
         match kind {
-            RoleKind::AttnQBias => self.biases[Q].as_deref(),
-            RoleKind::AttnKBias => self.biases[K].as_deref(),
-            RoleKind::AttnVBias => self.biases[V].as_deref(),
-            RoleKind::AttnOutputBias => self.biases[O].as_deref(),
-            RoleKind::AttnNorm => Some(&self.attn_norm),
-            RoleKind::FfnNorm => Some(&self.ffn_norm),
-            RoleKind::AttnQNorm => self.q_norm.as_deref(),
-            RoleKind::AttnKNorm => self.k_norm.as_deref(),
+            RoleKind::AttnQBias => self.parameters.biases[Q].as_deref(),
+            RoleKind::AttnKBias => self.parameters.biases[K].as_deref(),
+            RoleKind::AttnVBias => self.parameters.biases[V].as_deref(),
+            RoleKind::AttnOutputBias => self.parameters.biases[O].as_deref(),
+            RoleKind::AttnNorm => Some(&self.parameters.attn_norm),
+            RoleKind::FfnNorm => Some(&self.parameters.ffn_norm),
+            RoleKind::AttnQNorm => self.parameters.q_norm.as_deref(),
+            RoleKind::AttnKNorm => self.parameters.k_norm.as_deref(),
             _ => None,
         }
     }

@@ -36,8 +36,8 @@ pub(crate) fn search(
     weights: &[f32],
     (min, max): (f32, f32),
 ) -> Result<(f32, f32), f32> {
-    let mut best = scale_and_zero(grid, codes, min, max)?;
-    let mut least = squared_error(codes, best, weights);
+    let better = |found| better_way_round(grid, codes, found, weights);
+    let (mut best, mut least) = better(scale_and_zero(grid, codes, min, max)?);
     let mut range = (min, max);
     let ends: &[(bool, bool)] = match grid.zero_point {
         ZeroPoint::Symmetric => &[(true, true)],
@@ -45,26 +45,33 @@ pub(crate) fn search(
     };
     for &(low, high) in ends {
         let from = range;
-        for step in 0..=STEPS {
+        for step in 1..=STEPS {
             let factor = 1.0 - 0.02 * f32::from(step);
             let of = |moves: bool, end: f32| if moves { end * factor } else { end };
             let candidate = (of(low, from.0), of(high, from.1));
-            let found = scale_and_zero(grid, codes, candidate.0, candidate.1)?;
-            for found in both_ways(grid, found) {
-                let error = squared_error(codes, found, weights);
-                if error < least {
-                    (best, least, range) = (found, error, candidate);
-                }
+            let (found, error) = better(scale_and_zero(grid, codes, candidate.0, candidate.1)?);
+            if error < least {
+                (best, least, range) = (found, error, candidate);
             }
         }
     }
     Ok(best)
 }
 
-/// The grid of a scale, and, where its codes are symmetric, of the negative scale.
-fn both_ways(grid: &Grouped, (scale, zero): (f32, f32)) -> impl Iterator<Item = (f32, f32)> {
-    let turned = grid.zero_point == ZeroPoint::Symmetric;
-    std::iter::once((scale, zero)).chain(turned.then_some((-scale, zero)))
+/// The grid of a scale or, where codes are symmetric, that of the negative scale, whichever leaves less; and what it leaves.
+fn better_way_round(
+    grid: &Grouped,
+    codes: &CodeRange,
+    found: (f32, f32),
+    weights: &[f32],
+) -> ((f32, f32), f64) {
+    let error = squared_error(codes, found, weights);
+    if grid.zero_point == ZeroPoint::Asymmetric {
+        return (found, error);
+    }
+    let turned = (-found.0, found.1);
+    let other = squared_error(codes, turned, weights);
+    if other < error { (turned, other) } else { (found, error) }
 }
 
 /// Σ (weight − what its code stands for)², in eight chains of f64: nothing a checkpoint holds overflows or vanishes.

@@ -217,3 +217,21 @@ pub fn open_gguf(bytes: &[u8]) -> Result<Checkpoint, Error> {
     std::fs::write(&path, bytes).unwrap();
     Checkpoint::open(&path)
 }
+
+/// The tiny llama with tensor `name` stored as `parts`, and their config; both changed.
+pub fn open_stored(
+    name: &str,
+    mut parts: Vec<Stored>,
+    quantization_config: Value,
+    change_parts: impl FnOnce(&mut Vec<Stored>),
+    change_config: impl FnOnce(&mut Value),
+) -> Result<Checkpoint, Error> {
+    let mut all = tensors("llama");
+    all.retain(|(other, ..)| other != name);
+    change_parts(&mut parts);
+    all.extend(parts);
+    let mut config = config("llama");
+    config["quantization_config"] = quantization_config;
+    change_config(&mut config["quantization_config"]);
+    open_with(&config, &all)
+}

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::time::Instant;
 
-use bitmill_calib::{Dense, Inputs, Streams, pass_layer};
+use bitmill_calib::Dense;
 use bitmill_checkpoint::{Role, RoleKind, Tensor};
 use bitmill_kernels::Compute;
 use bitmill_model::{LayerGradients, LayerRun, Model, PlainLayer, Reach, SplitMix64, Stage};
@@ -139,27 +139,11 @@ impl Calibrated<'_> {
             compressing.done.insert(index, done);
             dense.extend(self.model.replace(stored));
         }
-        for windows in batches {
-            let cached = self.cached;
-            let mut streams = Streams { dense: None, cached, ..self.streams(windows.clone())? };
-            let run_on = &mut |_: &mut Model, _: &[Role], _: Inputs<'_>| Ok::<_, Error>(Vec::new());
-            pass_layer(&mut self.model, &self.compute, &mut streams, run_on)?;
-            self.cached = streams.cached;
-            self.keep_compressed(&streams, &mut next)?;
-        }
-        for tensor in dense {
-            self.model.replace(tensor);
-        }
-        self.states = next.finish()?;
-        Ok(())
+        self.run_on(batches, dense, next)
     }
 
     /// What the dense layer makes of the dense model's states: those of calibration windows, the others kept too.
-    fn dense_outputs(
-        &self,
-        batches: &[Range<usize>],
-        next: &mut StatesWriter<'_>,
-    ) -> Result<Vec<f32>, Error> {
+    fn dense_outputs(&self, batches: &[Range<usize>], next: &mut StatesWriter) -> Result<Vec<f32>, Error> {
         let (rows, _) = self.material.rows(&(0..self.material.windows()));
         let columns = self.model.config().hidden_size;
         let mut targets = Vec::with_capacity(rows.len() * columns);

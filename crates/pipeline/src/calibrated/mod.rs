@@ -374,6 +374,16 @@ impl<'a> Calibrated<'a> {
             let stored = compressing.quantize(&roles, sums)?;
             replaced.extend(stored.into_iter().filter_map(|tensor| self.model.replace(tensor)));
         }
+        self.run_on(batches, replaced, next)
+    }
+
+    /// Runs the layer as it has become and keeps what it puts out; `dense` is what it was, put back afterwards.
+    fn run_on(
+        &mut self,
+        batches: &[Range<usize>],
+        dense: Vec<Tensor>,
+        mut next: StatesWriter,
+    ) -> Result<(), Error> {
         for windows in batches {
             let cached = self.cached;
             let mut streams = Streams { dense: None, cached, ..self.streams(windows.clone())? };
@@ -382,7 +392,7 @@ impl<'a> Calibrated<'a> {
             self.cached = streams.cached;
             self.keep_compressed(&streams, &mut next)?;
         }
-        for tensor in replaced {
+        for tensor in dense {
             self.model.replace(tensor);
         }
         self.states = next.finish()?;
@@ -415,14 +425,14 @@ impl<'a> Calibrated<'a> {
         Ok(Streams { compressed, dense, calibration_rows: rows.len(), cached: None })
     }
 
-    fn keep_compressed(&self, streams: &Streams, next: &mut StatesWriter<'_>) -> Result<(), Error> {
+    fn keep_compressed(&self, streams: &Streams, next: &mut StatesWriter) -> Result<(), Error> {
         let hidden = streams.compressed.hidden();
         let (calibration, held_out) = hidden.as_slice().split_at(streams.calibration_rows * hidden.cols());
         next.add(Section::Calibration, calibration)?;
         next.add(Section::HeldOut, held_out)
     }
 
-    fn keep_dense(&self, streams: &Streams, next: &mut StatesWriter<'_>) -> Result<(), Error> {
+    fn keep_dense(&self, streams: &Streams, next: &mut StatesWriter) -> Result<(), Error> {
         let Some(dense) = &streams.dense else { return Ok(()) };
         let hidden = dense.hidden();
         let rows = if self.folder.shape().dense_calibration { streams.calibration_rows } else { 0 };

@@ -86,7 +86,7 @@ impl Shape {
 }
 
 /// The files of states of a run.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct StatesFolder {
     folder: PathBuf,
     shape: Shape,
@@ -100,8 +100,8 @@ pub(crate) struct States {
 }
 
 /// States that enter the next layer, on their way to their file. Rows of a section come in their order.
-pub(crate) struct StatesWriter<'a> {
-    folder: &'a StatesFolder,
+pub(crate) struct StatesWriter {
+    folder: StatesFolder,
     layer: usize,
     file: BufWriter<File>,
     path: PathBuf,
@@ -146,11 +146,11 @@ impl StatesFolder {
     }
 
     /// Begins the states that enter `layer`.
-    pub fn create(&self, layer: usize) -> Result<StatesWriter<'_>, Error> {
+    pub fn create(&self, layer: usize) -> Result<StatesWriter, Error> {
         let path = self.folder.join("states-under-way");
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
         let file = file.map_err(|source| write_error(&path, source))?;
-        Ok(StatesWriter { folder: self, layer, file: BufWriter::new(file), path, written: [0; 4] })
+        Ok(StatesWriter { folder: self.clone(), layer, file: BufWriter::new(file), path, written: [0; 4] })
     }
 
     /// Removes the states that enter layers before `layer`.
@@ -191,7 +191,7 @@ impl States {
     }
 }
 
-impl StatesWriter<'_> {
+impl StatesWriter {
     /// Adds the next rows of a section.
     pub fn add(&mut self, section: Section, rows: &[f32]) -> Result<(), Error> {
         let shape = &self.folder.shape;
