@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use bitmill_quant::Ranges;
 use serde::{Deserialize, Serialize};
 
-use crate::method::Learning;
+use crate::method::{Gptq, Learning, Order};
 use crate::recipe::{BitsNumber, ClipName, Damping, GranularityName, ScaleName, ZeroPointName};
 
 /// Codes whose rounding, and the ranges of their groups, are learned layer by layer.
@@ -43,7 +43,32 @@ pub struct LearnedStep {
     /// Whether the ranges of groups are learned too: true by default.
     #[serde(default = "usual_minmax")]
     pub minmax: bool,
+    /// What learning begins with: `"nearest"` codes (the default), or `"gptq"`'s.
+    #[serde(default, skip_serializing_if = "Begin::is_nearest")]
+    pub begin: Begin,
 }
+
+/// What learning begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Begin {
+    /// The nearest codes.
+    #[default]
+    Nearest,
+    /// Codes that are chosen column after column, and refined; with `asymmetry` in `[calibration]`, GPTAQ's.
+    Gptq,
+}
+
+impl Begin {
+    fn is_nearest(&self) -> bool {
+        *self == Self::Nearest
+    }
+}
+
+/// As the presets of GPTQ have it.
+pub(crate) const USUAL_DAMPING: f32 = 0.1;
+/// As the presets of GPTAQ have it.
+pub(crate) const REFINED: usize = 2;
 
 fn usual_iterations() -> NonZeroU32 {
     const { NonZeroU32::new(200).unwrap() }
@@ -77,12 +102,15 @@ impl LearnedStep {
             batch: usual_batch(),
             rate: None,
             minmax: usual_minmax(),
+            begin: Begin::Nearest,
         }
     }
 
     /// How codes are learned.
-    pub(crate) fn learning(&self) -> Learning {
+    pub(crate) fn learning(&self, asymmetry: Option<f32>) -> Learning {
+        let gptq = Gptq { damping: USUAL_DAMPING, order: Order::Static, asymmetry, refine: REFINED };
         Learning {
+            begin: (self.begin == Begin::Gptq).then_some(gptq),
             iterations: self.iterations.get(),
             batch: self.batch.get() as usize,
             rate: self.rate.map_or(1.0 / self.iterations.get() as f32, |rate| rate.0),

@@ -52,6 +52,8 @@ pub struct Learning {
     pub rate: f32,
     /// Whether the ranges of groups are learned too.
     pub ranges: Ranges,
+    /// What it begins with: codes that this chooses, or the nearest.
+    pub begin: Option<Gptq>,
 }
 
 /// The order in which GPTQ rounds columns.
@@ -111,10 +113,16 @@ impl Method {
     /// How much of what earlier layers changed in the inputs it makes up for.
     pub(crate) fn asymmetry(self) -> Option<f32> {
         match self {
-            Self::Alone | Self::Weighed | Self::Learned(_) => None,
-            Self::Gptq(Gptq { asymmetry, .. }) | Self::Compensated(Compensated { asymmetry, .. }) => {
-                asymmetry
-            }
+            Self::Compensated(Compensated { asymmetry, .. }) => asymmetry,
+            other => other.gptq().and_then(|how| how.asymmetry),
+        }
+    }
+
+    /// How codes are chosen column after column, if they are; to begin with, where they are learned.
+    pub(crate) fn gptq(self) -> Option<Gptq> {
+        match self {
+            Self::Gptq(how) | Self::Learned(Learning { begin: Some(how), .. }) => Some(how),
+            _ => None,
         }
     }
 
@@ -129,6 +137,6 @@ impl Method {
 
     /// Whether it wants the Hessian of its inputs factored.
     pub(crate) fn factors(self) -> bool {
-        matches!(self, Self::Gptq(_) | Self::Compensated(_))
+        self.gptq().is_some() || matches!(self, Self::Compensated(_))
     }
 }

@@ -984,7 +984,7 @@ fn decide(
                     asymmetry: recipe.asymmetry(),
                     refine: usize::from(*refine),
                 }),
-                Step::Learned(step) if is_met(role) => Method::Learned(step.learning()),
+                Step::Learned(step) if is_met(role) => Method::Learned(step.learning(recipe.asymmetry())),
                 _ => Method::Alone,
             };
             Ok(Decision { clip: (*clip).into(), method, ..Decision::rounded(Encoding::Grouped(layout)) })

@@ -23,7 +23,7 @@ use bitmill_tensor::{Grouped, ZeroPoint};
 use rayon::prelude::*;
 
 use crate::error::check_rows;
-use crate::pack::pack_row;
+use crate::pack::{pack_row, stream_code};
 use crate::rtn::{CodeRange, epsilon, min_max, nearest_even, scale_and_zero};
 use crate::{Clip, Error, GroupedRows};
 
@@ -37,11 +37,15 @@ pub enum Ranges {
     Fixed,
 }
 
+/// How far from the middle of its code's places a weight begins whose nearest code is another: it takes some steps to go there.
+const EDGE: f32 = 0.4;
+/// What ends of ranges that were found begin with, so that they may grow, too.
+const FOUND: f32 = 0.8;
 /// The least factor of a range's end.
 const LEAST: f32 = 0.1;
 
 /// A group: its range without factors, and the factors of its ends.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Group {
     min: f32,
     max: f32,
@@ -138,11 +142,73 @@ impl Learned {
         let groups = groups.into_iter().enumerate();
         let groups = groups.map(|(at, group)| group.map_err(|scale| overflow(at, scale)));
         let groups = groups.collect::<Result<Vec<Group>, Error>>()?;
+        Ok(Self::begun(grid, range, ranges, weight, in_features, groups))
+    }
+
+    /// Begins with codes, scales and zero points that another method found. A weight whose code is not the nearest counts as
+    /// the nearest place to it that has the code, [`EDGE`] steps from its middle.
+    ///
+    /// # Shapes
+    /// `weight`: `[rows, in_features]`, which `found` are codes of.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    ///
+    /// # Panics
+    /// If `weight` is not whole rows, or `found` is of others.
+    pub fn from_codes(
+        grid: &Grouped,
+        ranges: Ranges,
+        mut weight: Vec<f32>,
+        in_features: usize,
+        found: &GroupedRows,
+    ) -> Result<Self, Error> {
+        let size = grid.group_size.get();
+        if in_features == 0 || !in_features.is_multiple_of(size) {
+            return Err(Error::UnevenGroups { in_features, group_size: size });
+        }
+        check_rows(&weight, in_features)?;
+        let range = CodeRange::new(grid.bits);
+        let row_bytes = 4 * grid.words_per_row(in_features);
+        assert_eq!(found.packed.len(), weight.len() / in_features * row_bytes, "codes of the weights");
+        let groups_per_row = in_features / size;
+        let mut groups = vec![Group::default(); weight.len() / size];
+        let edge: f32 = std::env::var("BMX_EDGE").map_or(EDGE, |x| x.parse().unwrap());
+        let rows = weight.par_chunks_exact_mut(in_features).zip(groups.par_chunks_exact_mut(groups_per_row));
+        rows.enumerate().for_each(|(row, (weights, groups))| {
+            let packed = &found.packed[row * row_bytes..(row + 1) * row_bytes];
+            let word = |at: usize| u32::from_le_bytes(packed[4 * at..4 * at + 4].try_into().expect("a word"));
+            for (at, (weights, group)) in weights.chunks_exact_mut(size).zip(groups).enumerate() {
+                let place = row * groups_per_row + at;
+                let scale = grid.scale.read(&found.scales, place);
+                let zero = found.zero_codes.get(place).map_or(0.0, |&zero| f32::from(zero) + range.lowest);
+                *group = Group::of_scale(grid, &range, scale, zero);
+                for (col, weight) in weights.iter_mut().enumerate() {
+                    let code = stream_code(grid.bits.get(), at * size + col, word);
+                    let code = f32::from(code) + range.lowest - zero;
+                    let exact = *weight / scale;
+                    if range.code(exact, zero) - zero != code {
+                        *weight = scale * exact.clamp(code - edge, code + edge);
+                    }
+                }
+            }
+        });
+        Ok(Self::begun(grid, range, ranges, weight, in_features, groups))
+    }
+
+    fn begun(
+        grid: &Grouped,
+        range: CodeRange,
+        ranges: Ranges,
+        weight: Vec<f32>,
+        in_features: usize,
+        groups: Vec<Group>,
+    ) -> Self {
         let offsets = vec![0.0; weight.len()];
         let mut learned =
             Self { grid: *grid, range, ranges, in_features, weight, offsets, groups, kept: Kept::default() };
         learned.keep();
-        Ok(learned)
+        learned
     }
 
     /// What is rounded: `[rows, in_features]`.
@@ -306,6 +372,15 @@ fn move_offsets(
 }
 
 impl Group {
+    /// The range that has `scale` and `zero`, with room to grow.
+    fn of_scale(grid: &Grouped, range: &CodeRange, scale: f32, zero: f32) -> Self {
+        let (low, high) = match grid.zero_point {
+            ZeroPoint::Asymmetric => ((range.lowest - zero) * scale, (range.highest - zero) * scale),
+            ZeroPoint::Symmetric => ((range.lowest * scale).min(0.0), (range.lowest * scale).max(0.0)),
+        };
+        Self { min: low / FOUND, max: high / FOUND, alpha: FOUND, beta: FOUND }
+    }
+
     fn low(&self) -> f32 {
         self.alpha * self.min
     }

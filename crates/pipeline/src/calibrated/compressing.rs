@@ -159,13 +159,12 @@ impl Spent {
             return spent;
         }
         hessian.shrink(shrinkage);
-        let factored = match method {
-            Method::Alone | Method::Weighed | Method::Learned(_) => return spent,
-            Method::Gptq(how) => {
+        let factored = match (method, method.gptq()) {
+            (_, Some(how)) => {
                 let order = (how.order != Order::None).then(|| hessian.falling_order());
                 hessian.factor(how.damping, order.as_deref())
             }
-            Method::Compensated(how) => {
+            (Method::Compensated(how), _) => {
                 hessian.mirror();
                 let mut square = hessian.as_slice().to_vec();
                 let n = hessian.in_features();
@@ -175,6 +174,7 @@ impl Spent {
                 spent.hessian = Some(square);
                 hessian.factor(how.options.damping, None)
             }
+            _ => return spent,
         };
         match factored {
             Ok(factor) => spent.factor = Some(factor),

@@ -14,7 +14,7 @@ use bitmill_calib::Dense;
 use bitmill_checkpoint::{Role, RoleKind, Tensor};
 use bitmill_kernels::Compute;
 use bitmill_model::{LayerGradients, LayerRun, Model, PlainLayer, Reach, SplitMix64, Stage};
-use bitmill_quant::Learned;
+use bitmill_quant::{GroupedRows, Learned};
 use bitmill_tensor::{Encoding, Matrix};
 use rayon::prelude::*;
 
@@ -111,6 +111,10 @@ impl Calibrated<'_> {
         let is_learned = |&(_, index): &(Role, usize)| self.plan.tensors[index].method.learning().is_some();
         let (to_learn, others): (Vec<_>, Vec<_>) = members.into_iter().partition(is_learned);
 
+        let mut begun = match how.begin {
+            Some(_) => self.begin_learning(batches, &to_learn, compressing)?,
+            None => HashMap::new(),
+        };
         // What is rounded by its weights alone does not wait for the others: they make up for it.
         let mut dense = Vec::new();
         for (_, index) in others {
@@ -123,7 +127,7 @@ impl Calibrated<'_> {
         }
         let began = Instant::now();
         let learned = match self.model.plain_layer(&self.compute, source_layer) {
-            Ok(layer) => self.learn(compressing, layer, &to_learn, &targets, how)?,
+            Ok(layer) => self.learn(compressing, layer, &to_learn, &begun, &targets, how)?,
             Err(error) => Err(error.to_string()),
         };
         drop(targets);
@@ -131,8 +135,11 @@ impl Calibrated<'_> {
         let made = match learned {
             Ok(made) => made,
             Err(why) => {
-                let alone = |&(_, index): &(Role, usize)| self.encode_alone(compressing, index, Some(&why));
-                to_learn.iter().map(alone).collect::<Result<_, Error>>()?
+                let instead = |&(_, index): &(Role, usize)| match begun.remove(&index) {
+                    Some(done) => self.keep_begun(compressing, index, done, &why),
+                    None => self.encode_alone(compressing, index, Some(&why)),
+                };
+                to_learn.iter().map(instead).collect::<Result<_, Error>>()?
             }
         };
         for (index, done, stored) in made {
@@ -140,6 +147,25 @@ impl Calibrated<'_> {
             dense.extend(self.model.replace(stored));
         }
         self.run_on(batches, dense, next)
+    }
+
+    /// What matrices of the layer become column after column, each with the ones before it as they became.
+    fn begin_learning(
+        &mut self,
+        batches: &[Range<usize>],
+        to_learn: &[(Role, usize)],
+        compressing: &mut Compressing<'_>,
+    ) -> Result<HashMap<usize, Done>, Error> {
+        if let [all] = batches {
+            let mut streams = self.streams(all.clone())?;
+            self.quantize_at_once(&mut streams, compressing)?;
+        } else {
+            for dense in self.quantize_in_batches(batches, compressing, None)? {
+                self.model.replace(dense);
+            }
+        }
+        let taken = |&(_, index): &(Role, usize)| Some((index, compressing.done.remove(&index)?));
+        Ok(to_learn.iter().filter_map(taken).collect())
     }
 
     /// What the dense layer makes of the dense model's states: those of calibration windows, the others kept too.
@@ -188,18 +214,42 @@ impl Calibrated<'_> {
         Ok((index, Done { encoded: rows.encoded, method, base }, stored))
     }
 
+    /// A tensor as learning would have begun, because of `why` it did not.
+    fn keep_begun(
+        &self,
+        compressing: &Compressing<'_>,
+        index: usize,
+        mut done: Done,
+        why: &str,
+    ) -> Result<Made, Error> {
+        let planned = &self.plan.tensors[index];
+        if self.plan.strict {
+            return Err(Error::Fallback { tensor: planned.name.clone(), why: why.to_owned() });
+        }
+        let method = done.method.get_or_insert_default();
+        method.fallback.get_or_insert_with(|| why.to_owned());
+        let isa = self.compute.isa();
+        let opened = compressing.source.open(isa, planned)?;
+        let run = TensorRun::new(&compressing.source, planned, &opened, isa)?;
+        let rows = Rows::encoded(done.encoded);
+        let stored = as_stored(isa, &opened.tensor, planned, &run, &rows);
+        opened.tensor.release();
+        Ok((index, Done { encoded: rows.encoded, ..done }, stored))
+    }
+
     /// Learns the matrices `to_learn` of `layer`; what it runs on with, or why nothing was learned.
     fn learn(
         &self,
         compressing: &Compressing<'_>,
         mut layer: PlainLayer,
         to_learn: &[(Role, usize)],
+        begun: &HashMap<usize, Done>,
         targets: &[f32],
         how: Learning,
     ) -> Result<Result<Vec<Made>, String>, Error> {
         let mut learners = Vec::new();
         for &(role, index) in to_learn {
-            learners.push(self.learner(compressing, role.kind, index, how)?);
+            learners.push(self.learner(compressing, role.kind, index, begun.get(&index), how)?);
         }
         let losses = match self.descend(&mut layer, &mut learners, targets, how)? {
             Ok(losses) => losses,
@@ -213,9 +263,11 @@ impl Calibrated<'_> {
             let isa = self.compute.isa();
             let opened = compressing.source.open(isa, planned)?;
             let run = TensorRun::new(&compressing.source, planned, &opened, isa)?;
-            let mut decided = vec![0.0; learned.weight().len()];
+            let mut decided = vec![0.0; planned.out_features() * planned.in_features()];
             let parts = learned.finish(&mut decided).into();
-            let encoded = Encoded { parts, rows: run.figures(learned.weight(), &decided) };
+            let mut weight = Vec::new();
+            run.widen(0, planned.out_features(), &mut weight)?;
+            let encoded = Encoded { parts, rows: run.figures(&weight, &decided) };
             let rows = Rows::whole(planned, encoded, decided);
             let stored = as_stored(isa, &opened.tensor, planned, &run, &rows);
             let method = MethodRecord {
@@ -237,6 +289,7 @@ impl Calibrated<'_> {
         compressing: &Compressing<'_>,
         kind: RoleKind,
         index: usize,
+        begun: Option<&Done>,
         how: Learning,
     ) -> Result<Learner, Error> {
         let planned = &self.plan.tensors[index];
@@ -251,7 +304,19 @@ impl Calibrated<'_> {
         let places: Vec<usize> = (0..planned.out_features()).map(|row| run.stored_row(row)).collect();
         let mut rows = vec![0; places.len()];
         places.iter().enumerate().for_each(|(row, &place)| rows[place] = row);
-        let learned = Learned::new(&grid, planned.clip, how.ranges, weight, planned.in_features());
+        let cols = planned.in_features();
+        let learned = match begun {
+            Some(begun) => {
+                let mut found = GroupedRows::default();
+                for Encoded { parts, .. } in &begun.encoded {
+                    found.packed.extend_from_slice(&parts.codes);
+                    found.scales.extend_from_slice(&parts.scales);
+                    found.zero_codes.extend_from_slice(&parts.zero_codes);
+                }
+                Learned::from_codes(&grid, how.ranges, weight, cols, &found)
+            }
+            None => Learned::new(&grid, planned.clip, how.ranges, weight, cols),
+        };
         let learned = learned.map_err(|source| Error::Quantize { tensor: planned.name.clone(), source })?;
         Ok(Learner { index, kind, places, rows, learned })
     }

@@ -284,13 +284,7 @@ impl<'a> Calibrated<'a> {
         let mut streams = self.streams(windows.clone())?;
         streams.cached = self.cached;
         let key = self.share_dense(&windows, &mut streams, self.folder.shape().dense_calibration);
-        let sharing = self.sharing;
-        pass_layer(&mut self.model, &self.compute, &mut streams, &mut |model, roles, inputs| {
-            let mut sums = compressing.sums(roles, inputs.calibration_rows);
-            compressing.clock.time(Work::Statistics, || sums.add_all(&inputs, sharing));
-            let stored = compressing.quantize(roles, sums)?;
-            Ok::<_, Error>(stored.into_iter().filter_map(|tensor| model.replace(tensor)).collect())
-        })?;
+        self.quantize_at_once(&mut streams, compressing)?;
         self.cached = streams.cached;
         let mut next = self.folder.create(self.next + 1)?;
         self.keep_compressed(&streams, &mut next)?;
@@ -298,6 +292,20 @@ impl<'a> Calibrated<'a> {
         self.tell_dense(key, streams);
         self.states = next.finish()?;
         Ok(())
+    }
+
+    fn quantize_at_once(
+        &mut self,
+        streams: &mut Streams,
+        compressing: &mut Compressing<'_>,
+    ) -> Result<(), Error> {
+        let sharing = self.sharing;
+        pass_layer(&mut self.model, &self.compute, streams, &mut |model, roles, inputs| {
+            let mut sums = compressing.sums(roles, inputs.calibration_rows);
+            compressing.clock.time(Work::Statistics, || sums.add_all(&inputs, sharing));
+            let stored = compressing.quantize(roles, sums)?;
+            Ok::<_, Error>(stored.into_iter().filter_map(|tensor| model.replace(tensor)).collect())
+        })
     }
 
     /// Has the dense model's stream take the place of one that ran through the layer beside another run, or note what others
@@ -347,8 +355,20 @@ impl<'a> Calibrated<'a> {
         batches: &[Range<usize>],
         compressing: &mut Compressing<'_>,
     ) -> Result<(), Error> {
-        let mut collected: Vec<(Vec<Role>, Sums)> = Vec::new();
         let mut next = self.folder.create(self.next + 1)?;
+        let replaced = self.quantize_in_batches(batches, compressing, Some(&mut next))?;
+        self.run_on(batches, replaced, next)
+    }
+
+    /// Statistics of all batches, then the codes of all matrices; what they replaced in the model. The dense model's states go to
+    /// `next`, if there is one.
+    fn quantize_in_batches(
+        &mut self,
+        batches: &[Range<usize>],
+        compressing: &mut Compressing<'_>,
+        mut next: Option<&mut StatesWriter>,
+    ) -> Result<Vec<Tensor>, Error> {
+        let mut collected: Vec<(Vec<Role>, Sums)> = Vec::new();
         for windows in batches {
             let mut streams = self.streams(windows.clone())?;
             // What many batches multiply would not fit in memory: only a stream of held-out windows is shared.
@@ -366,7 +386,9 @@ impl<'a> Calibrated<'a> {
                 compressing.clock.time(Work::Statistics, || collected[place].1.add(&inputs));
                 Ok::<_, Error>(Vec::new())
             })?;
-            self.keep_dense(&streams, &mut next)?;
+            if let Some(next) = &mut next {
+                self.keep_dense(&streams, next)?;
+            }
             self.tell_dense(key, streams);
         }
         let mut replaced: Vec<Tensor> = Vec::new();
@@ -374,7 +396,7 @@ impl<'a> Calibrated<'a> {
             let stored = compressing.quantize(&roles, sums)?;
             replaced.extend(stored.into_iter().filter_map(|tensor| self.model.replace(tensor)));
         }
-        self.run_on(batches, replaced, next)
+        Ok(replaced)
     }
 
     /// Runs the layer as it has become and keeps what it puts out; `dense` is what it was, put back afterwards.
@@ -564,9 +586,8 @@ pub(crate) fn peak_bytes(
         let cols = planned.in_features() as u64;
         let crosses = u64::from(planned.method.wants_dense_inputs());
         let squares = match planned.method {
-            Method::Alone | Method::Weighed | Method::Learned(_) => 0,
-            Method::Gptq(_) => 1,
             Method::Compensated(_) => 2,
+            method => u64::from(method.factors()),
         } + crosses;
         let (rows, _) = rows_and_columns(&planned.shape);
         let chunk = (rows as u64 * cols).min(tensor::CHUNK_WEIGHTS as u64);

@@ -92,6 +92,11 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
+    /// What was encoded before, in forms that the layer can run with or unpack.
+    pub fn encoded(encoded: Vec<Encoded>) -> Self {
+        Self { encoded, ..Self::default() }
+    }
+
     /// All rows at once, and the values that they stand for.
     pub fn whole(planned: &PlannedTensor, encoded: Encoded, decided: Vec<f32>) -> Self {
         let has_view = !planned.is_padded() && encoded.parts.group_of.is_none();
@@ -163,8 +168,8 @@ pub(crate) fn encode_calibrated(
         if let Some((cross, strength)) = statistics.cross {
             cross.aim_at_dense(statistics.factor, *strength, &mut decided).expect("finite sums");
         }
-        let parts = match (planned.method, planned.to) {
-            (Method::Gptq(how), Encoding::Grouped(grouped)) => {
+        let parts = match (planned.method, planned.method.gptq(), planned.to) {
+            (_, Some(how), Encoding::Grouped(grouped)) => {
                 let scales = match how.order {
                     Order::Static => GroupScales::Original,
                     Order::None | Order::Full => GroupScales::Updated,
@@ -174,11 +179,11 @@ pub(crate) fn encode_calibrated(
                 let GptqRows { rows, group_of_column, .. } = done.map_err(failed(first))?;
                 Parts { group_of: group_of_column, ..rows.into() }
             }
-            (Method::Compensated(how), Encoding::Block(block)) => {
+            (Method::Compensated(how), _, Encoding::Block(block)) => {
                 let aim = decided.clone();
                 compensate(isa, block, &how.options, &aim, statistics, &mut decided).map_err(failed(first))?
             }
-            (method, to) => unreachable!("{method:?} is never planned for {to}"),
+            (method, _, to) => unreachable!("{method:?} is never planned for {to}"),
         };
         let has_view = !planned.is_padded() && parts.group_of.is_none();
         all.encoded.push(Encoded { parts, rows: run.figures(&weight, &decided) });
