@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from load_check import by_hand
 
 OURS = {"bitmill rtn": "w{}a16_g128", "bitmill gptq": "gptq_w{}a16_g128", "bitmill gptaq": "gptaq_w{}a16_g128",
-        "bitmill awq": "awq_w{}a16_g128", "bitmill learned": "autoround_w{}a16_g128"}
+        "bitmill awq": "awq_w{}a16_g128", "bitmill learned": "learned_w{}a16_g128", "bitmill autoround": "autoround_w{}a16_g128"}
 THEIRS = ["llm-compressor gptq", "llm-compressor awq", "auto-round", "gptqmodel gptq"]
 # What is compared with what: the same method first, then our best with all.
-PAIRS = [("bitmill gptq", "llm-compressor gptq"), ("bitmill gptq", "gptqmodel gptq"), ("bitmill awq", "llm-compressor awq"), ("bitmill learned", "auto-round")] + [
-    ("bitmill gptaq", name) for name in THEIRS]
+PAIRS = [("bitmill gptq", "llm-compressor gptq"), ("bitmill gptq", "gptqmodel gptq"), ("bitmill awq", "llm-compressor awq"), ("bitmill autoround", "auto-round")] + [
+    (name, other) for name in ("bitmill gptaq", "bitmill learned") for other in THEIRS]
 
 PEER = r"""
 import json, sys
@@ -114,9 +114,11 @@ def losses(model):
     model = model.to(args.device)
     nll, kl = [], []
     with torch.inference_mode():
-        for ids in WINDOWS:
+        for at, ids in enumerate(WINDOWS):
             ids = ids[None].to(args.device)
-            dense = torch.log_softmax(DENSE(ids).logits[0, :-1].float(), -1)
+            if len(DENSE_LOGITS) == at:
+                DENSE_LOGITS.append(torch.log_softmax(DENSE(ids).logits[0, :-1].float(), -1))
+            dense = DENSE_LOGITS[at]
             here = torch.log_softmax(model(ids).logits[0, :-1].float(), -1)
             nll.append(-here.gather(1, ids[0, 1:, None]).double().mean().item())
             kl.append((dense.exp() * (dense - here)).sum(-1).double().mean().item())
@@ -174,6 +176,7 @@ if os.path.exists(args.table or ""):
     sys.exit(f"{args.table} is there already")
 torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 LOCK = threading.Lock()
+DENSE_LOGITS = []
 DENSE = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval().to(args.device)
 LINEAR = sum(parameter.numel() for name, parameter in DENSE.named_parameters() if "_proj.weight" in name)
 tokens = AutoTokenizer.from_pretrained(args.model)(open(args.evaluation, encoding="utf-8").read(), return_tensors="pt").input_ids[0]

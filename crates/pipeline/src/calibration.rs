@@ -48,7 +48,8 @@ pub struct CalibrationOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub asymmetry: Option<Damping>,
     /// How much of what ties input features to one another is left out of statistics, 0 to 1: see
-    /// [`Hessian::shrink`](bitmill_stats::Hessian::shrink). Absent: what the method does best with.
+    /// [`Hessian::shrink`](bitmill_stats::Hessian::shrink). Absent: for codes of grids features / (features + tokens), as if
+    /// as many tokens had been met that tie nothing; for blocks a half.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shrinkage: Option<Damping>,
     /// What becomes of matrices that one scale a row ruins.

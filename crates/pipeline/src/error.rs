@@ -562,7 +562,7 @@ impl Error {
             Self::TooMuchMemory { .. } => Some("raise --max-memory, or compute with fewer --threads".into()),
             Self::UnlikeMethods { .. } => Some("give both one step, or one `damping`, `order` and `asymmetry`".into()),
             Self::HalfLearned { .. } => {
-                Some("learn all of the layer with the same `iterations`, `batch`, `rate` and `minmax`, or round the rest with `rtn`".into())
+                Some("learn all of the layer with the same `iterations`, `batch`, `rate`, `minmax` and `begin`, or round the rest with `rtn`".into())
             }
             Self::MalformedLine { .. } => Some("correct or remove the line".into()),
             Self::NotAdjustable { .. } => None,

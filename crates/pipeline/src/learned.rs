@@ -37,7 +37,8 @@ pub struct LearnedStep {
     /// Windows that a step looks at: 8 by default, or as many as there are.
     #[serde(default = "usual_batch")]
     pub batch: NonZeroU32,
-    /// How far the first step moves, of a code's width; it falls to nothing. Absent: 1 / iterations.
+    /// How far the first step moves, of a code's width; it falls to nothing. Absent: 1 / iterations, or, where it begins with codes that
+    /// were chosen well, 2 / (iterations · bits).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Damping>,
     /// Whether the ranges of groups are learned too: true by default.
@@ -68,7 +69,7 @@ impl Begin {
 /// As the presets of GPTQ have it.
 pub(crate) const USUAL_DAMPING: f32 = 0.1;
 /// As the presets of GPTAQ have it.
-pub(crate) const REFINED: usize = 2;
+pub(crate) const REFINED: u8 = 2;
 
 fn usual_iterations() -> NonZeroU32 {
     const { NonZeroU32::new(200).unwrap() }
@@ -106,14 +107,35 @@ impl LearnedStep {
         }
     }
 
+    /// The codes of a weight-only grid, as GPTAQ chooses them, moved on in few steps.
+    pub(crate) fn refining(
+        bits: BitsNumber,
+        granularity: GranularityName,
+        zero_point: ZeroPointName,
+        clip: ClipName,
+    ) -> Self {
+        Self {
+            iterations: const { NonZeroU32::new(40).unwrap() },
+            batch: const { NonZeroU32::new(2).unwrap() },
+            begin: Begin::Gptq,
+            ..Self::usual(bits, granularity, zero_point, clip)
+        }
+    }
+
     /// How codes are learned.
     pub(crate) fn learning(&self, asymmetry: Option<f32>) -> Learning {
-        let gptq = Gptq { damping: USUAL_DAMPING, order: Order::Static, asymmetry, refine: REFINED };
+        let gptq =
+            Gptq { damping: USUAL_DAMPING, order: Order::Static, asymmetry, refine: usize::from(REFINED) };
+        let iterations = self.iterations.get() as f32;
+        let usual_rate = match self.begin {
+            Begin::Nearest => 1.0 / iterations,
+            Begin::Gptq => 2.0 / (iterations * f32::from(self.bits.0.get())),
+        };
         Learning {
             begin: (self.begin == Begin::Gptq).then_some(gptq),
             iterations: self.iterations.get(),
             batch: self.batch.get() as usize,
-            rate: self.rate.map_or(1.0 / self.iterations.get() as f32, |rate| rate.0),
+            rate: self.rate.map_or(usual_rate, |rate| rate.0),
             ranges: if self.minmax { Ranges::Learned } else { Ranges::Fixed },
         }
     }

@@ -126,12 +126,13 @@ impl Method {
         }
     }
 
-    /// What is left out of its statistics where a recipe does not say.
-    pub(crate) fn usual_shrinkage(self) -> f32 {
+    /// How much of what ties `features` to one another in the inputs of `tokens` it leaves out, where a recipe does not say.
+    pub(crate) fn usual_shrinkage(self, features: usize, tokens: u64) -> f32 {
         match self {
             // Blocks of few bits follow what a few thousand tokens happen to tie together, and lose more on others.
             Self::Compensated(_) => 0.5,
-            _ => 0.0,
+            // As if as many tokens as there are features had been met that tie nothing.
+            _ => (features as f64 / (features as f64 + tokens as f64).max(1.0)) as f32,
         }
     }
 

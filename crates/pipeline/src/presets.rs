@@ -9,7 +9,7 @@ use bitmill_tensor::{Bits, FloatType};
 use crate::balancing::{AwqStep, SmoothStep};
 use crate::calibration::CalibrationOptions;
 use crate::conversion::conversion;
-use crate::learned::LearnedStep;
+use crate::learned::{Begin, LearnedStep, REFINED, USUAL_DAMPING};
 use crate::method::Order;
 use crate::pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 use crate::recipe::{
@@ -87,6 +87,10 @@ pub const PRESETS: &[Preset] = &[
     Preset {
         name: "autoround_w4a16_g128",
         about: "4-bit codes whose rounding is learned layer by layer (AutoRound), before any of these: takes its time",
+    },
+    Preset {
+        name: "learned_w3a16_g128",
+        about: "GPTAQ's codes, then learned in few steps, before any of these: the closest to the model at 2 to 4 bits",
     },
     Preset {
         name: "w8a8_int8",
@@ -199,9 +203,9 @@ fn important(name: &str) -> Option<Recipe> {
 
 /// `gptq_` or `gptaq_` before a mix of GGUF blocks (`gptq_q4_k_m`) or a weight-only grid.
 fn chosen(name: &str) -> Option<Recipe> {
-    let (what, asymmetry) = match name.strip_prefix("gptq_") {
-        Some(what) => (what, None),
-        None => (name.strip_prefix("gptaq_")?, Some(Damping(GPTAQ))),
+    let (what, refined) = match name.strip_prefix("gptq_") {
+        Some(what) => (what, false),
+        None => (name.strip_prefix("gptaq_")?, true),
     };
     let recipe = match what.parse::<Mix>() {
         Ok(mix) => Recipe {
@@ -210,24 +214,39 @@ fn chosen(name: &str) -> Option<Recipe> {
         },
         Err(_) => {
             let recipe = weight_only(what)?;
-            let steps = recipe.steps.into_iter().map(|step| gptq(step, asymmetry.is_some())).collect();
+            let steps = recipe.steps.into_iter().map(|step| gptq(step, refined)).collect();
             Recipe::new(name, recipe.format, steps)
         }
     };
-    let calibration = asymmetry.map(|_| CalibrationOptions { asymmetry, ..CalibrationOptions::default() });
-    Some(Recipe { calibration, ..recipe })
+    Some(Recipe { calibration: refined.then(gptaq_options), ..recipe })
 }
 
-/// `autoround_` before a weight-only grid.
+/// `autoround_` before a weight-only grid, or `learned_`: from GPTAQ's codes, in fewer and smaller steps.
 fn learned(name: &str) -> Option<Recipe> {
-    let recipe = weight_only(name.strip_prefix("autoround_")?)?;
+    let (what, begin) = match name.strip_prefix("autoround_") {
+        Some(what) => (what, Begin::Nearest),
+        None => (name.strip_prefix("learned_")?, Begin::Gptq),
+    };
+    let recipe = weight_only(what)?;
     let learned = |step| match step {
-        Step::Rtn { bits, granularity, zero_point, clip, .. } => {
-            Step::Learned(LearnedStep::usual(bits, granularity, zero_point, clip))
-        }
+        Step::Rtn { bits, granularity, zero_point, clip, .. } => Step::Learned(match begin {
+            Begin::Nearest => LearnedStep::usual(bits, granularity, zero_point, clip),
+            Begin::Gptq => LearnedStep::refining(bits, granularity, zero_point, usual_clip(clip)),
+        }),
         other => other,
     };
-    Some(Recipe::new(name, recipe.format, recipe.steps.into_iter().map(learned).collect()))
+    let recipe = Recipe::new(name, recipe.format, recipe.steps.into_iter().map(learned).collect());
+    Some(Recipe { calibration: (begin == Begin::Gptq).then(gptaq_options), ..recipe })
+}
+
+/// Options of runs that make up for what earlier layers lost.
+fn gptaq_options() -> CalibrationOptions {
+    CalibrationOptions { asymmetry: Some(Damping(GPTAQ)), ..CalibrationOptions::default() }
+}
+
+/// Ranges clipped by squared error, unless a recipe asks for others.
+fn usual_clip(clip: ClipName) -> ClipName {
+    if clip == ClipName::None { ClipName::Mse } else { clip }
 }
 
 /// The step with codes chosen by GPTQ as held-out tokens were found to like it best: damped more than its authors have it, with ranges
@@ -241,10 +260,10 @@ fn gptq(step: Step, refined: bool) -> Step {
             granularity,
             zero_point,
             scale,
-            clip: if clip == ClipName::None { ClipName::Mse } else { clip },
-            damping: Damping(0.1),
+            clip: usual_clip(clip),
+            damping: Damping(USUAL_DAMPING),
             order: Order::Static,
-            refine: if refined { 2 } else { 0 },
+            refine: if refined { REFINED } else { 0 },
         },
         other => other,
     }
@@ -429,6 +448,8 @@ mod tests {
             "awq_awq_w4a16",
             "awq_rotated_w4a16",
             "awq_w8a8_int8",
+            "learned_hqq",
+            "learned_q4_k_m",
             "smoothquant_w4a16",
             "imatrix_w4a16",
             "imatrix_gptq_q4_k_m",

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 use bitmill_checkpoint::{Activations, RoleKind};
 use bitmill_quant::{BlockSearch, Clip, Mix};
+use bitmill_stats::Hessian;
 use bitmill_tensor::{
     Bits, BlockType, Codebook, Element, Extent, FloatType, Granularity, ScaleType, Scaled, ZeroPoint,
 };
@@ -445,9 +446,10 @@ impl Recipe {
     }
 
     /// How much of what ties input features to one another is left out of a method's statistics.
-    pub(crate) fn shrinkage(&self, method: Method) -> f32 {
+    pub(crate) fn shrinkage(&self, method: Method, hessian: &Hessian) -> f32 {
         let asked = self.calibration.as_ref().and_then(|options| options.shrinkage);
-        asked.map_or(method.usual_shrinkage(), |fraction| fraction.0)
+        let usual = || method.usual_shrinkage(hessian.in_features(), hessian.tokens());
+        asked.map_or_else(usual, |fraction| fraction.0)
     }
 
     /// Whether a step looks at what weights multiply.

@@ -75,7 +75,8 @@ fn a_run_that_was_stopped_anywhere_goes_on_to_the_same_bytes() {
     let checkpoint = Checkpoint::open(source.path()).unwrap();
     let place = tempfile::tempdir().unwrap();
     let text = text(place.path());
-    let recipe = learned("compressed-tensors", &text, "", &step("bits = 3\niterations = 5"));
+    let recipe =
+        learned("compressed-tensors", &text, "", &step("bits = 3\niterations = 5\nbegin = \"gptq\""));
     let whole = tempfile::tempdir().unwrap();
     run(&checkpoint, &recipe, &whole.path().join("m")).unwrap();
     let expected = contents(whole.path());
@@ -143,6 +144,61 @@ fn every_family_learns_and_its_output_runs() {
                 "{error}"
             );
         }
+    }
+}
+
+#[test]
+fn learning_goes_on_from_codes_chosen_by_what_they_multiply() {
+    let millet = embedded::checkpoint().unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let run = |name: &str, kind: &str, more: &str| {
+        let text = format!(
+            "format = \"compressed-tensors\"\n[calibration]\nsamples = 16\nlength = 128\nasymmetry = 0.5\n[[step]]\nkind = \"{kind}\"\n\
+             bits = 2\ngranularity = {{ group = {{ size = 128 }} }}\nclip = \"mse\"\n{more}"
+        );
+        run(&millet, &recipe(&text), &out.path().join(name)).unwrap()
+    };
+    let loss = |record: &CompressRecord, key: &str| -> f64 {
+        methods(record).iter().map(|(_, method)| method[key].as_f64().unwrap()).sum()
+    };
+    let nearest = run("nearest", "learned", "iterations = 20\nbatch = 4\n");
+    let begun = run("begun", "learned", "iterations = 20\nbatch = 4\nrate = 0.01\nbegin = \"gptq\"\n");
+    assert!(loss(&begun, "loss_before") < 0.5 * loss(&nearest, "loss_before"));
+    assert!(loss(&begun, "loss_after") < loss(&begun, "loss_before"));
+    let (nearest, begun) = (held_out(&nearest).kl_mean, held_out(&begun).kl_mean);
+    assert!(begun < nearest, "{begun} {nearest}");
+}
+
+#[test]
+fn what_learning_begins_with_stays_where_there_is_none() {
+    let source = tiny(Variant::Qwen2MoeMixed);
+    let checkpoint = Checkpoint::open(source.path()).unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let text = text(place.path());
+    for (name, memory) in [("at once", ""), ("in batches", "memory = \"1MB\"")] {
+        let run = |kind: &str, more: &str| {
+            let step = step(&format!("bits = 4\n{more}")).replace("learned", kind).replace("batch = 4\n", "");
+            let recipe = learned("compressed-tensors", &text, memory, &step);
+            run(&checkpoint, &recipe, &place.path().join(format!("{name} {kind}"))).unwrap()
+        };
+        let record = run("learned", "iterations = 4\nbatch = 4\nbegin = \"gptq\"");
+        let chosen = run("gptq", "damping = 0.1\nrefine = 2");
+        let kinds: Vec<_> = methods(&record)
+            .into_iter()
+            .map(|(name, method)| {
+                let why = method["fallback"].as_str().unwrap_or_default().to_owned();
+                (name, method["method"].as_str().unwrap().to_owned(), why)
+            })
+            .collect();
+        assert!(kinds.iter().any(|(_, method, why)| method == "learned" && why.is_empty()));
+        for (name, method, why) in kinds.iter().filter(|(name, ..)| name.contains("layers.1.")) {
+            // No token meets some experts.
+            let is_met = why.contains("mixture of experts");
+            assert_eq!(method, if is_met { "gptq" } else { "rtn" }, "{name}: {why}");
+            assert!(is_met || why.contains("token"), "{name}: {why}");
+        }
+        let far = held_out(&record).kl_mean / held_out(&chosen).kl_mean;
+        assert!((0.5..2.0).contains(&far), "{far}");
     }
 }
 

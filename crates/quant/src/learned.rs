@@ -86,6 +86,8 @@ pub struct Learned {
     grid: Grouped,
     range: CodeRange,
     ranges: Ranges,
+    /// How far a factor moves where an offset moves by 1.
+    range_rate: f32,
     in_features: usize,
     weight: Vec<f32>,
     offsets: Vec<f32>,
@@ -142,11 +144,12 @@ impl Learned {
         let groups = groups.into_iter().enumerate();
         let groups = groups.map(|(at, group)| group.map_err(|scale| overflow(at, scale)));
         let groups = groups.collect::<Result<Vec<Group>, Error>>()?;
-        Ok(Self::begun(grid, range, ranges, weight, in_features, groups))
+        Ok(Self::begun(grid, (ranges, 1.0), weight, in_features, groups))
     }
 
     /// Begins with codes, scales and zero points that another method found. A weight whose code is not the nearest counts as
-    /// the nearest place to it that has the code, [`EDGE`] steps from its middle.
+    /// the nearest place to it that has the code, 0.4 steps from its middle; ranges may shrink, and grow by a quarter, by twice as many
+    /// codes at their ends as offsets move.
     ///
     /// # Shapes
     /// `weight`: `[rows, in_features]`, which `found` are codes of.
@@ -173,7 +176,6 @@ impl Learned {
         assert_eq!(found.packed.len(), weight.len() / in_features * row_bytes, "codes of the weights");
         let groups_per_row = in_features / size;
         let mut groups = vec![Group::default(); weight.len() / size];
-        let edge: f32 = std::env::var("BMX_EDGE").map_or(EDGE, |x| x.parse().unwrap());
         let rows = weight.par_chunks_exact_mut(in_features).zip(groups.par_chunks_exact_mut(groups_per_row));
         rows.enumerate().for_each(|(row, (weights, groups))| {
             let packed = &found.packed[row * row_bytes..(row + 1) * row_bytes];
@@ -188,25 +190,34 @@ impl Learned {
                     let code = f32::from(code) + range.lowest - zero;
                     let exact = *weight / scale;
                     if range.code(exact, zero) - zero != code {
-                        *weight = scale * exact.clamp(code - edge, code + edge);
+                        *weight = scale * exact.clamp(code - EDGE, code + EDGE);
                     }
                 }
             }
         });
-        Ok(Self::begun(grid, range, ranges, weight, in_features, groups))
+        let range_rate = 2.0 / -range.lowest;
+        Ok(Self::begun(grid, (ranges, range_rate), weight, in_features, groups))
     }
 
     fn begun(
         grid: &Grouped,
-        range: CodeRange,
-        ranges: Ranges,
+        (ranges, range_rate): (Ranges, f32),
         weight: Vec<f32>,
         in_features: usize,
         groups: Vec<Group>,
     ) -> Self {
         let offsets = vec![0.0; weight.len()];
-        let mut learned =
-            Self { grid: *grid, range, ranges, in_features, weight, offsets, groups, kept: Kept::default() };
+        let mut learned = Self {
+            grid: *grid,
+            range: CodeRange::new(grid.bits),
+            ranges,
+            range_rate,
+            in_features,
+            weight,
+            offsets,
+            groups,
+            kept: Kept::default(),
+        };
         learned.keep();
         learned
     }
@@ -245,6 +256,7 @@ impl Learned {
     pub fn step(&mut self, gradient: impl Fn(usize, &mut [f32]) + Sync, rate: f32) {
         let (size, in_features) = (self.grid.group_size.get(), self.in_features);
         let (grid, range, ranges) = (self.grid, self.range, self.ranges);
+        let range_rate = rate * self.range_rate;
         let rows =
             self.weight.par_chunks_exact(in_features).zip(self.offsets.par_chunks_exact_mut(in_features));
         let rows = rows.zip(self.groups.par_chunks_exact_mut(in_features / size)).enumerate();
@@ -258,7 +270,7 @@ impl Learned {
                     let end = group.end(&grid, by.0);
                     let sums = move_offsets(&range, by, end, weights, offsets, of, rate);
                     if ranges == Ranges::Learned {
-                        group.step(&grid, &range, sums, rate);
+                        group.step(&grid, &range, sums, range_rate);
                     }
                 }
             },
@@ -655,6 +667,33 @@ mod tests {
                 let (fixed, _) = learn(begin(Ranges::Fixed), &weight, &x, 200);
                 assert!(after < at_most * before, "{zero_point:?} {bits}: {after} {before}");
                 assert!(fixed < before, "{zero_point:?} {bits}: {fixed} {before}");
+            }
+        }
+    }
+
+    #[test]
+    fn codes_that_were_found_come_back_and_learning_goes_on_from_them() {
+        let (n, weight) = (64, noise("weight", 8 * 64));
+        let mixed = noise("x", 24 * n);
+        let x: Vec<f32> = (0..24 * n).map(|at| mixed[at] + 2.0 * mixed[at / n * n]).collect();
+        // Codes of other weights: many are not the nearest, some are two steps away.
+        let others: Vec<f32> =
+            weight.iter().zip(noise("others", 8 * 64)).map(|(w, by)| w + 0.3 * by).collect();
+        for zero_point in KINDS {
+            for bits in [2, 3, 4, 8] {
+                for scale in [FloatType::F16, FloatType::BF16] {
+                    let grid = grid(bits, 32, zero_point, scale);
+                    let mut values = vec![0.0; weight.len()];
+                    let found = quantize_rows_clipped(&grid, Clip::Mse, &others, n, &mut values).unwrap();
+                    let begin =
+                        || Learned::from_codes(&grid, Ranges::Learned, weight.clone(), n, &found).unwrap();
+                    let mut decided = vec![0.0; weight.len()];
+                    assert_eq!(begin().finish(&mut decided), found, "{grid:?}");
+                    assert_eq!(decided, values);
+                    let (before, _) = output_error(&weight, &values, &x, n);
+                    let (after, _) = learn(begin(), &weight, &x, 50);
+                    assert!(after < 0.7 * before, "{grid:?}: {after} {before}");
+                }
             }
         }
     }

@@ -9,7 +9,9 @@ use bitmill_calib::Inputs;
 use bitmill_checkpoint::{Role, RoleKind, Tensor};
 use bitmill_kernels::Compute;
 use bitmill_quant::Clip;
-use bitmill_stats::{Cross, CrossAccumulator, Factor, Hessian, HessianAccumulator};
+use bitmill_stats::{
+    ChannelAccumulator, ChannelStats, Cross, CrossAccumulator, Factor, Hessian, HessianAccumulator,
+};
 use bitmill_tensor::{Encoding, Matrix};
 
 use super::clock::{Clock, Work};
@@ -48,8 +50,8 @@ pub(crate) struct Sums {
     cols: usize,
     /// Some calibration rows, to measure errors on and to search ranges by.
     some: Sample,
-    /// The largest `|x|` of each column that is there.
-    largest: Vec<f32>,
+    /// Of each column by itself.
+    channels: ChannelAccumulator,
     /// The inputs by their bits, where another run may have the same.
     key: Option<InputsKey>,
     /// The Hessian that such a run found.
@@ -85,21 +87,13 @@ impl Sums {
     /// Adds the rows that are there to calibrate on.
     pub fn add(&mut self, inputs: &Inputs<'_>) {
         let rows = inputs.calibration_rows;
-        if rows == 0 {
+        if rows == 0 || self.cols == 0 {
             return;
         }
         self.some.add(inputs.x, rows);
-        self.largest.resize(inputs.x.cols(), 0.0);
-        for row in 0..rows {
-            // A NaN is none: where there is one, no statistics are taken at their word.
-            self.largest.iter_mut().zip(inputs.x.row(row)).for_each(|(most, x)| *most = most.max(x.abs()));
-        }
-        let Some(hessian) = &mut self.hessian else { return };
-        if self.known.is_some() && self.cross.is_none() {
-            return;
-        }
         let x = part(inputs.x, rows, self.cols);
-        if self.known.is_none() {
+        self.channels.add(&x);
+        if let (Some(hessian), None) = (&mut self.hessian, &self.known) {
             hessian.add(&x);
         }
         if let (Some(cross), Some(dense)) = (&mut self.cross, inputs.dense) {
@@ -122,7 +116,8 @@ pub(crate) fn part(x: &Matrix, rows: usize, cols: usize) -> Cow<'_, Matrix> {
 
 /// The largest of all inputs, to six digits.
 fn largest_input(of_columns: &[f32]) -> Option<f64> {
-    let most = of_columns.iter().copied().reduce(f32::max)?;
+    // One that is NaN is not passed over.
+    let most = of_columns.iter().copied().max_by(f32::total_cmp)?;
     most.is_finite().then(|| six_digits(f64::from(most)))
 }
 
@@ -136,7 +131,8 @@ fn outliers(of_columns: &[f32]) -> usize {
 
 /// What sums became.
 struct Spent {
-    diagonal: Vec<f32>,
+    /// Of each column.
+    mean_square: Vec<f32>,
     factor: Option<Factor>,
     /// What dense inputs add, and how much of it is made up for.
     cross: Option<(Cross, f32)>,
@@ -146,17 +142,32 @@ struct Spent {
 }
 
 impl Spent {
-    /// Factors the Hessian in its own memory, for all matrices that share it.
-    fn new(method: Method, shrinkage: f32, mut hessian: Hessian, cross: Option<CrossAccumulator>) -> Self {
-        let mut spent = Self {
-            diagonal: hessian.diagonal(),
+    /// What is known of each column by itself.
+    fn new(channels: ChannelStats) -> Self {
+        let failure = match channels.tokens {
+            0 => Some("no calibration token meets it"),
+            _ if channels.mean_square.iter().all(|value| value.is_finite()) => None,
+            _ => Some("the squares of its calibration tokens' activations are infinite or NaN"),
+        };
+        Self {
+            mean_square: channels.mean_square,
             factor: None,
             cross: None,
             hessian: None,
-            failure: (hessian.tokens() == 0).then(|| "no calibration token meets it".to_owned()),
-        };
-        if spent.failure.is_some() {
-            return spent;
+            failure: failure.map(str::to_owned),
+        }
+    }
+
+    /// And the Hessian, factored in its own memory, for all matrices that share it.
+    fn factored(
+        mut self,
+        method: Method,
+        shrinkage: f32,
+        mut hessian: Hessian,
+        cross: Option<CrossAccumulator>,
+    ) -> Self {
+        if self.failure.is_some() {
+            return self;
         }
         hessian.shrink(shrinkage);
         let factored = match (method, method.gptq()) {
@@ -168,26 +179,27 @@ impl Spent {
                 hessian.mirror();
                 let mut square = hessian.as_slice().to_vec();
                 let n = hessian.in_features();
-                for (at, _) in spent.diagonal.iter().enumerate().filter(|(_, value)| **value == 0.0) {
-                    square[at * n + at] = 1.0;
+                for at in 0..n {
+                    let value = &mut square[at * n + at];
+                    *value = if *value == 0.0 { 1.0 } else { *value };
                 }
-                spent.hessian = Some(square);
+                self.hessian = Some(square);
                 hessian.factor(how.options.damping, None)
             }
-            _ => return spent,
+            _ => return self,
         };
         match factored {
-            Ok(factor) => spent.factor = Some(factor),
-            Err(error) => spent.failure = Some(error.to_string()),
+            Ok(factor) => self.factor = Some(factor),
+            Err(error) => self.failure = Some(error.to_string()),
         }
         if let (Some(cross), Some(strength)) = (cross, method.asymmetry()) {
             let cross = cross.finish();
             match cross.as_slice().iter().all(|value| value.is_finite()) {
-                true => spent.cross = Some((cross, strength)),
-                false => spent.failure = Some("the dense model's activations are infinite or NaN".to_owned()),
+                true => self.cross = Some((cross, strength)),
+                false => self.failure = Some("the dense model's activations are infinite or NaN".to_owned()),
             }
         }
-        spent
+        self
     }
 }
 
@@ -232,15 +244,13 @@ impl<'a> Compressing<'a> {
         let cols = members().map(PlannedTensor::in_features).max().unwrap_or(0);
         let wanted = if members().any(|planned| self.clips(planned)) { CLIP_TOKENS } else { ERROR_TOKENS };
         Sums {
-            hessian: members()
-                .any(|planned| planned.method.is_calibrated())
-                .then(|| HessianAccumulator::new(cols)),
+            hessian: members().any(|planned| planned.method.factors()).then(|| HessianAccumulator::new(cols)),
             cross: members()
                 .any(|planned| planned.method.wants_dense_inputs())
                 .then(|| CrossAccumulator::new(cols)),
             cols,
             some: Sample::new(wanted, expected),
-            largest: Vec::new(),
+            channels: ChannelAccumulator::new(cols),
             key: None,
             known: None,
         }
@@ -268,23 +278,24 @@ impl<'a> Compressing<'a> {
             .chain(self.changed_beside(roles))
             .filter_map(|role| self.planned(role).map(|(index, planned)| (role, index, planned)))
             .collect();
-        // Those that factor come first: matrices that share inputs factor in one way, see `refuse_unlike_methods`.
-        let methods = || members.iter().map(|(_, _, planned)| planned.method);
-        let method =
-            methods().find(|method| method.factors()).or_else(|| methods().find(|&m| m == Method::Weighed));
-        let spent = match (method, sums.take_hessian(self.sharing)) {
+        let hessian = sums.take_hessian(self.sharing);
+        let channels = sums.channels.finish();
+        let largest = if channels.tokens == 0 { Vec::new() } else { channels.max_abs.clone() };
+        let spent = Spent::new(channels);
+        // Matrices that share inputs factor in one way, see `refuse_unlike_methods`.
+        let method = members.iter().map(|(_, _, planned)| planned.method).find(|method| method.factors());
+        let spent = match (method, hessian) {
             (Some(method), Some(hessian)) => {
-                let shrinkage = self.plan().recipe.shrinkage(method);
-                let spend = || Spent::new(method, shrinkage, hessian, sums.cross);
-                Some(self.clock.time(Work::Factor, spend))
+                let shrinkage = self.plan().recipe.shrinkage(method, &hessian);
+                self.clock.time(Work::Factor, || spent.factored(method, shrinkage, hessian, sums.cross))
             }
-            _ => None,
+            _ => spent,
         };
         let isa = self.compute.isa();
-        let (some, largest) = (sums.some.into_matrix(), sums.largest);
+        let some = sums.some.into_matrix();
         let mut stored = Vec::new();
         for (role, index, planned) in members {
-            let spent = spent.as_ref().filter(|_| planned.method.is_calibrated());
+            let spent = Some(&spent).filter(|_| planned.method.is_calibrated());
             let is_same =
                 planned.to == planned.from && !planned.is_padded() && !self.source.has_changed(role);
             if spent.is_none() && is_same {
@@ -293,8 +304,8 @@ impl<'a> Compressing<'a> {
             let opened = self.source.open(isa, planned)?;
             let run = TensorRun::new(&self.source, planned, &opened, isa)?;
             let run = match spent {
-                Some(Spent { failure: None, diagonal, .. }) if planned.method == Method::Weighed => {
-                    run.weighed_by(diagonal.clone())
+                Some(Spent { failure: None, mean_square, .. }) if planned.method == Method::Weighed => {
+                    run.weighed_by(mean_square.clone())
                 }
                 _ => run,
             };

@@ -227,7 +227,10 @@ impl Calibrated<'_> {
             return Err(Error::Fallback { tensor: planned.name.clone(), why: why.to_owned() });
         }
         let method = done.method.get_or_insert_default();
-        method.fallback.get_or_insert_with(|| why.to_owned());
+        if let (None, Some(begin)) = (&method.fallback, planned.method.gptq()) {
+            method.method = Method::Gptq(begin).name().to_owned();
+            method.fallback = Some(why.to_owned());
+        }
         let isa = self.compute.isa();
         let opened = compressing.source.open(isa, planned)?;
         let run = TensorRun::new(&compressing.source, planned, &opened, isa)?;
@@ -270,9 +273,13 @@ impl Calibrated<'_> {
             let encoded = Encoded { parts, rows: run.figures(&weight, &decided) };
             let rows = Rows::whole(planned, encoded, decided);
             let stored = as_stored(isa, &opened.tensor, planned, &run, &rows);
+            let began = begun.get(&index).and_then(|done| done.method.clone()).unwrap_or_default();
             let method = MethodRecord {
                 method: planned.method.name().to_owned(),
                 scaled: compressing.scales.get(&opened.tensor.info.role).cloned(),
+                largest_input: began.largest_input,
+                damping: began.damping,
+                dead_columns: began.dead_columns,
                 loss_before: Some(six_digits(losses.before)),
                 loss_after: Some(six_digits(losses.after)),
                 ..MethodRecord::default()

@@ -559,7 +559,7 @@ pub(crate) fn shared_peak_bytes(config: &ModelConfig, plans: &[&Plan]) -> u64 {
     // Hessians of the inputs of q/k/v, of the attention's output, of gate/up and of down.
     let (q, width) = (config.n_heads * config.head_dim, config.intermediate_size);
     let squares = 2 * config.hidden_size * config.hidden_size + q * q + width * width;
-    let squares = if wanting(|method| method.is_calibrated()) > 1 { 4 * squares as u64 } else { 0 };
+    let squares = if wanting(|method| method.factors()) > 1 { 4 * squares as u64 } else { 0 };
     // What the dense model's matrices multiply, and what it puts out.
     let tokens = plans.iter().filter_map(|plan| plan.material.as_ref());
     let tokens = tokens.map(|material| material.calibration.windows.tokens.len()).max().unwrap_or(0);
