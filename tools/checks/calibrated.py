@@ -149,9 +149,8 @@ def one(name, bits, seed, work):
 
 
 def report(rows):
-    for file in args.beside:
-        rows = [json.loads(line) for line in open(file)] + rows
-    rows = {(row["name"], row["bits"], row["seed"]): row for row in rows if row and "nll" in row}
+    kept = [json.loads(line) for file in args.beside for line in open(file)]
+    rows = {(row["name"], row["bits"], row["seed"]): row for row in kept + rows if row and "nll" in row}
     print("\n| bits | ours | theirs | nll, ours − theirs, paired (two standard errors) | kl, ours / theirs |\n|---|---|---|---|---|")
     for bits in sorted({key[1] for key in rows}, reverse=True):
         for our, their in PAIRS:

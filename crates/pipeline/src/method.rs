@@ -141,3 +141,17 @@ impl Method {
         self.gptq().is_some() || matches!(self, Self::Compensated(_))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_tokens_the_more_of_what_ties_their_features_is_believed() {
+        let gptq = Gptq { damping: 0.1, order: Order::Static, asymmetry: None, refine: 0 };
+        let left_out = |features, tokens| Method::Gptq(gptq).usual_shrinkage(features, tokens);
+        assert_eq!((left_out(768, 768), left_out(100, 300)), (0.5, 0.25));
+        assert!(left_out(5120, 128 * 2048) < 0.02);
+        assert_eq!((left_out(64, 0), left_out(0, 0)), (1.0, 0.0));
+    }
+}
