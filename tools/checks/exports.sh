@@ -12,6 +12,10 @@ for MODEL in "$@"; do
   for recipe in w8a8_int8 w8a8_fp8 w8a8_fp8_block w8a16_fp8 nvfp4 mxfp4 w4a16_g$G w4a16_g${G}_asym nf4 nf4_double; do put $recipe; done
   for recipe in w4a16_g$G w4a16_g${G}_asym w2a16_g$G w3a16_g${G}_asym w8a16 w8a16_g$G; do put $recipe gptq; done
   for recipe in w4a16_g$G w4a16_g${G}_asym; do put $recipe awq; done
+  # What runs over text, from few tokens.
+  run() { "$BITMILL" compress "$MODEL" --recipe "$1" --samples 4 --length 128 ${2:+--to "$2"} -o "$OUT/$1${2:+-$2}" > /dev/null; }
+  for recipe in gptaq_w4a16_g$G learned_w3a16_g$G awq_w4a16_g$G rotated_gptq_w4a16_g$G smoothquant_w8a8_int8; do run $recipe; done
+  run gptaq_w4a16_g$G gptq; run learned_w4a16_g$G gptq; run awq_w4a16_g${G}_asym awq
   "$P"/v-ct/bin/python "$HERE"/load_check.py $(find "$OUT" -mindepth 1 -maxdepth 1 ! -name '*-gptq' ! -name '*-awq' ! -name 'nf4*' | sort)
   "$P"/v-bnb/bin/python "$HERE"/load_check.py "$OUT"/nf4 "$OUT"/nf4_double
   "$P"/v-gptq/bin/python "$HERE"/load_check.py $(find "$OUT" -mindepth 1 -maxdepth 1 \( -name '*-gptq' -o -name '*-awq' \) | sort)
