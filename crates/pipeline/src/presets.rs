@@ -90,7 +90,7 @@ pub const PRESETS: &[Preset] = &[
     },
     Preset {
         name: "learned_w3a16_g128",
-        about: "GPTAQ's codes, then learned in few steps, before any of these: the closest to the model at 2 to 4 bits",
+        about: "GPTAQ's codes, then moved on by what the layer's output loses, before any of these: for 3 bits and more",
     },
     Preset {
         name: "w8a8_int8",
