@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use bitmill_quant::Ranges;
 use serde::{Deserialize, Serialize};
 
-use crate::method::{Gptq, Learning, Order};
+use crate::method::{Gptq, Learning};
 use crate::recipe::{BitsNumber, ClipName, Damping, GranularityName, ScaleName, ZeroPointName};
 
 /// Codes whose rounding, and the ranges of their groups, are learned layer by layer.
@@ -66,11 +66,6 @@ impl Begin {
     }
 }
 
-/// As the presets of GPTQ have it.
-pub(crate) const USUAL_DAMPING: f32 = 0.1;
-/// As the presets of GPTAQ have it.
-pub(crate) const REFINED: u8 = 2;
-
 fn usual_iterations() -> NonZeroU32 {
     const { NonZeroU32::new(200).unwrap() }
 }
@@ -84,13 +79,18 @@ fn usual_minmax() -> bool {
 }
 
 impl LearnedStep {
-    /// The codes of a weight-only grid, learned as AutoRound's authors have it.
+    /// The codes of a weight-only grid: from the nearest ones as AutoRound's authors have it, from GPTQ's in few steps.
     pub(crate) fn usual(
+        begin: Begin,
         bits: BitsNumber,
         granularity: GranularityName,
         zero_point: ZeroPointName,
         clip: ClipName,
     ) -> Self {
+        let (iterations, batch) = match begin {
+            Begin::Nearest => (usual_iterations(), usual_batch()),
+            Begin::Gptq => const { (NonZeroU32::new(40).unwrap(), NonZeroU32::new(2).unwrap()) },
+        };
         Self {
             targets: None,
             skip: Vec::new(),
@@ -99,40 +99,23 @@ impl LearnedStep {
             zero_point,
             scale: None,
             clip,
-            iterations: usual_iterations(),
-            batch: usual_batch(),
+            iterations,
+            batch,
             rate: None,
             minmax: usual_minmax(),
-            begin: Begin::Nearest,
-        }
-    }
-
-    /// The codes of a weight-only grid, as GPTAQ chooses them, moved on in few steps.
-    pub(crate) fn refining(
-        bits: BitsNumber,
-        granularity: GranularityName,
-        zero_point: ZeroPointName,
-        clip: ClipName,
-    ) -> Self {
-        Self {
-            iterations: const { NonZeroU32::new(40).unwrap() },
-            batch: const { NonZeroU32::new(2).unwrap() },
-            begin: Begin::Gptq,
-            ..Self::usual(bits, granularity, zero_point, clip)
+            begin,
         }
     }
 
     /// How codes are learned.
     pub(crate) fn learning(&self, asymmetry: Option<f32>) -> Learning {
-        let gptq =
-            Gptq { damping: USUAL_DAMPING, order: Order::Static, asymmetry, refine: usize::from(REFINED) };
         let iterations = self.iterations.get() as f32;
         let usual_rate = match self.begin {
             Begin::Nearest => 1.0 / iterations,
             Begin::Gptq => 2.0 / (iterations * f32::from(self.bits.0.get())),
         };
         Learning {
-            begin: (self.begin == Begin::Gptq).then_some(gptq),
+            begin: (self.begin == Begin::Gptq).then(|| Gptq::refined(asymmetry)),
             iterations: self.iterations.get(),
             batch: self.batch.get() as usize,
             rate: self.rate.map_or(usual_rate, |rate| rate.0),

@@ -9,8 +9,8 @@ use bitmill_tensor::{Bits, FloatType};
 use crate::balancing::{AwqStep, SmoothStep};
 use crate::calibration::CalibrationOptions;
 use crate::conversion::conversion;
-use crate::learned::{Begin, LearnedStep, REFINED, USUAL_DAMPING};
-use crate::method::Order;
+use crate::learned::{Begin, LearnedStep};
+use crate::method::{Gptq, Order};
 use crate::pruning::{DepthStep, MagnitudeStep, Removal, Storage};
 use crate::recipe::{
     ActivationsName, BitsNumber, ClipName, Damping, Format, GranularityName, ImportanceName, MixName,
@@ -229,10 +229,10 @@ fn learned(name: &str) -> Option<Recipe> {
     };
     let recipe = weight_only(what)?;
     let learned = |step| match step {
-        Step::Rtn { bits, granularity, zero_point, clip, .. } => Step::Learned(match begin {
-            Begin::Nearest => LearnedStep::usual(bits, granularity, zero_point, clip),
-            Begin::Gptq => LearnedStep::refining(bits, granularity, zero_point, usual_clip(clip)),
-        }),
+        Step::Rtn { bits, granularity, zero_point, clip, .. } => {
+            let clip = if begin == Begin::Gptq { usual_clip(clip) } else { clip };
+            Step::Learned(LearnedStep::usual(begin, bits, granularity, zero_point, clip))
+        }
         other => other,
     };
     let recipe = Recipe::new(name, recipe.format, recipe.steps.into_iter().map(learned).collect());
@@ -261,9 +261,9 @@ fn gptq(step: Step, refined: bool) -> Step {
             zero_point,
             scale,
             clip: usual_clip(clip),
-            damping: Damping(USUAL_DAMPING),
+            damping: Damping(Gptq::USUAL_DAMPING),
             order: Order::Static,
-            refine: if refined { REFINED } else { 0 },
+            refine: if refined { Gptq::REFINED } else { 0 },
         },
         other => other,
     }

@@ -222,11 +222,6 @@ impl Learned {
         learned
     }
 
-    /// What is rounded: `[rows, in_features]`.
-    pub fn weight(&self) -> &[f32] {
-        &self.weight
-    }
-
     /// Columns of the matrix.
     pub fn in_features(&self) -> usize {
         self.in_features

@@ -120,7 +120,7 @@ impl Calibrated<'_> {
         for (_, index) in others {
             let planned = &self.plan.tensors[index];
             if planned.to != planned.from || planned.is_padded() {
-                let (_, done, stored) = self.encode_alone(compressing, index, None)?;
+                let (_, done, stored) = self.store(compressing, index, None, None)?;
                 compressing.done.insert(index, done);
                 dense.extend(self.model.replace(stored));
             }
@@ -135,9 +135,10 @@ impl Calibrated<'_> {
         let made = match learned {
             Ok(made) => made,
             Err(why) => {
-                let instead = |&(_, index): &(Role, usize)| match begun.remove(&index) {
-                    Some(done) => self.keep_begun(compressing, index, done, &why),
-                    None => self.encode_alone(compressing, index, Some(&why)),
+                let instead = |&(_, index): &(Role, usize)| {
+                    let begun = begun.remove(&index);
+                    let method = self.not_learned(index, begun.as_ref(), &why)?;
+                    self.store(compressing, index, begun, Some(method))
                 };
                 to_learn.iter().map(instead).collect::<Result<_, Error>>()?
             }
@@ -185,59 +186,43 @@ impl Calibrated<'_> {
         Ok(targets)
     }
 
-    /// Encodes a tensor as its weights alone say, because of `why` where it was to be learned; what the layer runs on with.
-    fn encode_alone(
-        &self,
-        compressing: &Compressing<'_>,
-        index: usize,
-        why: Option<&str>,
-    ) -> Result<Made, Error> {
-        let planned = &self.plan.tensors[index];
-        let method = match why {
-            Some(why) if self.plan.strict => {
-                return Err(Error::Fallback { tensor: planned.name.clone(), why: why.to_owned() });
-            }
-            Some(why) => Some(MethodRecord {
-                method: planned.method.fallback(planned.to).to_owned(),
-                fallback: Some(why.to_owned()),
-                ..MethodRecord::default()
-            }),
-            None => None,
-        };
-        let isa = self.compute.isa();
-        let opened = compressing.source.open(isa, planned)?;
-        let run = TensorRun::new(&compressing.source, planned, &opened, isa)?;
-        let rows = encode_alone(&run, planned)?;
-        let stored = as_stored(isa, &opened.tensor, planned, &run, &rows);
-        let base = run.base().clone();
-        opened.tensor.release();
-        Ok((index, Done { encoded: rows.encoded, method, base }, stored))
-    }
-
-    /// A tensor as learning would have begun, because of `why` it did not.
-    fn keep_begun(
-        &self,
-        compressing: &Compressing<'_>,
-        index: usize,
-        mut done: Done,
-        why: &str,
-    ) -> Result<Made, Error> {
+    /// What is told of a tensor that was not learned because of `why`.
+    fn not_learned(&self, index: usize, begun: Option<&Done>, why: &str) -> Result<MethodRecord, Error> {
         let planned = &self.plan.tensors[index];
         if self.plan.strict {
             return Err(Error::Fallback { tensor: planned.name.clone(), why: why.to_owned() });
         }
-        let method = done.method.get_or_insert_default();
-        if let (None, Some(begin)) = (&method.fallback, planned.method.gptq()) {
-            method.method = Method::Gptq(begin).name().to_owned();
-            method.fallback = Some(why.to_owned());
+        let record = begun.and_then(|done| done.method.clone()).unwrap_or_default();
+        if record.fallback.is_some() {
+            return Ok(record);
         }
+        let method = match planned.method.gptq().filter(|_| begun.is_some()) {
+            Some(begin) => Method::Gptq(begin).name(),
+            None => planned.method.fallback(planned.to),
+        };
+        Ok(MethodRecord { method: method.to_owned(), fallback: Some(why.to_owned()), ..record })
+    }
+
+    /// A tensor as learning was to begin with it, or else as its weights alone say; what the layer runs on with.
+    fn store(
+        &self,
+        compressing: &Compressing<'_>,
+        index: usize,
+        begun: Option<Done>,
+        method: Option<MethodRecord>,
+    ) -> Result<Made, Error> {
+        let planned = &self.plan.tensors[index];
         let isa = self.compute.isa();
         let opened = compressing.source.open(isa, planned)?;
         let run = TensorRun::new(&compressing.source, planned, &opened, isa)?;
-        let rows = Rows::encoded(done.encoded);
+        let rows = match begun {
+            Some(begun) => Rows::encoded(begun.encoded),
+            None => encode_alone(&run, planned)?,
+        };
         let stored = as_stored(isa, &opened.tensor, planned, &run, &rows);
+        let base = run.base().clone();
         opened.tensor.release();
-        Ok((index, Done { encoded: rows.encoded, ..done }, stored))
+        Ok((index, Done { encoded: rows.encoded, method, base }, stored))
     }
 
     /// Learns the matrices `to_learn` of `layer`; what it runs on with, or why nothing was learned.
