@@ -218,16 +218,27 @@ impl Compute {
         });
     }
 
-    /// `Σ (y − target)²`, and `factor · (y − target)` into `dy`: with a factor of 2 the gradient of the sum.
+    /// `Σ w · (y − target)²`, `w` the weight of a row, and `factor · w · (y − target)` into `dy`: with a factor of 2 the gradient of
+    /// the sum.
     ///
     /// # Panics
     /// If the shapes differ.
-    pub fn squared_error(&self, y: &Matrix, target: &Matrix, factor: f32, dy: &mut Matrix) -> f64 {
+    pub fn squared_error(
+        &self,
+        y: &Matrix,
+        target: &Matrix,
+        weights: &[f32],
+        factor: f32,
+        dy: &mut Matrix,
+    ) -> f64 {
         assert_eq!((y.rows(), y.cols()), (target.rows(), target.cols()), "two matrices of one shape");
+        assert_eq!(y.rows(), weights.len(), "a weight for every row");
         dy.reshape(y.rows(), y.cols());
         let isa: Isa = self.isa();
         let row = |row: usize, dy: &mut [f32]| {
-            backward::squared_error_row(isa, y.row(row), target.row(row), factor, dy)
+            let weight = weights[row];
+            let error = backward::squared_error_row(isa, y.row(row), target.row(row), factor * weight, dy);
+            f64::from(weight) * error
         };
         (0..y.rows()).map(|at| row(at, dy.row_mut(at))).sum()
     }
@@ -389,10 +400,17 @@ mod tests {
         compute.bias_backward(&Matrix::from_vec(2, 2, vec![1.0, 2.0, 3.0, 4.0]), &mut dbias);
         assert_eq!(dbias, [5.0, 8.0]);
         let (y, target) = (matrix("y", 3, 11), matrix("target", 3, 11));
+        let weights = [0.5, 0.0, 2.0];
         let mut dy = Matrix::default();
-        let run =
-            |values: &[f32]| compute.squared_error(&with(&y, values), &target, 2.0, &mut Matrix::default());
-        let found = compute.squared_error(&y, &target, 2.0, &mut dy);
+        let run = |values: &[f32]| {
+            compute.squared_error(&with(&y, values), &target, &weights, 2.0, &mut Matrix::default())
+        };
+        let found = compute.squared_error(&y, &target, &weights, 2.0, &mut dy);
+        let by_hand = |row: usize| -> f64 {
+            let moved = y.row(row).iter().zip(target.row(row)).map(|(y, t)| f64::from(y - t).powi(2));
+            f64::from(weights[row]) * moved.sum::<f64>()
+        };
+        assert!((found - (by_hand(0) + by_hand(2))).abs() < 1e-9);
         assert!((found - run(y.as_slice())).abs() < 1e-12);
         assert_close(dy.as_slice(), &differences(y.as_slice(), run), 1e-3, REASON);
     }

@@ -65,24 +65,92 @@ fn better_way_round(
     found: (f32, f32),
     weights: &[f32],
 ) -> ((f32, f32), f64) {
-    let error = squared_error(codes, found, weights);
     if grid.zero_point == ZeroPoint::Asymmetric {
+        let [error] = for_this_cpu(codes, found, weights);
         return (found, error);
     }
-    let turned = (-found.0, found.1);
-    let other = squared_error(codes, turned, weights);
-    if other < error { (turned, other) } else { (found, error) }
+    let [error, other] = for_this_cpu(codes, found, weights);
+    if other < error { ((-found.0, found.1), other) } else { (found, error) }
 }
 
-/// Σ (weight − what its code stands for)², in eight chains of f64: nothing a checkpoint holds overflows or vanishes.
-fn squared_error(codes: &CodeRange, (scale, zero): (f32, f32), weights: &[f32]) -> f64 {
-    let mut sums = [0f64; 8];
-    for weights in weights.chunks(8) {
-        for (sum, weight) in sums.iter_mut().zip(weights) {
-            let code = nearest_even((weight / scale + zero).max(codes.lowest).min(codes.highest));
-            let moved = f64::from(weight - scale * (code - zero));
-            *sum += moved * moved;
+/// [`squared_errors`], with AVX2 where the CPU has it: the same operations in the same order.
+fn for_this_cpu<const WAYS: usize>(codes: &CodeRange, found: (f32, f32), weights: &[f32]) -> [f64; WAYS] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn avx2<const WAYS: usize>(codes: &CodeRange, found: (f32, f32), weights: &[f32]) -> [f64; WAYS] {
+            squared_errors(codes, found, weights)
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the CPU was just asked for AVX2, the only thing that this function needs beyond a safe one.
+            return unsafe { avx2(codes, found, weights) };
         }
     }
-    sums.iter().sum()
+    squared_errors(codes, found, weights)
+}
+
+/// Σ (weight − what its code stands for)², in eight chains of f64: nothing a checkpoint holds overflows or vanishes. The second way
+/// is that of the negative scale.
+#[inline(always)]
+fn squared_errors<const WAYS: usize>(
+    codes: &CodeRange,
+    (scale, zero): (f32, f32),
+    weights: &[f32],
+) -> [f64; WAYS] {
+    const LANES: usize = 8;
+    let mut sums = [[0f64; LANES]; WAYS];
+    let mut add = |lane: usize, weight: f32| {
+        let exact = weight / scale;
+        for (way, sums) in sums.iter_mut().enumerate() {
+            let (exact, scale) = if way == 0 { (exact, scale) } else { (-exact, -scale) };
+            let code = nearest_even((exact + zero).max(codes.lowest).min(codes.highest));
+            let moved = f64::from(weight - scale * (code - zero));
+            sums[lane] += moved * moved;
+        }
+    };
+    let (whole, rest) = weights.as_chunks::<LANES>();
+    for weights in whole {
+        for (lane, &weight) in weights.iter().enumerate() {
+            add(lane, weight);
+        }
+    }
+    for (lane, &weight) in rest.iter().enumerate() {
+        add(lane, weight);
+    }
+    sums.map(|sums| sums.iter().sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use bitmill_tensor::Bits;
+    use bitmill_testkit::noise;
+
+    use super::*;
+
+    #[test]
+    fn every_cpu_counts_the_same_errors_and_the_negative_scale_is_the_second_way() {
+        for bits in [2, 3, 4, 8] {
+            let codes = CodeRange::new(Bits::new(bits).unwrap());
+            // Whole eights, a rest, and less than eight.
+            for length in [128, 45, 3] {
+                let weights = noise("weights", length);
+                for found in [(0.3, 0.0), (-0.1, 0.0), (0.2, 1.0)] {
+                    let both: [f64; 2] = for_this_cpu(&codes, found, &weights);
+                    assert_eq!(both, squared_errors(&codes, found, &weights));
+                    let each = [found, (-found.0, found.1)].map(|way| {
+                        let [error] = for_this_cpu(&codes, way, &weights);
+                        error
+                    });
+                    assert_eq!(both, each);
+                    let by_hand = |&weight: &f32| {
+                        let place = (weight / found.0 + found.1).round_ties_even();
+                        let code = place.clamp(codes.lowest, codes.highest);
+                        f64::from(weight - found.0 * (code - found.1)).powi(2)
+                    };
+                    let by_hand: f64 = weights.iter().map(by_hand).sum();
+                    assert!((both[0] - by_hand).abs() <= 1e-12 * by_hand, "{bits} bits: {both:?}, {by_hand}");
+                }
+            }
+        }
+    }
 }

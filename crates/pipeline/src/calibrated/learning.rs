@@ -30,6 +30,8 @@ use crate::tensor_run::{Encoded, TensorRun};
 
 /// Tokens that run at once: products are large enough for the caches, and memory is that of a few windows.
 const TOKENS_AT_ONCE: usize = 2048;
+/// Tokens whose states have more than so many times the energy of the median token's count as if they had that.
+const MOST_ENERGY: f32 = 4.0;
 
 /// A matrix that is learned.
 struct Learner {
@@ -46,7 +48,7 @@ struct Learner {
 /// What a tensor of the plan became, and what the layer runs on with.
 type Made = (usize, Done, Tensor);
 
-/// Mean squared errors of what a layer puts out: as learning began, and, as far as the windows that were looked at tell, of what was kept.
+/// Mean squared errors of what a layer puts out, tokens weighed: as learning began, and of what was kept.
 #[derive(Debug, Clone, Copy)]
 struct Losses {
     before: f64,
@@ -332,6 +334,7 @@ impl Calibrated<'_> {
             calibrated: self,
             layer: source_layer,
             targets,
+            weights: weights(targets, self.model.config().hidden_size),
             stages: HashMap::new(),
             run: LayerRun::default(),
             gradients: LayerGradients::new(layer),
@@ -340,24 +343,14 @@ impl Calibrated<'_> {
             learner.decide(layer.matrix_mut(learner.kind).expect("a matrix of a plain layer"));
         }
         let all: Vec<usize> = (0..windows).collect();
-        let begun = lesson.look(layer, &all, Look::Measure)?;
-        let total: f64 = begun.iter().sum();
-        if !total.is_finite() {
+        let before = lesson.look(layer, &all, Look::Measure)?;
+        if !before.is_finite() {
             return Ok(Err("what the layer puts out is infinite or NaN".to_owned()));
         }
-        let mut least = f64::INFINITY;
         for iteration in 0..how.iterations {
             let drawn = draw.windows(how.batch);
-            let found = lesson.look(layer, &drawn, Look::Learn)?;
-            // Some windows always lose more than others: an iterate is judged by what its own lost as learning began.
-            let before: f64 = drawn.iter().map(|&window| begun[window]).sum();
-            let share = found.iter().sum::<f64>() / if before > 0.0 { before } else { 1.0 };
-            if !share.is_finite() {
+            if !lesson.look(layer, &drawn, Look::Learn)?.is_finite() {
                 break;
-            }
-            if share < least {
-                least = share;
-                learners.iter_mut().for_each(|learner| learner.learned.keep());
             }
             let left = 1.0 - f64::from(iteration) / f64::from(how.iterations);
             let rate = (f64::from(how.rate) * left) as f32;
@@ -366,10 +359,27 @@ impl Calibrated<'_> {
                 learner.decide(layer.matrix_mut(learner.kind).expect("a matrix of a plain layer"));
             }
         }
-        let elements = (windows * self.material.length() * self.model.config().hidden_size) as f64;
-        let before = total / elements;
-        Ok(Ok(Losses { before, after: before * least.min(1.0) }))
+        // Steps end in nothing, so the last iterate is the one; but what it began with stays where that loses less.
+        let mut after = lesson.look(layer, &all, Look::Measure)?;
+        if after < before {
+            learners.iter_mut().for_each(|learner| learner.learned.keep());
+        } else {
+            after = before;
+        }
+        Ok(Ok(Losses { before, after }))
     }
+}
+
+/// How much the error of each token counts, by what the dense layer makes of it: 1, and less for the few whose states are hundreds
+/// of times as large (arXiv:2402.17762). Norms make nothing of that size, but a sum of squares would be theirs alone.
+fn weights(targets: &[f32], columns: usize) -> Vec<f32> {
+    let energy = |state: &[f32]| state.iter().map(|x| x * x).sum::<f32>();
+    let energies: Vec<f32> = targets.par_chunks_exact(columns).map(energy).collect();
+    let mut sorted = energies.clone();
+    let middle = sorted.len() / 2;
+    let (_, &mut median, _) = sorted.select_nth_unstable_by(middle, f32::total_cmp);
+    let most = MOST_ENERGY * median;
+    energies.iter().map(|&energy| if energy > most { most / energy } else { 1.0 }).collect()
 }
 
 /// What states are run for.
@@ -387,6 +397,8 @@ struct Lesson<'a, 'c> {
     /// In the source.
     layer: usize,
     targets: &'a [f32],
+    /// Of tokens.
+    weights: Vec<f32>,
     /// Positions of so many windows.
     stages: HashMap<usize, Stage>,
     run: LayerRun,
@@ -394,16 +406,17 @@ struct Lesson<'a, 'c> {
 }
 
 impl Lesson<'_, '_> {
-    /// The squared error of what `layer` makes of each of `windows`; the gradients of their mean are those of the lesson then.
-    fn look(&mut self, layer: &PlainLayer, windows: &[usize], what: Look) -> Result<Vec<f64>, Error> {
+    /// The mean squared error of what `layer` makes of `windows`, its gradients are those of the lesson then.
+    fn look(&mut self, layer: &PlainLayer, windows: &[usize], what: Look) -> Result<f64, Error> {
         let Calibrated { compute, material, model, states, .. } = self.calibrated;
         let (length, columns) = (material.length(), model.config().hidden_size);
         let at_once = (TOKENS_AT_ONCE / length).max(1);
-        let factor = (2.0 / (windows.len() * length * columns) as f64) as f32;
+        let elements = (windows.len() * length * columns) as f64;
+        let factor = (2.0 / elements) as f32;
         if what == Look::Learn {
             self.gradients.clear();
         }
-        let mut losses = Vec::with_capacity(windows.len());
+        let mut sum = 0.0;
         for windows in windows.chunks(at_once) {
             let rows = |window: usize| material.rows(&(window..window + 1)).0;
             let states = |&window: &usize| states.read(Section::Calibration, rows(window)).into_vec();
@@ -422,7 +435,7 @@ impl Lesson<'_, '_> {
                 let [output, target] =
                     [output, target].map(|part| Matrix::from_vec(length, columns, part.to_vec()));
                 let mut of = Matrix::default();
-                losses.push(compute.squared_error(&output, &target, factor, &mut of));
+                sum += compute.squared_error(&output, &target, &self.weights[rows], factor, &mut of);
                 of_output.append(&mut of.into_vec());
             }
             if what == Look::Learn {
@@ -432,7 +445,7 @@ impl Lesson<'_, '_> {
             }
             self.stages.insert(windows.len(), stage);
         }
-        Ok(losses)
+        Ok(sum / elements)
     }
 
     /// Positions are those of any windows of that length.
