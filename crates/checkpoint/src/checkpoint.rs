@@ -11,7 +11,8 @@ use bitmill_tensor::{
 
 use crate::folder::{self, Files};
 use crate::{
-    CacheScale, Error, GgufTokenizer, GgufValue, ModelConfig, Region, Role, config_out, foreign, gguf_in,
+    CacheScale, Error, GgufTokenizer, GgufValue, InputScale, ModelConfig, Region, Role, config_out, foreign,
+    gguf_in,
 };
 
 /// The format of an opened checkpoint.
@@ -48,6 +49,7 @@ pub struct Checkpoint {
     files: Vec<(String, Region)>,
     path: Option<std::path::PathBuf>,
     cache_scales: Vec<CacheScale>,
+    input_scales: Vec<InputScale>,
 }
 
 /// A tensor of a checkpoint, before its bytes are asked for.
@@ -142,6 +144,7 @@ impl Checkpoint {
             files: Vec::new(),
             path: None,
             cache_scales: Vec::new(),
+            input_scales: Vec::new(),
         }
     }
 
@@ -158,6 +161,10 @@ impl Checkpoint {
 
     pub(crate) fn with_cache_scales(self, cache_scales: Vec<CacheScale>) -> Self {
         Self { cache_scales, ..self }
+    }
+
+    pub(crate) fn with_input_scales(self, input_scales: Vec<InputScale>) -> Self {
+        Self { input_scales, ..self }
     }
 
     /// Opens a Hugging Face folder or a .gguf file.
@@ -258,6 +265,12 @@ impl Checkpoint {
     /// Scales for a runtime's cache of keys and values in 8 bits, in file order; nothing here computes with them.
     pub fn cache_scales(&self) -> &[CacheScale] {
         &self.cache_scales
+    }
+
+    /// What a runtime divides the inputs of matrices by before it rounds them to 8-bit floats, in file order; nothing here computes
+    /// with them.
+    pub fn input_scales(&self) -> &[InputScale] {
+        &self.input_scales
     }
 
     /// Whether any tensor was rounded to codes.

@@ -27,8 +27,8 @@ use crate::declared::Declared;
 use crate::safetensors_in::{self, StTensor};
 use crate::{
     Checkpoint, Error, Family, ModelConfig, Region, Role, RoleKind, TensorInfo, bitsandbytes, cache_scales,
-    columns, compressed_tensors, config_json, config_out, foreign, generation1, moe, scaled, shapes,
-    sparse_bitmask,
+    columns, compressed_tensors, config_json, config_out, foreign, generation1, input_scales, moe, scaled,
+    shapes, sparse_bitmask,
 };
 
 const LONGEST_JSON: usize = 16_000_000;
@@ -164,6 +164,7 @@ pub(crate) fn open(files: &Files) -> Result<Checkpoint, Error> {
         _ => stored,
     };
     let (stored, cache_scales) = cache_scales::take(&name, &config, stored)?;
+    let (stored, input_scales) = input_scales::take(stored);
     let stored = moe::cut_fused(&name, &config, stored)?;
     let mut tensors = logical_tensors(stored, declared.as_ref())?;
     if config.tied {
@@ -205,7 +206,8 @@ pub(crate) fn open(files: &Files) -> Result<Checkpoint, Error> {
     config.add_bos = add_bos(&config, other("tokenizer_config.json"), other("tokenizer.json"));
     Ok(Checkpoint::new(name, Format::HuggingFace, config, infos, parts, weight_bytes + config_bytes)
         .with_folder(json, others)
-        .with_cache_scales(cache_scales))
+        .with_cache_scales(cache_scales)
+        .with_input_scales(input_scales))
 }
 
 /// Every stored tensor, shard after shard, and the size of the files they are in.

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Which scale is for which numbers follows from the shapes; only the sides of blocks are the config's. What activations are
-//! rounded to when a runtime multiplies with them is not the weights' affair: `input_scale` and its kin are left aside. Of the
+//! rounded to when a runtime multiplies with them is not the weights' affair: `input_global_scale` and its kin are left aside. Of the
 //! method `fp8`, `weight_scale_inv` is the same as `weight_scale`.
 
 use std::collections::HashMap;
@@ -192,6 +192,8 @@ pub enum Activations {
     Full,
     /// Rounded to the weights' kind of number as the model runs: by token, or by the width of the weights' blocks.
     Dynamic,
+    /// Rounded to 8-bit floats by one scale for each matrix, which is stored: `input_scale`.
+    Static,
 }
 
 /// The name of the form, and `weights` and `input_activations` of a group of modules in it.
@@ -231,6 +233,7 @@ pub(crate) fn declaration(layout: &Scaled, activations: Activations) -> (&'stati
     }
     let inputs = match (activations, layout.extent) {
         (Activations::Full, _) => Value::Null,
+        (Activations::Static, _) => args("tensor", None, None),
         (Activations::Dynamic, extent) => {
             let mut inputs = match extent {
                 Extent::Block { cols, .. } => args("group", Some(cols), None),
@@ -245,8 +248,8 @@ pub(crate) fn declaration(layout: &Scaled, activations: Activations) -> (&'stati
         (Element::Fp4, ScaleType::PowerOfTwo, _) => "mxfp4-pack-quantized",
         (Element::Fp4, ..) => "nvfp4-pack-quantized",
         (Element::Listed(_), ..) => unreachable!("bitsandbytes declares its own"),
-        (Element::Int8, _, Activations::Dynamic) => "int-quantized",
-        (Element::Fp8, _, Activations::Dynamic) => "float-quantized",
+        (Element::Int8, _, Activations::Dynamic | Activations::Static) => "int-quantized",
+        (Element::Fp8, _, Activations::Dynamic | Activations::Static) => "float-quantized",
         (_, _, Activations::Full) => "naive-quantized",
     };
     (format, weights, inputs)

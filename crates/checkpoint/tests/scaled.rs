@@ -4,7 +4,9 @@ mod common;
 
 use std::num::NonZeroUsize;
 
-use bitmill_checkpoint::{Activations, Checkpoint, Error, ModuleScheme, modules_config, scaled_specs};
+use bitmill_checkpoint::{
+    Activations, Checkpoint, Error, InputScale, ModuleScheme, modules_config, scaled_specs,
+};
 use bitmill_tensor::{Dtype, Element, Encoding, Extent, FloatType, ScaleType, Scaled};
 use common::{FFN, HIDDEN, Stored, open_stored};
 use serde_json::{Value, json};
@@ -81,7 +83,8 @@ fn reads_scales_that_other_writers_name_or_shape_otherwise() {
     let module = NAME.trim_end_matches("weight");
     let more = |parts: &mut Vec<Stored>| {
         parts[1].2 = vec![HIDDEN];
-        parts.push((format!("{module}input_scale"), Dtype::F32.name(), vec![1], vec![0; 4]));
+        let scale = 0.25f32.to_le_bytes().to_vec();
+        parts.push((format!("{module}input_scale"), Dtype::F32.name(), vec![1], scale));
         parts.push((
             format!("{module}weight_zero_point"),
             Dtype::I8.name(),
@@ -91,6 +94,7 @@ fn reads_scales_that_other_writers_name_or_shape_otherwise() {
     };
     let opened = open_scaled(int8, more, |_| {}).unwrap();
     assert_eq!(opened.tensor(NAME).unwrap().info.encoding, Encoding::Scaled(int8));
+    assert_eq!(opened.input_scales(), [InputScale { name: NAME.into(), value: 0.25 }]);
 }
 
 #[test]

@@ -25,7 +25,13 @@ pub(crate) fn card(plan: &Plan, records: &[TensorRecord], held_out: Option<&Held
         bits = plan.bits_per_weight,
     );
     // A String takes every write.
-    if let Some(quality) = held_out {
+    if let Some(quality) = held_out.filter(|quality| !quality.is_finite()) {
+        let _ = write!(
+            text,
+            "\n## Quality\n\nUnknown: on {} tokens that nothing was calibrated on, what the models put out is not finite.\n",
+            quality.targets,
+        );
+    } else if let Some(quality) = held_out {
         let _ = write!(
             text,
             "\n## Quality\n\nOn {} tokens that nothing was calibrated on:\n\n| | dense | compressed |\n|---|---|---|\n\
@@ -91,6 +97,10 @@ pub(crate) fn card(plan: &Plan, records: &[TensorRecord], held_out: Option<&Held
         records.iter().filter_map(|record| Some((record, record.method.as_ref()?.fallback.as_ref()?)));
     for (record, why) in fallbacks {
         let _ = writeln!(text, "\n`{}` was rounded by its weights alone: {why}.", record.name);
+    }
+    let unscaled = |record: &TensorRecord| record.method.as_ref()?.scaled.as_ref()?.fallback.clone();
+    for (record, why) in records.iter().filter_map(|record| Some((record, unscaled(record)?))) {
+        let _ = writeln!(text, "\nThe features of `{}` keep their own scales: {why}.", record.name);
     }
     for (record, outliers) in records.iter().filter_map(|record| Some((record, record.outliers.as_ref()?))) {
         let _ = writeln!(

@@ -57,6 +57,9 @@ pub struct TensorRecord {
     /// What the keys or values that it makes are divided by in a cache of 8-bit floats, to six digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_scale: Option<f64>,
+    /// What a runtime divides its inputs by before it rounds them to 8-bit floats, to six digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_scale: Option<f64>,
     /// Why it is stored otherwise than its step says, if it has outliers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outliers: Option<OutlierRecord>,

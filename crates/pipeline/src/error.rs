@@ -6,6 +6,9 @@ use bitmill_tensor::FloatType;
 
 use crate::Fit;
 
+/// What recipes that look at weights alone have no use for.
+pub(crate) const CALIBRATION_TOKENS: &str = "calibration tokens";
+
 /// Errors of this crate; those of the crates below pass through unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -152,6 +155,14 @@ pub enum Error {
         /// The decoder layer.
         layer: usize,
     },
+    /// Inputs that give no scale.
+    #[error(
+        "`{tensor}`: no calibration token meets it, or what it multiplies is infinite or NaN, and the scale of its inputs follows from the largest"
+    )]
+    InputRange {
+        /// The tensor.
+        tensor: String,
+    },
     /// Steps that another format has no form for.
     #[error("recipe `{recipe}` makes what {format} has no form for")]
     OtherFormat {
@@ -159,6 +170,16 @@ pub enum Error {
         recipe: String,
         /// The format's name.
         format: &'static str,
+    },
+    /// What another format has no place for, beside steps.
+    #[error("recipe `{recipe}` cannot be written as {format}: {problem}")]
+    NoPlace {
+        /// The recipe's name.
+        recipe: String,
+        /// The format's name.
+        format: &'static str,
+        /// What stands against it.
+        problem: String,
     },
     /// A grid that the format has no form for, by itself or beside others.
     #[error("`{tensor}` cannot be written as {format}: {problem}")]
@@ -571,6 +592,10 @@ impl Error {
             Self::MalformedRecipe { .. } => {
                 Some("`bitmill recipes NAME` prints a preset as a file to start from".into())
             }
+            Self::NoUse { what, .. } if *what == CALIBRATION_TOKENS => Some(
+                "they are for recipes that look at what weights multiply: `gptq_`, `gptaq_`, `awq_` or `learned_` before this one's name, or `imatrix_` before a mix's"
+                    .into(),
+            ),
             Self::NoUse { .. } => {
                 Some("it is for steps of kind `mix` and `block`, such as those of the preset q4_k_m".into())
             }
@@ -580,10 +605,16 @@ impl Error {
             Self::CacheRange { .. } => Some(
                 "leave `[kv_cache]` out of the recipe; or look with `bitmill eval` whether the source itself computes".into(),
             ),
+            Self::InputRange { .. } => Some(
+                "more --samples, so that every expert has tokens; or `activations = \"dynamic\"`".into(),
+            ),
             Self::OtherFormat { .. } => Some(
-                "gguf is for steps of kind `mix` and `block`, bitsandbytes for `type = \"nf4\"`, the other folder formats for those of kind `rtn`; compressed-tensors alone for `[kv_cache]`"
+                "gguf is for steps of kind `mix` and `block`, bitsandbytes for `type = \"nf4\"`, the other folder formats for those of kind `rtn`"
                     .into(),
             ),
+            Self::NoPlace { .. } => {
+                Some("leave out --to, or take it out of a copy of the recipe (`bitmill recipes NAME` prints one)".into())
+            }
             Self::NotHeld { .. } => Some(
                 "compressed-tensors holds every width, group size and mixture; or skip this tensor".into(),
             ),

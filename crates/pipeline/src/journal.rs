@@ -44,6 +44,7 @@ mod tests {
                 stored_hash: "1".into(),
                 method: None,
                 cache_scale: None,
+                input_scale: None,
                 outliers: None,
                 reason: String::new(),
             };

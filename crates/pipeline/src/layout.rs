@@ -209,8 +209,11 @@ fn folder(
             }
             Encoding::Block(_) => {}
         }
+        let float = checkpoint.config().dtype;
+        if tensor.has_input_scale() {
+            specs.push(bitmill_checkpoint::input_scale_spec(&tensor.name, float));
+        }
         if recipe.kv_cache.is_some() {
-            let float = checkpoint.config().dtype;
             specs.extend(bitmill_checkpoint::cache_scale_spec(&tensor.name, tensor.role.kind, float));
         }
         parts.push((first..specs.len()).collect());
@@ -448,12 +451,11 @@ impl Output<'_> {
         Ok(())
     }
 
-    /// Writes the scale of what a planned tensor puts into a cache: its last part in a folder.
-    pub(crate) fn write_cache_scale(&self, tensor: usize, bytes: &[u8]) -> Result<(), Error> {
-        match self {
-            Self::Gguf(..) => Ok(()),
-            Self::Folder(_, parts, _) => self.write_at(tensor, parts[tensor].len() - 1, 0, bytes),
-        }
+    /// Writes a planned tensor's scales for runtimes, one element each: its last parts in a folder.
+    pub(crate) fn write_scales(&self, tensor: usize, scales: &[Vec<u8>]) -> Result<(), Error> {
+        let Self::Folder(_, parts, _) = self else { return Ok(()) };
+        let first = parts[tensor].len() - scales.len();
+        scales.iter().enumerate().try_for_each(|(at, bytes)| self.write_at(tensor, first + at, 0, bytes))
     }
 
     /// What was recorded of the tensors that an interrupted run had finished.

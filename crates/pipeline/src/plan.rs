@@ -106,6 +106,16 @@ impl PlannedTensor {
         self.shape.iter().map(|&n| n as u64).product()
     }
 
+    /// Whether runtimes round what it multiplies by a scale that is stored.
+    pub(crate) fn has_input_scale(&self) -> bool {
+        self.activations == Activations::Static && matches!(self.to, Encoding::Scaled(_))
+    }
+
+    /// Whether what it multiplies in a run over calibration tokens counts for how it is stored, scales of features aside.
+    pub(crate) fn is_looked_at(&self) -> bool {
+        self.method.is_calibrated() || self.has_input_scale()
+    }
+
     /// Weights that it has in the source.
     pub(crate) fn source_weights(&self) -> u64 {
         self.source_shape.iter().map(|&n| n as u64).product()
@@ -370,14 +380,14 @@ impl Plan {
         if let Some(weighed) = &weighed {
             notes.extend(weighed.check(checkpoint, &tensors)?);
         }
-        let looks = recipe.balance().is_some() || tensors.iter().any(|tensor| tensor.method.is_calibrated());
+        let looks = recipe.balance().is_some() || tensors.iter().any(PlannedTensor::is_looked_at);
         let fallen = tensors.iter().filter(|tensor| tensor.outliers.is_some()).count();
         if fallen > 0 {
             notes.push(format!(
                 "outliers: {fallen} tensors do not bear one scale a row and are stored otherwise; `outliers = \"report\"` in [calibration] leaves them"
             ));
         }
-        notes.extend(cache_notes(checkpoint, recipe));
+        notes.extend(runtime_notes(checkpoint, recipe));
         let material = match looks {
             true => {
                 let options = recipe.calibration.clone().unwrap_or_default();
@@ -576,9 +586,15 @@ fn refuse_unlike_calibration(recipes: &[Recipe]) -> Result<(), Error> {
     Ok(())
 }
 
-/// What becomes of scales for a cache of keys and values in 8 bits.
-fn cache_notes(checkpoint: &Checkpoint, recipe: &Recipe) -> Vec<String> {
+/// What becomes of scales for what runtimes round as they go: inputs of matrices, and a cache of keys and values in 8 bits.
+fn runtime_notes(checkpoint: &Checkpoint, recipe: &Recipe) -> Vec<String> {
     let mut notes = Vec::new();
+    let inputs = checkpoint.input_scales().len();
+    if inputs > 0 {
+        notes.push(format!(
+            "the source's {inputs} scales of activations (input_scale) are left out: they are of the model as it was; `activations = \"static\"` in a step of kind `scaled` finds new ones"
+        ));
+    }
     let there = checkpoint.cache_scales().len();
     if there > 0 {
         let instead = match recipe.kv_cache {

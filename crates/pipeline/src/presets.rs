@@ -104,6 +104,7 @@ pub const PRESETS: &[Preset] = &[
         name: "smoothquant_w8a8_int8",
         about: "8-bit integers after outliers of activations are moved into weights (before any `w8a8_`)",
     },
+    Preset { name: "w8a8_fp8_static", about: "the same, activations by scales that a run over text finds" },
     Preset { name: "w8a8_fp8_block", about: "the same with one scale for 128 x 128 weights" },
     Preset { name: "nvfp4", about: "compressed-tensors, 4-bit floats, a scale for 16 weights: 4.5 bits" },
     Preset {
@@ -173,8 +174,7 @@ fn reshaped(name: &str) -> Option<Recipe> {
         (Step::Rotate(RotateStep::default()), codes(what).or_else(|| small_numbers(what)).or_else(awq)?)
     } else {
         let recipe = small_numbers(name.strip_prefix("smoothquant_")?)?;
-        let rounds_activations =
-            |step: &Step| matches!(step, Step::Scaled { activations: ActivationsName::Dynamic, .. });
+        let rounds_activations = |step: &Step| matches!(step, Step::Scaled { activations, .. } if *activations != ActivationsName::Full);
         if !recipe.steps.iter().any(rounds_activations) {
             return None;
         }
@@ -321,6 +321,7 @@ fn small_numbers(name: &str) -> Option<Recipe> {
     let (number, activations) = match name {
         "w8a8_int8" => (NumberName::Int8, ActivationsName::Dynamic),
         "w8a8_fp8" => (NumberName::Fp8, ActivationsName::Dynamic),
+        "w8a8_fp8_static" => (NumberName::Fp8, ActivationsName::Static),
         "w8a8_fp8_block" => (NumberName::Fp8Block, ActivationsName::Dynamic),
         "w8a16_fp8" => (NumberName::Fp8, ActivationsName::Full),
         "w8a16_fp8_block" => (NumberName::Fp8Block, ActivationsName::Full),

@@ -63,6 +63,9 @@ pub(crate) fn read_back(
         let found =
             scale.map(|scale| scale.values.iter().map(|&value| six_digits(f64::from(value))).collect());
         let is_decided = is_decided && found == record.cache_scale.map(|scale| vec![scale]);
+        let inputs = written.input_scales().iter().find(|scale| scale.name == planned.name);
+        let is_decided =
+            is_decided && inputs.map(|scale| six_digits(f64::from(scale.value))) == record.input_scale;
         match is_decided {
             true => Ok(()),
             false => Err(Error::Verify { path: path.into(), tensor: planned.name.clone() }),

@@ -33,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::balancing::{AwqStep, Balance, SmoothStep};
 use crate::calibration::CalibrationOptions;
+use crate::error::CALIBRATION_TOKENS;
 use crate::learned::LearnedStep;
 use crate::method::{Method, Order};
 use crate::padding::{Pad, PadWidth};
@@ -257,7 +258,8 @@ pub enum Step {
         /// `"int8"`, `"fp8"`, `"fp8_block"`, `"nvfp4"` or `"mxfp4"`; in bitsandbytes `"nf4"` or `"nf4_double"`.
         #[serde(rename = "type")]
         number: NumberName,
-        /// `"full"` (the default), or `"dynamic"`: runtimes round them to the same kind of number as they go, for 8-bit ones.
+        /// `"full"` (the default); `"dynamic"`, for 8-bit numbers: runtimes round them to the same kind of number as they go; or `"static"`, for
+        /// `"fp8"`: by scales that a run over calibration tokens finds.
         #[serde(default)]
         activations: ActivationsName,
     },
@@ -326,6 +328,11 @@ impl Step {
     /// Whether it gives weights other values that compute the same.
     pub(crate) fn reshapes(&self) -> bool {
         matches!(self, Self::Rotate(_) | Self::Awq(_) | Self::Smooth(_))
+    }
+
+    /// Whether runtimes round what its weights multiply by scales that a run over calibration tokens finds.
+    pub(crate) fn rounds_by_scales(&self) -> bool {
+        matches!(self, Self::Scaled { activations: ActivationsName::Static, .. })
     }
 
     /// Whether it stands before what stores weights.
@@ -397,14 +404,38 @@ impl Recipe {
     /// The recipe written in another format.
     ///
     /// # Errors
-    /// [`Error::OtherFormat`] if one of its steps makes what the format has no form for.
+    /// [`Error::OtherFormat`] if one of its steps makes what the format has no form for, [`Error::NoPlace`] for other parts.
     pub fn with_format(self, format: Format) -> Result<Self, Error> {
-        let holds_cache = self.kv_cache.is_none() || format == Format::CompressedTensors;
-        let packs = self.packing.is_stream() || format == Format::CompressedTensors;
-        match holds_cache && packs && self.steps.iter().all(|step| format.takes(step)) {
-            true => Ok(Self { format, ..self }),
-            false => Err(Error::OtherFormat { recipe: self.name, format: format.name() }),
+        let moved = Self { format, ..self };
+        let name = format.name();
+        if moved.steps.iter().any(|step| !format.takes(step)) {
+            return Err(Error::OtherFormat { recipe: moved.name, format: name });
         }
+        match moved.refuse_of_format() {
+            Ok(()) => Ok(moved),
+            Err(problem) => Err(Error::NoPlace { recipe: moved.name, format: name, problem }),
+        }
+    }
+
+    /// Refuses what the format has no place for, beside its steps.
+    fn refuse_of_format(&self) -> Result<(), String> {
+        let (format, name) = (self.format, self.format.name());
+        if self.tensor_parallel.is_some() && format == Format::Gguf {
+            return Err("`tensor_parallel` is for folders, which vLLM and SGLang load".into());
+        }
+        if !self.packing.is_stream() && format != Format::CompressedTensors {
+            return Err(format!("`packing = \"words\"` is compressed-tensors', and this is {name}"));
+        }
+        if self.kv_cache.is_some() && format != Format::CompressedTensors {
+            return Err(format!(
+                "`[kv_cache]` cannot be written as {name}: no runtime reads its scales there; `format = \"compressed-tensors\"` holds them"
+            ));
+        }
+        let has_order = |step: &Step| matches!(step, Step::Gptq { order: Order::Full, .. });
+        if format != Format::Gptq && self.steps.iter().any(has_order) {
+            return Err("`order = \"full\"` is for the format gptq: no other tells readers of it".into());
+        }
+        Ok(())
     }
 
     /// The recipe with the errors of its blocks weighed by the importance matrix at `path`.
@@ -435,7 +466,7 @@ impl Recipe {
     /// [`Error::NoUse`] if none of its steps looks at any.
     pub fn with_calibration(self, options: CalibrationOptions) -> Result<Self, Error> {
         if !self.calibrates() {
-            return Err(Error::NoUse { recipe: self.name, what: "calibration tokens" });
+            return Err(Error::NoUse { recipe: self.name, what: CALIBRATION_TOKENS });
         }
         Ok(Self { calibration: Some(options), ..self })
     }
@@ -455,7 +486,10 @@ impl Recipe {
     /// Whether a step looks at what weights multiply.
     pub fn calibrates(&self) -> bool {
         self.balance().is_some()
-            || self.steps.iter().any(|step| matches!(step, Step::Gptq { .. } | Step::Learned(_)))
+            || self
+                .steps
+                .iter()
+                .any(|step| matches!(step, Step::Gptq { .. } | Step::Learned(_)) || step.rounds_by_scales())
             || ((self.search == SearchName::Compensated || self.importance.is_some()) && self.makes_blocks())
     }
 
@@ -566,6 +600,15 @@ impl Recipe {
                     .into(),
             ));
         }
+        let is_static_elsewhere = |step: &Step| {
+            matches!(step, Step::Scaled { number, .. } if *number != NumberName::Fp8)
+                && step.rounds_by_scales()
+        };
+        if recipe.steps.iter().any(is_static_elsewhere) {
+            return Err(malformed(
+                "`activations = \"static\"` is for `type = \"fp8\"`: runtimes read scales of inputs beside those alone".into(),
+            ));
+        }
         for pair in recipe.steps.windows(2) {
             if pair[1].comes_first() && !pair[0].comes_first() {
                 let (late, early) = (pair[1].kind(), pair[0].kind());
@@ -596,9 +639,7 @@ impl Recipe {
                     .into(),
             ));
         }
-        if recipe.tensor_parallel.is_some() && recipe.format == Format::Gguf {
-            return Err(malformed("`tensor_parallel` is for folders, which vLLM and SGLang load".into()));
-        }
+        recipe.refuse_of_format().map_err(malformed)?;
         if recipe.is_search() && recipe.steps.len() > 1 {
             return Err(malformed(
                 "a step of kind `search` decides about everything: it stands alone".into(),
@@ -606,15 +647,9 @@ impl Recipe {
         }
         if recipe.calibration.is_some() && !recipe.calibrates() {
             return Err(malformed(
-                "`[calibration]` is for steps of kind `gptq`, `learned`, `awq` and `smooth`, `search = \"compensated\"` and `importance`: there is none"
+                "`[calibration]` is for steps of kind `gptq`, `learned`, `awq` and `smooth`, `activations = \"static\"`, `search = \"compensated\"` and `importance`: there is none"
                     .into(),
             ));
-        }
-        if !recipe.packing.is_stream() && recipe.format != Format::CompressedTensors {
-            let format = recipe.format.name();
-            return Err(malformed(format!(
-                "`packing = \"words\"` is compressed-tensors', and this is {format}"
-            )));
         }
         let may_be_uneven = |step: &Step| match step {
             Step::Rtn { bits, .. } | Step::Gptq { bits, .. } | Step::Learned(LearnedStep { bits, .. }) => {
@@ -629,12 +664,6 @@ impl Recipe {
                     .into(),
             ));
         }
-        if recipe.kv_cache.is_some() && recipe.format != Format::CompressedTensors {
-            let format = recipe.format.name();
-            return Err(malformed(format!(
-                "`[kv_cache]` cannot be written as {format}: no runtime reads its scales there; `format = \"compressed-tensors\"` holds them"
-            )));
-        }
         if recipe.kv_cache.is_some() && !recipe.calibrates() {
             return Err(malformed(
                 "`[kv_cache]` needs a run over calibration tokens: a step of kind `gptq`, `learned`, `awq` or `smooth` makes one; there is none"
@@ -644,12 +673,6 @@ impl Recipe {
         if recipe.calibrates() && recipe.steps.iter().any(|step| matches!(step, Step::Magnitude(_))) {
             return Err(malformed(
                 "`magnitude` beside what is calibrated: prune first, and compress what that wrote".into(),
-            ));
-        }
-        let has_order = |step: &Step| matches!(step, Step::Gptq { order: Order::Full, .. });
-        if recipe.format != Format::Gptq && recipe.steps.iter().any(has_order) {
-            return Err(malformed(
-                "`order = \"full\"` is for the format gptq: no other tells readers of it".into(),
             ));
         }
         if recipe.search != SearchName::Ggml && !recipe.makes_blocks() {
@@ -873,6 +896,8 @@ pub enum ActivationsName {
     Full,
     /// Rounded as the model runs.
     Dynamic,
+    /// Rounded by a scale for each matrix, which a run over calibration tokens finds.
+    Static,
 }
 
 impl From<ActivationsName> for Activations {
@@ -880,6 +905,7 @@ impl From<ActivationsName> for Activations {
         match name {
             ActivationsName::Full => Self::Full,
             ActivationsName::Dynamic => Self::Dynamic,
+            ActivationsName::Static => Self::Static,
         }
     }
 }
@@ -1005,7 +1031,7 @@ impl TryFrom<u8> for BitsNumber {
     fn try_from(bits: u8) -> Result<Self, String> {
         match Bits::new(bits) {
             Some(width) if bits >= 2 => Ok(Self(width)),
-            _ => Err(format!("{bits} bits: round-to-nearest is written at 2 to 8")),
+            _ => Err(format!("{bits} bits: codes are written at 2 to 8")),
         }
     }
 }

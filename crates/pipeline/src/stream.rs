@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bitmill_checkpoint::{Checkpoint, Tensor};
 use bitmill_kernels::Isa;
 
-use crate::calibrated::{Calibrated, Done, MethodRecord, StoredScale};
+use crate::calibrated::{Calibrated, Done, MethodRecord, RuntimeScales};
 use crate::compress::TensorRecord;
 use crate::encode::{ScaleBase, rows_together};
 use crate::error::Error;
@@ -49,8 +49,8 @@ struct Chunk {
     last: bool,
     /// What scales of fp8 are divided by.
     base: ScaleBase,
-    /// What the keys or values that the tensor makes are divided by in a cache, where that is asked for.
-    cache_scale: Option<StoredScale>,
+    /// What runtimes divide by, where that is asked for.
+    runtime: RuntimeScales,
 }
 
 /// An output under way.
@@ -172,16 +172,14 @@ impl Encoder<'_, '_> {
         let Self { source, path, calibrated, noted, send, forget, next: index } = self;
         let (plan, index) = (source.plan, *index);
         let planned = &plan.tensors[index];
-        let mut cache_scale = None;
+        let mut runtime = RuntimeScales::default();
         if let Some(calibrated) = calibrated {
             let done = calibrated.take(index, noted.load(Ordering::Relaxed), progress, path)?;
-            cache_scale = calibrated.cache_scale(index);
+            let method = done.as_ref().and_then(|done| done.method.as_ref());
+            runtime = calibrated.runtime_scales(index, method)?;
             if let Some(Done { encoded, method, base }) = done {
                 let weights = planned.weights();
-                pass_on(
-                    send,
-                    Chunk { tensor: index, encoded, weights, method, last: true, base, cache_scale },
-                );
+                pass_on(send, Chunk { tensor: index, encoded, weights, method, last: true, base, runtime });
                 return Ok(());
             }
         }
@@ -205,10 +203,7 @@ impl Encoder<'_, '_> {
             tensor.release();
             let weights = (chunk * cols) as u64;
             let base = run.base().clone();
-            if !pass_on(
-                send,
-                Chunk { tensor: index, encoded, weights, method: None, last, base, cache_scale },
-            ) {
+            if !pass_on(send, Chunk { tensor: index, encoded, weights, method: None, last, base, runtime }) {
                 return Ok(());
             }
         }
@@ -250,10 +245,8 @@ fn write(
             tensor.add(output, encoded)?;
         }
         if chunk.last {
-            let record = TensorRecord {
-                method: chunk.method,
-                ..tensor.finish(output, &chunk.base, chunk.cache_scale)?
-            };
+            let record =
+                TensorRecord { method: chunk.method, ..tensor.finish(output, &chunk.base, chunk.runtime)? };
             if send_record.send((journal::entry(&record), record.bytes)).is_err() {
                 // The noter knows why.
                 return Ok(records);

@@ -7,7 +7,7 @@ use bitmill_quant::{
 use bitmill_tensor::{ColumnPacking, Element, Encoding, Grouped, ScaleType, Scaled, WeightData, ZeroPoint};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::calibrated::{StoredScale, six_digits};
+use crate::calibrated::{RuntimeScales, StoredScale, six_digits};
 use crate::compress::TensorRecord;
 use crate::encode::ScaleBase;
 use crate::error::Error;
@@ -100,8 +100,8 @@ impl<'a> TensorWrite<'a> {
         Ok(())
     }
 
-    /// Writes what follows from all rows; `base` is what scales of small numbers are read with, `cache_scale` what keys or values that
-    /// it makes are divided by in a cache.
+    /// Writes what follows from all rows; `base` is what scales of small numbers are read with, `runtime` what runtimes divide by
+    /// beside.
     ///
     /// # Errors
     /// As [`add`](Self::add).
@@ -109,7 +109,7 @@ impl<'a> TensorWrite<'a> {
         mut self,
         output: &Output<'_>,
         base: &ScaleBase,
-        cache_scale: Option<StoredScale>,
+        runtime: RuntimeScales,
     ) -> Result<TensorRecord, Error> {
         match (output.packing(), self.planned.to) {
             (Some(packing), Encoding::Grouped(grouped)) if packing != ColumnPacking::Words => {
@@ -119,11 +119,15 @@ impl<'a> TensorWrite<'a> {
             (_, Encoding::Scaled(layout)) => self.finish_scaled(output, &layout, base)?,
             _ => {}
         }
-        if let Some(StoredScale { value, float }) = cache_scale {
+        let bytes = |StoredScale { value, float }: StoredScale| {
             let mut bytes = vec![0; float.size_bytes()];
             float.write(value, &mut bytes);
-            output.write_cache_scale(self.index, &bytes)?;
-        }
+            bytes
+        };
+        let RuntimeScales { inputs, cache } = runtime;
+        let scales: Vec<Vec<u8>> = inputs.into_iter().chain(cache).map(bytes).collect();
+        output.write_scales(self.index, &scales)?;
+        let told = |scale: Option<StoredScale>| scale.map(|scale| six_digits(f64::from(scale.value)));
         let planned = self.planned;
         let relative_error =
             if self.squared_norm > 0.0 { (self.squared_error / self.squared_norm).sqrt() } else { 0.0 };
@@ -139,7 +143,8 @@ impl<'a> TensorWrite<'a> {
             source_hash: format!("{:016x}", self.source.digest()),
             stored_hash: self.stored.finish(planned.to),
             method: None,
-            cache_scale: cache_scale.map(|scale| six_digits(f64::from(scale.value))),
+            cache_scale: told(cache),
+            input_scale: told(inputs),
             outliers: planned.outliers.clone(),
             reason: planned.reason.clone(),
         })
@@ -309,7 +314,7 @@ mod tests {
                 encoded.parts.group_of = matches!(planned.to, Encoding::Grouped(_)).then(last_first);
                 write.add(&output, &encoded).unwrap();
             }
-            records.push(write.finish(&output, run.base(), None).unwrap());
+            records.push(write.finish(&output, run.base(), RuntimeScales::default()).unwrap());
         }
         read_back(&output.staged(), &path, &plan, &records, &Silent).unwrap();
         output.finish().unwrap();

@@ -150,4 +150,10 @@ fn a_preset_is_written_in_another_format_where_that_has_a_form_for_it() {
     let awq = preset("w4a16_g32").unwrap().with_format(Format::Awq).unwrap();
     assert_eq!(awq.format, Format::Awq);
     assert!(matches!(preset("q4_k_m").unwrap().with_format(Format::Gptq), Err(Error::OtherFormat { .. })));
+    // Groups in another order than the columns: only gptq has a place to say so.
+    let ordered = "format = \"gptq\"\n[[step]]\nkind = \"gptq\"\nbits = 4\ngranularity = { group = { size = 32 } }\norder = \"full\"\n";
+    for other in [Format::CompressedTensors, Format::Awq] {
+        let refused = recipe(ordered).with_format(other).unwrap_err();
+        assert!(matches!(refused, Error::NoPlace { .. }), "{refused}");
+    }
 }

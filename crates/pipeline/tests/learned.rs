@@ -269,10 +269,9 @@ fn a_layer_is_learned_as_a_whole() {
     }
 }
 
-#[test]
-fn activations_that_are_not_finite_are_rounded_by_weights_and_told_of() {
+/// The tiny Llama with `value` in place of the weights of the norm before the first layer's gate and up.
+fn with_norm(value: f32) -> tempfile::TempDir {
     let source = tiny(Variant::Llama);
-    // A norm of the first layer that takes what it multiplies beyond an f32.
     let path = source.path().join("model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
     let header = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
@@ -281,10 +280,16 @@ fn activations_that_are_not_finite_are_rounded_by_weights_and_told_of() {
     assert_eq!(place["dtype"], "F32");
     let at =
         |index: usize| 8 + header + usize::try_from(place["data_offsets"][index].as_u64().unwrap()).unwrap();
-    for value in bytes[at(0)..at(1)].chunks_exact_mut(4) {
-        value.copy_from_slice(&1e30f32.to_le_bytes());
+    for weight in bytes[at(0)..at(1)].chunks_exact_mut(4) {
+        weight.copy_from_slice(&value.to_le_bytes());
     }
     std::fs::write(&path, bytes).unwrap();
+    source
+}
+
+#[test]
+fn activations_that_are_not_finite_are_rounded_by_weights_and_told_of() {
+    let source = with_norm(1e30);
     let checkpoint = Checkpoint::open(source.path()).unwrap();
     let place = tempfile::tempdir().unwrap();
     let text = text(place.path());
@@ -294,6 +299,34 @@ fn activations_that_are_not_finite_are_rounded_by_weights_and_told_of() {
     for (name, method) in methods(&record) {
         assert_eq!(method["method"], "rtn", "{name}");
         assert!(method["fallback"].as_str().unwrap().contains("infinite or NaN"), "{name}: {method}");
+    }
+}
+
+#[test]
+fn inputs_beyond_f16_are_told_of_whatever_learning_begins_with() {
+    let source = with_norm(1e6);
+    let checkpoint = Checkpoint::open(source.path()).unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let text = text(place.path());
+    for begin in ["nearest", "gptq"] {
+        let step = step(&format!("bits = 4\niterations = 3\nbegin = \"{begin}\""));
+        let record =
+            run(&checkpoint, &learned("compressed-tensors", &text, "", &step), &place.path().join(begin))
+                .unwrap();
+        let methods = methods(&record);
+        assert!(
+            methods.iter().all(|(_, method)| method["largest_input"].is_number()),
+            "{begin}: {methods:?}"
+        );
+        let largest = |of: &str| {
+            let (_, method) = methods.iter().find(|(name, _)| name.contains(of)).unwrap();
+            method["largest_input"].as_f64().unwrap()
+        };
+        // A norm brings its inputs to a mean square of 1.
+        assert!((1e6..1e7).contains(&largest("layers.0.mlp.up_proj")), "{begin}");
+        assert!(largest("layers.0.self_attn.q_proj") < 1e3, "{begin}");
+        let beyond = record.document["inputs_beyond_f16"].as_array().unwrap();
+        assert!(beyond.iter().any(|name| name == "model.layers.0.mlp.gate_proj.weight"), "{beyond:?}");
     }
 }
 

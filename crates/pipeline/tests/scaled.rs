@@ -23,6 +23,7 @@ fn every_kind_of_number_is_written_declared_and_read() {
         ("w8a8_int8", "int-quantized", "channel", Some("token"), 0.05),
         ("w8a8_fp8", "float-quantized", "channel", Some("token"), 0.2),
         ("w8a8_fp8_block", "float-quantized", "block", Some("group"), 0.2),
+        ("w8a8_fp8_static", "float-quantized", "channel", Some("tensor"), 0.2),
         ("w8a16_fp8", "naive-quantized", "channel", None, 0.2),
         ("nvfp4", "nvfp4-pack-quantized", "tensor_group", None, 0.8),
         ("mxfp4", "mxfp4-pack-quantized", "group", None, 0.8),
@@ -126,9 +127,11 @@ fn rows_that_scales_do_not_tile_are_refused() {
     let checkpoint = Checkpoint::open(source.path()).unwrap();
     // Experts are 64 wide, the shared one 96: both are whole groups of 32.
     assert!(plan(&checkpoint, &preset("mxfp4").unwrap()).is_ok());
-    for (text, said) in
-        [("activations = \"dynamic\"\ntype = \"nvfp4\"", "8-bit numbers"), ("type = \"fp6\"", "fp6")]
-    {
+    for (text, said) in [
+        ("activations = \"dynamic\"\ntype = \"nvfp4\"", "8-bit numbers"),
+        ("activations = \"static\"\ntype = \"int8\"", "`type = \"fp8\"`"),
+        ("type = \"fp6\"", "fp6"),
+    ] {
         let text = format!("format = \"compressed-tensors\"\n[[step]]\nkind = \"scaled\"\n{text}\n");
         let error = bitmill_pipeline::Recipe::parse(&text, std::path::Path::new("m.toml")).unwrap_err();
         assert!(error.to_string().contains(said), "{error}");

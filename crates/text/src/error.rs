@@ -75,10 +75,10 @@ impl Error {
             }
             Self::TokensBeyondRows { .. } => "this tokenizer.json belongs to another model",
             Self::NoTemplate { .. } => {
-                "it may not be made for chat: continue a text with `bitmill generate`, or name a Jinja file with --template"
+                "it may not be made for chat: continue a text with `bitmill generate`, or put a chat_template.jinja into its folder (`chat` takes one with --template)"
             }
             Self::TemplateToken { .. } => {
-                "template and tokenizer are of different models: name the right Jinja file with --template"
+                "template and tokenizer are of different models: put the right chat_template.jinja into its folder (`chat` takes one with --template)"
             }
             Self::NoEnd { .. } => {
                 "give `eos_token_id` in generation_config.json: without it no answer would end"

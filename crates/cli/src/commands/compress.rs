@@ -169,7 +169,11 @@ fn layers(seconds: &LayerSeconds) -> String {
 /// What the record says of windows that were held out, and of tensors whose method could not be used.
 fn quality(document: &serde_json::Value) -> String {
     let held_out: Option<HeldOut> = serde_json::from_value(document["held_out"].clone()).ok();
-    let mut text = held_out.map_or_else(String::new, |held_out| {
+    let unknown = match document["held_out"].is_object() {
+        true => "held out: what the models put out is not finite, so nothing is known of the quality\n",
+        false => "",
+    };
+    let mut text = held_out.map_or_else(|| unknown.to_owned(), |held_out| {
         let continuation = held_out.continuation.map_or_else(String::new, |Continuation { prompt, text }| {
             format!("it goes on by itself after the bar: {prompt:?} | {text:?}\n")
         });
@@ -191,6 +195,16 @@ fn quality(document: &serde_json::Value) -> String {
             fallbacks.len(),
             first["name"].as_str().unwrap_or_default(),
             first["method"]["fallback"].as_str().unwrap_or_default(),
+        );
+    }
+    let unscaled: Vec<&serde_json::Value> =
+        tensors.iter().filter(|tensor| tensor["method"]["scaled"]["fallback"].is_string()).collect();
+    if let Some(first) = unscaled.first() {
+        text += &format!(
+            "{} tensors keep their features' own scales, such as {}: {}\n",
+            unscaled.len(),
+            first["name"].as_str().unwrap_or_default(),
+            first["method"]["scaled"]["fallback"].as_str().unwrap_or_default(),
         );
     }
     let outliers: Vec<&serde_json::Value> =

@@ -114,8 +114,8 @@ pub(crate) fn part(x: &Matrix, rows: usize, cols: usize) -> Cow<'_, Matrix> {
     Cow::Owned(part)
 }
 
-/// The largest of all inputs, to six digits.
-fn largest_input(of_columns: &[f32]) -> Option<f64> {
+/// The largest of magnitudes of inputs, to six digits.
+pub(super) fn largest_input(of_columns: &[f32]) -> Option<f64> {
     // One that is NaN is not passed over.
     let most = of_columns.iter().copied().max_by(f32::total_cmp)?;
     most.is_finite().then(|| six_digits(f64::from(most)))
@@ -296,8 +296,10 @@ impl<'a> Compressing<'a> {
         let mut stored = Vec::new();
         for (role, index, planned) in members {
             let spent = Some(&spent).filter(|_| planned.method.is_calibrated());
-            let is_same =
-                planned.to == planned.from && !planned.is_padded() && !self.source.has_changed(role);
+            let is_same = planned.to == planned.from
+                && !planned.is_padded()
+                && !self.source.has_changed(role)
+                && !planned.has_input_scale();
             if spent.is_none() && is_same {
                 continue;
             }
@@ -329,7 +331,7 @@ impl<'a> Compressing<'a> {
             let scaled = self.scales.get(&role).cloned();
             let method = method.or_else(|| {
                 let alone = planned.method.fallback(planned.to).to_owned();
-                (clipped || scaled.is_some())
+                (clipped || scaled.is_some() || planned.has_input_scale())
                     .then(|| MethodRecord { method: alone, ..MethodRecord::default() })
             });
             let method = method.map(|method| MethodRecord {

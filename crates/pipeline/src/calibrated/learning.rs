@@ -19,7 +19,7 @@ use bitmill_tensor::{Encoding, Matrix};
 use rayon::prelude::*;
 
 use super::clock::Work;
-use super::compressing::Compressing;
+use super::compressing::{Compressing, largest_input};
 use super::states::{Section, StatesWriter};
 use super::tensor::{MethodRecord, Rows, as_stored, encode_alone, six_digits};
 use super::{Calibrated, Done, Material};
@@ -149,7 +149,23 @@ impl Calibrated<'_> {
             compressing.done.insert(index, done);
             dense.extend(self.model.replace(stored));
         }
-        self.run_on(batches, dense, next)
+        let mut largest: HashMap<Role, f32> = HashMap::new();
+        self.run_on(batches, dense, next, |roles, inputs| {
+            let calibration = &inputs.x.as_slice()[..inputs.calibration_rows * inputs.x.cols()];
+            // One that is NaN is not passed over.
+            let most = calibration.par_iter().map(|x| x.abs()).max_by(f32::total_cmp);
+            for role in roles {
+                let most = most.into_iter().chain(largest.get(role).copied()).max_by(f32::total_cmp);
+                largest.extend(most.map(|most| (*role, most)));
+            }
+        })?;
+        for (role, index) in to_learn {
+            let done = compressing.done.get_mut(&index).and_then(|done| done.method.as_mut());
+            if let (Some(method), Some(&most)) = (done, largest.get(&role)) {
+                method.largest_input = method.largest_input.or_else(|| largest_input(&[most]));
+            }
+        }
+        Ok(())
     }
 
     /// What matrices of the layer become column after column, each with the ones before it as they became.

@@ -7,7 +7,6 @@
 //!                      … ─▶ states of layer k + 1, on disk before a tensor of layer k is written
 //! ```
 
-mod cache;
 mod clock;
 mod compressing;
 mod learning;
@@ -16,6 +15,7 @@ mod outliers;
 mod quality;
 mod reshaping;
 mod sample;
+mod scales;
 mod shared;
 mod states;
 mod tensor;
@@ -39,7 +39,6 @@ use crate::progress::Progress;
 use crate::source::Source;
 use crate::tensor_run::TensorRun;
 
-pub(crate) use cache::StoredScale;
 pub use clock::LayerSeconds;
 pub(crate) use compressing::Done;
 pub(crate) use material::Material;
@@ -47,6 +46,7 @@ pub use outliers::OutlierRecord;
 pub(crate) use outliers::{Fallback, Fallbacks, find as find_outliers};
 pub use quality::{Continuation, HeldOut};
 pub use reshaping::ScaleRecord;
+pub(crate) use scales::{RuntimeScales, StoredScale};
 pub(crate) use shared::{Shared, Sharing};
 pub use tensor::MethodRecord;
 pub(crate) use tensor::six_digits;
@@ -357,7 +357,7 @@ impl<'a> Calibrated<'a> {
     ) -> Result<(), Error> {
         let mut next = self.folder.create(self.next + 1)?;
         let replaced = self.quantize_in_batches(batches, compressing, Some(&mut next))?;
-        self.run_on(batches, replaced, next)
+        self.run_on(batches, replaced, next, |_, _| ())
     }
 
     /// Statistics of all batches, then the codes of all matrices; what they replaced in the model. The dense model's states go to
@@ -399,17 +399,22 @@ impl<'a> Calibrated<'a> {
         Ok(replaced)
     }
 
-    /// Runs the layer as it has become and keeps what it puts out; `dense` is what it was, put back afterwards.
+    /// Runs the layer as it has become and keeps what it puts out; `dense` is what it was, put back afterwards. `see` is shown what
+    /// matrices multiply.
     fn run_on(
         &mut self,
         batches: &[Range<usize>],
         dense: Vec<Tensor>,
         mut next: StatesWriter,
+        mut see: impl FnMut(&[Role], &Inputs<'_>),
     ) -> Result<(), Error> {
         for windows in batches {
             let cached = self.cached;
             let mut streams = Streams { dense: None, cached, ..self.streams(windows.clone())? };
-            let run_on = &mut |_: &mut Model, _: &[Role], _: Inputs<'_>| Ok::<_, Error>(Vec::new());
+            let run_on = &mut |_: &mut Model, roles: &[Role], inputs: Inputs<'_>| {
+                see(roles, &inputs);
+                Ok::<_, Error>(Vec::new())
+            };
             pass_layer(&mut self.model, &self.compute, &mut streams, run_on)?;
             self.cached = streams.cached;
             self.keep_compressed(&streams, &mut next)?;
@@ -591,7 +596,7 @@ pub(crate) fn peak_bytes(
         } + crosses;
         let (rows, _) = rows_and_columns(&planned.shape);
         let chunk = (rows as u64 * cols).min(tensor::CHUNK_WEIGHTS as u64);
-        let copies = if planned.method.is_calibrated() { (1 + crosses) * copied * cols } else { 0 };
+        let copies = if planned.is_looked_at() { (1 + crosses) * copied * cols } else { 0 };
         // Inputs are summed first; then weights as they are, as they are pushed, and transposed.
         4 * (squares * cols * cols + (3 * chunk).max(copies))
     };

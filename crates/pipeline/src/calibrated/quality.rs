@@ -43,6 +43,13 @@ pub struct HeldOut {
     pub continuation: Option<Continuation>,
 }
 
+impl HeldOut {
+    /// Whether both models gave predictions for all of them.
+    pub fn is_finite(&self) -> bool {
+        [self.dense_perplexity, self.perplexity, self.kl_mean].into_iter().all(f64::is_finite)
+    }
+}
+
 /// A few words of a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Continuation {

@@ -1,5 +1,5 @@
-//! Scales of a runtime's cache of keys and values: what a layer cached of the calibration tokens, as it was compressed, reaches the
-//! largest number of the cache.
+//! Scales by which runtimes round to 8-bit floats: of their cache of keys and values, and of what matrices multiply. What a layer
+//! had of the calibration tokens, as it was compressed, reaches the largest number.
 //!
 //! They follow from a layer's run alone, as its matrices do: a run that was killed runs the layer again that it was in, and finds the same.
 
@@ -8,18 +8,58 @@ use bitmill_checkpoint::RoleKind;
 use bitmill_tensor::FloatType;
 
 use super::Calibrated;
+use super::tensor::MethodRecord;
+use crate::Error;
 
-/// What keys or values of a layer are divided by in a cache, as it is stored.
+/// What something is divided by, as it is stored.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StoredScale {
     pub value: f32,
     pub float: FloatType,
 }
 
+/// What runtimes divide by that have a tensor, where that is asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RuntimeScales {
+    /// What the matrix multiplies.
+    pub inputs: Option<StoredScale>,
+    /// The keys or values that it makes, in a cache.
+    pub cache: Option<StoredScale>,
+}
+
+/// The largest 8-bit float.
+const LARGEST_FP8: f32 = 448.0;
+
 impl Calibrated<'_> {
+    /// What runtimes divide by that have planned tensor `index`, whose layer has just run and whose record is `method`.
+    ///
+    /// # Errors
+    /// [`Error::InputRange`] if a scale of its inputs is asked for that they do not give.
+    pub fn runtime_scales(
+        &self,
+        index: usize,
+        method: Option<&MethodRecord>,
+    ) -> Result<RuntimeScales, Error> {
+        let planned = &self.plan.tensors[index];
+        let largest = method.and_then(|method| method.largest_input);
+        let inputs = match (planned.has_input_scale(), largest) {
+            (false, _) => None,
+            (true, Some(largest)) => Some(self.scale(largest as f32, LARGEST_FP8)),
+            (true, None) => return Err(Error::InputRange { tensor: planned.name.clone() }),
+        };
+        Ok(RuntimeScales { inputs, cache: self.cache_scale(index) })
+    }
+
+    /// What brings `reach` to the `largest` number, as in compressed-tensors.
+    fn scale(&self, reach: f32, largest: f32) -> StoredScale {
+        let float = self.checkpoint.config().dtype;
+        let scale = float.round(reach / largest);
+        StoredScale { value: if scale == 0.0 { epsilon(float) } else { scale }, float }
+    }
+
     /// What the keys or values of planned tensor `index`, whose layer has just run, are divided by in a cache, if it makes any and the
-    /// recipe asks: their largest magnitude becomes the largest number, as in compressed-tensors.
-    pub fn cache_scale(&self, index: usize) -> Option<StoredScale> {
+    /// recipe asks: their largest magnitude becomes the largest number.
+    fn cache_scale(&self, index: usize) -> Option<StoredScale> {
         let largest = self.plan.recipe.kv_cache?.number.largest();
         let Cached { keys, values } = self.cached?;
         let reach = match self.plan.tensors[index].role.kind {
@@ -27,10 +67,7 @@ impl Calibrated<'_> {
             RoleKind::AttnV => values,
             _ => return None,
         };
-        let float = self.checkpoint.config().dtype;
-        let scale = float.round(reach / largest);
-        let value = if scale == 0.0 { epsilon(float) } else { scale };
-        Some(StoredScale { value, float })
+        Some(self.scale(reach, largest))
     }
 }
 
@@ -47,7 +84,7 @@ fn epsilon(float: FloatType) -> f32 {
 mod tests {
     use std::path::Path;
 
-    use bitmill_checkpoint::{Checkpoint, Overwrite};
+    use bitmill_checkpoint::{Checkpoint, Overwrite, Role};
     use bitmill_kernels::{Compute, Isa, Path as ComputePath};
     use bitmill_model::Model;
     use bitmill_tensor::Matrix;
@@ -124,6 +161,52 @@ mod tests {
                 assert!(close, "{variant:?}, {more} {steps}: {found:?} where {expected:?} is expected");
             }
             assert_eq!(stored.next(), None);
+        }
+    }
+
+    #[test]
+    fn scales_of_inputs_are_of_what_the_output_itself_multiplies() {
+        let smooth = "[[step]]\nkind = \"smooth\"\n";
+        let text = tempfile::tempdir().unwrap();
+        // In batches, statistics are of the layer as it is, on what layers before it became.
+        for (variant, before, memory, most) in [
+            (Variant::Qwen2, "", "", 1e-4),
+            (Variant::Llama, smooth, "", 1e-4),
+            (Variant::Qwen3, "", "memory = \"100000B\"\n", 0.05),
+        ] {
+            let folder = Tiny::new(variant).float(Float::F32).write();
+            let checkpoint = Checkpoint::open(folder.path()).unwrap();
+            let recipe = format!(
+                "format = \"compressed-tensors\"\n[calibration]\nsamples = 6\nlength = 32\nheld_out = 2\nstates = \"f32\"\n\
+                 {memory}{before}[[step]]\nkind = \"scaled\"\ntype = \"fp8\"\nactivations = \"static\"\n"
+            );
+            let recipe = Recipe::parse(&recipe, Path::new("test.toml")).unwrap();
+            let plan = Plan::new(&checkpoint, &recipe, &PlanOptions::default()).unwrap();
+            let path = text.path().join(variant.name());
+            let record = compress(&checkpoint, &plan, &path, Overwrite::Refuse, &Silent).unwrap();
+            let is_planned = |file: &Path| !file.ends_with("bitmill.json") && !file.ends_with("bitmill.md");
+            let files = record.written.files.iter().filter(|(file, _)| is_planned(file));
+            assert_eq!(files.map(|(_, bytes)| bytes).sum::<u64>(), plan.output_bytes, "sizes are exact");
+
+            let written = Checkpoint::open(&path).unwrap();
+            let model = Model::load(&written).unwrap();
+            let compute = Compute::new(Isa::best(), ComputePath::Exact);
+            let material = plan.material.as_ref().unwrap();
+            let texts: Vec<&[u32]> = material.calibration.windows.iter().take(material.windows()).collect();
+            let mut stage = model.enter(&compute, &texts).unwrap();
+            let mut seen = 0;
+            for layer in 0..model.config().n_layers {
+                model.pass_layer(&compute, &mut stage, |kind, _, x| {
+                    let role = Role { kind, layer: Some(layer), expert: None };
+                    let name = role.canonical_name().unwrap();
+                    let found = written.input_scales().iter().find(|scale| scale.name == name).unwrap();
+                    let expected = x.as_slice().iter().fold(0f32, |most, x| most.max(x.abs())) / 448.0;
+                    let close = (found.value / expected - 1.0).abs() < most;
+                    assert!(close, "{variant:?}, {name}: {found:?} where {expected} is expected");
+                    seen += 1;
+                });
+            }
+            assert_eq!(seen, written.input_scales().len());
         }
     }
 }
