@@ -47,6 +47,7 @@ pub struct Checkpoint {
     config_json: Option<serde_json::Value>,
     metadata: Vec<(String, GgufValue)>,
     files: Vec<(String, Region)>,
+    left_behind: Vec<String>,
     path: Option<std::path::PathBuf>,
     cache_scales: Vec<CacheScale>,
     input_scales: Vec<InputScale>,
@@ -142,16 +143,20 @@ impl Checkpoint {
             config_json: None,
             metadata: Vec::new(),
             files: Vec::new(),
+            left_behind: Vec::new(),
             path: None,
             cache_scales: Vec::new(),
             input_scales: Vec::new(),
         }
     }
 
-    pub(crate) fn with_folder(mut self, config: serde_json::Value, files: Vec<(String, Region)>) -> Self {
-        self.config_json = Some(config);
-        self.files = files;
-        self
+    pub(crate) fn with_folder(
+        self,
+        config: serde_json::Value,
+        files: Vec<(String, Region)>,
+        left_behind: Vec<String>,
+    ) -> Self {
+        Self { config_json: Some(config), files, left_behind, ..self }
     }
 
     pub(crate) fn with_metadata(mut self, metadata: Vec<(String, GgufValue)>) -> Self {
@@ -313,6 +318,11 @@ impl Checkpoint {
     /// Every file of a Hugging Face folder that is neither weights, nor their index, nor config.json.
     pub fn other_files(&self) -> Vec<(String, Region)> {
         self.files.clone()
+    }
+
+    /// What else lies in a Hugging Face folder and is not among its files: folders, with a slash behind, and links to elsewhere.
+    pub fn left_behind(&self) -> &[String] {
+        &self.left_behind
     }
 
     /// config.json as it is, for a Hugging Face checkpoint; Qwen's first generation shows that of the same model as a Qwen2,

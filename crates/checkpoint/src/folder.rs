@@ -91,23 +91,21 @@ impl Files<'_> {
 
     /// The names of all regular files, sorted.
     fn names(&self) -> Result<Vec<String>, Error> {
-        let mut names = Vec::new();
         match self {
-            Self::Memory { files, .. } => names.extend(files.iter().map(|(name, _)| name.clone())),
-            Self::Folder(folder) => {
-                let entries =
-                    std::fs::read_dir(folder).map_err(|source| Error::io("list", folder, source))?;
-                for entry in entries {
-                    let entry = entry.map_err(|source| Error::io("list", folder, source))?;
-                    let is_file = std::fs::metadata(entry.path()).is_ok_and(|metadata| metadata.is_file());
-                    if let (true, Ok(name)) = (is_file, entry.file_name().into_string()) {
-                        names.push(name);
-                    }
-                }
+            Self::Memory { files, .. } => {
+                let mut names: Vec<String> = files.iter().map(|(name, _)| name.clone()).collect();
+                names.sort_unstable();
+                Ok(names)
             }
+            Self::Folder(folder) => listed(folder, std::fs::Metadata::is_file),
         }
-        names.sort_unstable();
-        Ok(names)
+    }
+
+    /// The names of all folders in it, sorted, each with a slash behind; hidden ones (`.git`) aside.
+    fn folders(&self) -> Result<Vec<String>, Error> {
+        let Self::Folder(folder) = self else { return Ok(Vec::new()) };
+        let names = listed(folder, std::fs::Metadata::is_dir)?;
+        Ok(names.into_iter().filter(|name| !name.starts_with('.')).map(|name| name + "/").collect())
     }
 
     /// Whether a file may be copied into outputs: not if it is a link to somewhere else, unless it is one that every
@@ -192,20 +190,21 @@ pub(crate) fn open(files: &Files) -> Result<Checkpoint, Error> {
         _ => json,
     };
 
-    let mut others = Vec::new();
+    let (mut others, mut left_behind) = (Vec::new(), files.folders()?);
     for file in files.names()? {
-        if !is_weights(&file)
-            && file != "config.json"
-            && files.is_own(&file)
-            && let Some(region) = files.open(&file)?
-        {
+        if is_weights(&file) || file == "config.json" {
+            continue;
+        }
+        if !files.is_own(&file) {
+            left_behind.push(file);
+        } else if let Some(region) = files.open(&file)? {
             others.push((file, region));
         }
     }
     let other = |name: &str| others.iter().find(|(file, _)| file == name).map(|(_, region)| region);
     config.add_bos = add_bos(&config, other("tokenizer_config.json"), other("tokenizer.json"));
     Ok(Checkpoint::new(name, Format::HuggingFace, config, infos, parts, weight_bytes + config_bytes)
-        .with_folder(json, others)
+        .with_folder(json, others, left_behind)
         .with_cache_scales(cache_scales)
         .with_input_scales(input_scales))
 }
@@ -428,6 +427,21 @@ fn embedding_dtype(infos: &[TensorInfo]) -> FloatType {
         Some(Encoding::Sparse { float, .. }) => float,
         _ => FloatType::BF16,
     }
+}
+
+/// The names of what lies in `folder` and `is_kind`, sorted.
+fn listed(folder: &Path, is_kind: fn(&std::fs::Metadata) -> bool) -> Result<Vec<String>, Error> {
+    let entries = std::fs::read_dir(folder).map_err(|source| Error::io("list", folder, source))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|source| Error::io("list", folder, source))?;
+        let is_kind = std::fs::metadata(entry.path()).is_ok_and(|metadata| is_kind(&metadata));
+        if let (true, Ok(name)) = (is_kind, entry.file_name().into_string()) {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// Whether a file holds weights, in any format, or an index of them.

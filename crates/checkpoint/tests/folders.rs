@@ -634,6 +634,13 @@ fn links_to_elsewhere_are_not_copied_except_in_a_hub_cache() {
     };
     assert_eq!(others(&snapshot), ["vocab.txt"]);
     assert_eq!(others(&plain), [""; 0]);
+    // Told of; what leads nowhere is nothing, and versions of the folder are no part of it.
+    for folder in [&snapshot, &plain] {
+        std::fs::create_dir_all(folder.join("onnx")).unwrap();
+        std::fs::create_dir_all(folder.join(".git")).unwrap();
+    }
+    assert_eq!(Checkpoint::open(&snapshot).unwrap().left_behind(), ["onnx/", "notes.txt"]);
+    assert_eq!(Checkpoint::open(&plain).unwrap().left_behind(), ["onnx/", "notes.txt", "vocab.txt"]);
 }
 
 #[test]

@@ -374,6 +374,12 @@ impl Plan {
             Format::Gguf => bitmill_checkpoint::check_gguf(&checkpoint.name(), &cut.config)?,
             _ => bitmill_checkpoint::folder_notes(&cut.config),
         };
+        if let (true, [first, ..]) = (recipe.format != Format::Gguf, checkpoint.left_behind()) {
+            let count = checkpoint.left_behind().len();
+            notes.push(format!(
+                "{count} folders and links to elsewhere beside the model, such as {first}, are not carried over: copy what it needs of them"
+            ));
+        }
         notes.extend(note);
         notes.extend(turn.as_ref().map(|turn| turn.note(untied.is_some())));
         notes.extend(recipe.balance().map(Balance::note));
