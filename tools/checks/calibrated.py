@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from load_check import by_hand
 
 OURS = {"bitmill rtn": "w{}a16_g128", "bitmill gptq": "gptq_w{}a16_g128", "bitmill gptaq": "gptaq_w{}a16_g128",
-        "bitmill awq": "awq_w{}a16_g128", "bitmill learned": "learned_w{}a16_g128", "bitmill autoround": "autoround_w{}a16_g128"}
+        "bitmill awq": "awq_w{}a16_g128", "bitmill learned": "learned_w{}a16_g128", "bitmill rotated": "rotated_gptaq_w{}a16_g128", "bitmill autoround": "autoround_w{}a16_g128"}
 THEIRS = ["llm-compressor gptq", "llm-compressor awq", "auto-round", "gptqmodel gptq"]
 # What is compared with what: the same method first, then our best with all.
 PAIRS = [("bitmill gptq", "llm-compressor gptq"), ("bitmill gptq", "gptqmodel gptq"), ("bitmill awq", "llm-compressor awq"), ("bitmill autoround", "auto-round")] + [
-    (name, other) for name in ("bitmill gptaq", "bitmill learned") for other in THEIRS]
+    (name, other) for name in ("bitmill gptaq", "bitmill learned", "bitmill rotated") for other in THEIRS]
 
 PEER = r"""
 import json, sys

@@ -90,7 +90,7 @@ pub const PRESETS: &[Preset] = &[
     },
     Preset {
         name: "learned_w3a16_g128",
-        about: "GPTAQ's codes, then moved on by what the layer's output loses, before any of these: for 3 bits and more",
+        about: "GPTAQ's codes, then moved on by what the layer's output loses, before any of these: for 2 and 3 bits",
     },
     Preset {
         name: "w8a8_int8",

@@ -17,7 +17,7 @@
 //!
 //! - A range may begin clipped by squared error ([`Clip::Mse`]), and grow again.
 //! - Factors end at a tenth: no range is empty.
-//! - The best iterate is kept as codes, a byte a weight.
+//! - What is kept is codes, a byte a weight; the caller says when.
 
 use bitmill_tensor::{Grouped, ZeroPoint};
 use rayon::prelude::*;

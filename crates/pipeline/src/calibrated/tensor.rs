@@ -50,10 +50,11 @@ pub struct MethodRecord {
     /// Columns that no calibration token had.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dead_columns: usize,
-    /// The mean squared error of what the layer puts out for the calibration windows as learning began; to six digits.
+    /// The mean squared error of what the layer puts out for the calibration windows as learning began, tokens weighed as it weighs
+    /// them; to six digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_before: Option<f64>,
-    /// The same of what was kept, as far as the windows that were looked at then tell.
+    /// The same of what was kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_after: Option<f64>,
     /// Why another method was taken than the one asked for.
