@@ -7,7 +7,7 @@
 //! `quantization_config.kv_cache_scheme` says what the numbers of the cache are: FP8, `number · scale`. What keys were is found after
 //! they were turned by their positions.
 
-use bitmill_tensor::{Dtype, FloatType};
+use bitmill_tensor::FloatType;
 use serde_json::{Value, json};
 
 use crate::safetensors_in::StTensor;
@@ -47,17 +47,12 @@ pub(crate) fn take(
                 n_layers: config.n_layers,
             });
         }
-        let float = match tensor.dtype {
-            Dtype::F32 => FloatType::F32,
-            Dtype::F16 => FloatType::F16,
-            Dtype::BF16 => FloatType::BF16,
-            other => {
-                return Err(Error::UnsupportedDtype {
-                    file: tensor.file.to_path_buf(),
-                    tensor: tensor.name,
-                    dtype: other.to_string(),
-                });
-            }
+        let Some(float) = tensor.dtype.float() else {
+            return Err(Error::UnsupportedDtype {
+                file: tensor.file.to_path_buf(),
+                tensor: tensor.name,
+                dtype: tensor.dtype.to_string(),
+            });
         };
         let count = tensor.bytes.len() / float.size_bytes();
         if count != 1 && count != config.n_kv_heads {

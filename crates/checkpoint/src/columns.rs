@@ -19,9 +19,7 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-use bitmill_tensor::{
-    Bits, ColumnPacking, Dtype, Encoding, FloatType, Granularity, Grouped, WeightView, ZeroPoint,
-};
+use bitmill_tensor::{Bits, ColumnPacking, Dtype, Encoding, Granularity, Grouped, WeightView, ZeroPoint};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::Parts;
@@ -126,12 +124,7 @@ pub(crate) fn assemble(
             return Err(wrong(format!("`{}` is {} where I32 is expected", part.name, part.dtype)));
         }
     }
-    let scale = match scales.dtype {
-        Dtype::F32 => FloatType::F32,
-        Dtype::F16 => FloatType::F16,
-        Dtype::BF16 => FloatType::BF16,
-        other => return Err(wrong(format!("scales of dtype {other}"))),
-    };
+    let scale = scales.dtype.float().ok_or_else(|| wrong(format!("scales of dtype {}", scales.dtype)))?;
     let shapes =
         || format!("codes {:?}, zero points {:?} and scales {:?}", codes.shape, zeros.shape, scales.shape);
     let no_matrix = || wrong(format!("{} are no matrix", shapes()));

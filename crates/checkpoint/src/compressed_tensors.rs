@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 
 use bitmill_tensor::{
-    Bits, ColumnPacking, Dtype, Encoding, FloatType, Granularity, Grouped, Scaled, WeightView, ZeroPoint,
+    Bits, ColumnPacking, Dtype, Encoding, Granularity, Grouped, Scaled, WeightView, ZeroPoint,
 };
 use serde_json::{Map, Value, json};
 
@@ -241,12 +241,7 @@ pub(crate) fn assemble(
             return Err(wrong(format!("`{}` is {} where I32 is expected", part.name, part.dtype)));
         }
     }
-    let scale_type = match scale.dtype {
-        Dtype::F32 => FloatType::F32,
-        Dtype::F16 => FloatType::F16,
-        Dtype::BF16 => FloatType::BF16,
-        other => return Err(wrong(format!("scales of dtype {other}"))),
-    };
+    let scale_type = scale.dtype.float().ok_or_else(|| wrong(format!("scales of dtype {}", scale.dtype)))?;
     let [out_features, in_features] = stored_shape(&shape)
         .ok_or_else(|| wrong(format!("`{SHAPE}` does not hold two sizes that can be addressed")))?;
     // A group that names the module is the one; patterns and classes leave it to the shapes.

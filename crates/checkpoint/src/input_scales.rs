@@ -7,7 +7,7 @@
 //! A runtime divides a matrix's inputs by it and rounds them to 8-bit floats; `input_activations` of a group of modules says so
 //! (`"dynamic": false`, `"strategy": "tensor"`). What other shapes and dtypes go by that name is left to the form that it belongs to.
 
-use bitmill_tensor::{Dtype, FloatType};
+use bitmill_tensor::FloatType;
 
 use crate::StTensorSpec;
 use crate::safetensors_in::StTensor;
@@ -37,12 +37,7 @@ pub(crate) fn take(stored: Vec<StTensor>) -> (Vec<StTensor>, Vec<InputScale>) {
 
 fn meaning(tensor: &StTensor) -> Option<InputScale> {
     let module = tensor.name.strip_suffix(PART)?;
-    let float = match tensor.dtype {
-        Dtype::F32 => FloatType::F32,
-        Dtype::F16 => FloatType::F16,
-        Dtype::BF16 => FloatType::BF16,
-        _ => return None,
-    };
+    let float = tensor.dtype.float()?;
     let is_single = tensor.bytes.len() == float.size_bytes();
     is_single.then(|| InputScale { name: format!("{module}.weight"), value: float.read(&tensor.bytes, 0) })
 }

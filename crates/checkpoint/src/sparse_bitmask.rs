@@ -70,12 +70,7 @@ pub(crate) fn assemble(
     if !parts.is_empty() {
         return Err(wrong("it is stored both packed and sparse".to_owned()));
     }
-    let float = match values.dtype {
-        Dtype::F32 => FloatType::F32,
-        Dtype::F16 => FloatType::F16,
-        Dtype::BF16 => FloatType::BF16,
-        other => return Err(wrong(format!("values of dtype {other}"))),
-    };
+    let float = values.dtype.float().ok_or_else(|| wrong(format!("values of dtype {}", values.dtype)))?;
     for (part, dtype) in [(&bitmask, Dtype::U8), (&row_offsets, Dtype::I64)] {
         if part.dtype != dtype {
             return Err(wrong(format!("`{}` is {} where {dtype} is expected", part.name, part.dtype)));

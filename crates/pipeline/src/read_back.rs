@@ -1,5 +1,6 @@
 //! What was written is read again before it takes its place.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -33,6 +34,8 @@ pub(crate) fn read_back(
     let written = Checkpoint::open(staged)?;
     let total = plan.tensors.iter().map(|planned| planned.bytes_after).sum();
     let done = AtomicU64::new(0);
+    let inputs: HashMap<&str, f32> =
+        written.input_scales().iter().map(|scale| (scale.name.as_str(), scale.value)).collect();
     let check = |planned: &PlannedTensor, record: &TensorRecord| {
         let tensor = written.tensor(&planned.name)?;
         let mut hash = StoredHash::default();
@@ -63,9 +66,9 @@ pub(crate) fn read_back(
         let found =
             scale.map(|scale| scale.values.iter().map(|&value| six_digits(f64::from(value))).collect());
         let is_decided = is_decided && found == record.cache_scale.map(|scale| vec![scale]);
-        let inputs = written.input_scales().iter().find(|scale| scale.name == planned.name);
+        let inputs = inputs.get(planned.name.as_str());
         let is_decided =
-            is_decided && inputs.map(|scale| six_digits(f64::from(scale.value))) == record.input_scale;
+            is_decided && inputs.map(|&scale| six_digits(f64::from(scale))) == record.input_scale;
         match is_decided {
             true => Ok(()),
             false => Err(Error::Verify { path: path.into(), tensor: planned.name.clone() }),

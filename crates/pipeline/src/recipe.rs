@@ -784,7 +784,7 @@ impl CacheNumber {
     /// The largest number.
     pub(crate) fn largest(self) -> f32 {
         match self {
-            Self::Fp8 => 448.0,
+            Self::Fp8 => Element::Fp8.reach(),
         }
     }
 }

@@ -168,6 +168,18 @@ impl FloatType {
     }
 }
 
+impl Dtype {
+    /// The float that it is, if it is one that weights and scales are kept in.
+    pub const fn float(self) -> Option<FloatType> {
+        match self {
+            Self::F32 => Some(FloatType::F32),
+            Self::F16 => Some(FloatType::F16),
+            Self::BF16 => Some(FloatType::BF16),
+            _ => None,
+        }
+    }
+}
+
 impl From<FloatType> for Dtype {
     fn from(float: FloatType) -> Self {
         match float {

@@ -166,6 +166,18 @@ fn layers(seconds: &LayerSeconds) -> String {
     )
 }
 
+/// How many of `tensors` `more` is said of, and that of the first; nothing if there are none.
+fn such_as(
+    tensors: &[serde_json::Value],
+    what: &str,
+    more: impl Fn(&serde_json::Value) -> Option<String>,
+) -> String {
+    let mut told = tensors.iter().filter_map(|tensor| Some((tensor, more(tensor)?)));
+    let Some((first, more)) = told.next() else { return String::new() };
+    let name = first["name"].as_str().unwrap_or_default();
+    format!("{} tensors {what}, such as {name}{more}\n", 1 + told.count())
+}
+
 /// What the record says of windows that were held out, and of tensors whose method could not be used.
 fn quality(document: &serde_json::Value) -> String {
     let held_out: Option<HeldOut> = serde_json::from_value(document["held_out"].clone()).ok();
@@ -187,37 +199,16 @@ fn quality(document: &serde_json::Value) -> String {
         )
     });
     let tensors = document["tensors"].as_array().map_or(&[][..], Vec::as_slice);
-    let fallbacks: Vec<&serde_json::Value> =
-        tensors.iter().filter(|tensor| tensor["method"]["fallback"].is_string()).collect();
-    if let Some(first) = fallbacks.first() {
-        text += &format!(
-            "{} tensors were rounded by their weights alone, such as {}: {}\n",
-            fallbacks.len(),
-            first["name"].as_str().unwrap_or_default(),
-            first["method"]["fallback"].as_str().unwrap_or_default(),
-        );
-    }
-    let unscaled: Vec<&serde_json::Value> =
-        tensors.iter().filter(|tensor| tensor["method"]["scaled"]["fallback"].is_string()).collect();
-    if let Some(first) = unscaled.first() {
-        text += &format!(
-            "{} tensors keep their features' own scales, such as {}: {}\n",
-            unscaled.len(),
-            first["name"].as_str().unwrap_or_default(),
-            first["method"]["scaled"]["fallback"].as_str().unwrap_or_default(),
-        );
-    }
-    let outliers: Vec<&serde_json::Value> =
-        tensors.iter().filter(|tensor| tensor["outliers"].is_object()).collect();
-    if let Some(first) = outliers.first() {
-        text += &format!(
-            "{} tensors fell back for outliers, such as {} to {}: {}\n",
-            outliers.len(),
-            first["name"].as_str().unwrap_or_default(),
-            first["to"].as_str().unwrap_or_default(),
-            first["reason"].as_str().unwrap_or_default(),
-        );
-    }
+    let why = |why: &serde_json::Value| Some(format!(": {}", why.as_str()?));
+    text +=
+        &such_as(tensors, "were rounded by their weights alone", |tensor| why(&tensor["method"]["fallback"]));
+    text += &such_as(tensors, "keep their features' own scales", |tensor| {
+        why(&tensor["method"]["scaled"]["fallback"])
+    });
+    text += &such_as(tensors, "fell back for outliers", |tensor| {
+        let said = |key: &str| tensor[key].as_str().unwrap_or_default();
+        tensor["outliers"].is_object().then(|| format!(" to {}: {}", said("to"), said("reason")))
+    });
     let beyond = document["inputs_beyond_f16"].as_array().map_or(&[][..], Vec::as_slice);
     if let Some(first) = beyond.first() {
         text += &format!(

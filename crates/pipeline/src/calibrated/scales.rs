@@ -5,7 +5,7 @@
 
 use bitmill_calib::Cached;
 use bitmill_checkpoint::RoleKind;
-use bitmill_tensor::FloatType;
+use bitmill_tensor::{Element, FloatType};
 
 use super::Calibrated;
 use super::tensor::MethodRecord;
@@ -27,9 +27,6 @@ pub(crate) struct RuntimeScales {
     pub cache: Option<StoredScale>,
 }
 
-/// The largest 8-bit float.
-const LARGEST_FP8: f32 = 448.0;
-
 impl Calibrated<'_> {
     /// What runtimes divide by that have planned tensor `index`, whose layer has just run and whose record is `method`.
     ///
@@ -44,7 +41,7 @@ impl Calibrated<'_> {
         let largest = method.and_then(|method| method.largest_input);
         let inputs = match (planned.has_input_scale(), largest) {
             (false, _) => None,
-            (true, Some(largest)) => Some(self.scale(largest as f32, LARGEST_FP8)),
+            (true, Some(largest)) => Some(self.scale(largest as f32, Element::Fp8.reach())),
             (true, None) => return Err(Error::InputRange { tensor: planned.name.clone() }),
         };
         Ok(RuntimeScales { inputs, cache: self.cache_scale(index) })
@@ -95,15 +92,34 @@ mod tests {
 
     const GPTQ: &str = "[[step]]\nkind = \"gptq\"\nbits = 4\ngranularity = { group = { size = 32 } }\n";
 
+    /// Writes the output of `recipe`, whose size is as planned.
+    fn written(checkpoint: &Checkpoint, recipe: &str, path: &Path) -> Plan {
+        let recipe = Recipe::parse(recipe, Path::new("test.toml")).unwrap();
+        let plan = Plan::new(checkpoint, &recipe, &PlanOptions::default()).unwrap();
+        let record = compress(checkpoint, &plan, path, Overwrite::Refuse, &Silent).unwrap();
+        let is_planned = |file: &Path| !file.ends_with("bitmill.json") && !file.ends_with("bitmill.md");
+        let files = record.written.files.iter().filter(|(file, _)| is_planned(file));
+        assert_eq!(files.map(|(_, bytes)| bytes).sum::<u64>(), plan.output_bytes, "sizes are exact");
+        plan
+    }
+
+    /// The calibration windows before the first layer of `model`.
+    fn entered(model: &Model, compute: &Compute, plan: &Plan) -> bitmill_model::Stage {
+        let material = plan.material.as_ref().unwrap();
+        let texts: Vec<&[u32]> = material.calibration.windows.iter().take(material.windows()).collect();
+        model.enter(compute, &texts).unwrap()
+    }
+
+    fn largest(x: &Matrix) -> f32 {
+        x.as_slice().iter().fold(0f32, |most, x| most.max(x.abs()))
+    }
+
     /// By the output at `path` itself: the largest keys and values of each layer, as scales.
     fn reached(path: &Path, plan: &Plan) -> Vec<(usize, RoleKind, f32)> {
         let checkpoint = Checkpoint::open(path).unwrap();
         let model = Model::load(&checkpoint).unwrap();
         let compute = Compute::new(Isa::best(), ComputePath::Exact);
-        let material = plan.material.as_ref().unwrap();
-        let texts: Vec<&[u32]> = material.calibration.windows.iter().take(material.windows()).collect();
-        let mut stage = model.enter(&compute, &texts).unwrap();
-        let largest = |x: &Matrix| x.as_slice().iter().fold(0f32, |most, x| most.max(x.abs()));
+        let mut stage = entered(&model, &compute, plan);
         let mut found = Vec::new();
         for layer in 0..model.config().n_layers {
             let mut probe = bitmill_model::Stage::default();
@@ -143,13 +159,8 @@ mod tests {
                 "format = \"compressed-tensors\"\n[kv_cache]\ntype = \"fp8\"\n[calibration]\nsource = {source:?}\nsamples = 6\n\
                  length = 32\nheld_out = 2\nstates = \"f32\"\n{more}\n{steps}"
             );
-            let recipe = Recipe::parse(&recipe, Path::new("test.toml")).unwrap();
-            let plan = Plan::new(&checkpoint, &recipe, &PlanOptions::default()).unwrap();
             let path = text.path().join(format!("{}-{}", variant.name(), steps.len() + more.len()));
-            let record = compress(&checkpoint, &plan, &path, Overwrite::Refuse, &Silent).unwrap();
-            let is_planned = |file: &Path| !file.ends_with("bitmill.json") && !file.ends_with("bitmill.md");
-            let files = record.written.files.iter().filter(|(file, _)| is_planned(file));
-            assert_eq!(files.map(|(_, bytes)| bytes).sum::<u64>(), plan.output_bytes, "sizes are exact");
+            let plan = written(&checkpoint, &recipe, &path);
             let written = Checkpoint::open(&path).unwrap();
             let mut stored =
                 written.cache_scales().iter().map(|scale| (scale.layer, scale.of, scale.values[0]));
@@ -180,27 +191,20 @@ mod tests {
                 "format = \"compressed-tensors\"\n[calibration]\nsamples = 6\nlength = 32\nheld_out = 2\nstates = \"f32\"\n\
                  {memory}{before}[[step]]\nkind = \"scaled\"\ntype = \"fp8\"\nactivations = \"static\"\n"
             );
-            let recipe = Recipe::parse(&recipe, Path::new("test.toml")).unwrap();
-            let plan = Plan::new(&checkpoint, &recipe, &PlanOptions::default()).unwrap();
             let path = text.path().join(variant.name());
-            let record = compress(&checkpoint, &plan, &path, Overwrite::Refuse, &Silent).unwrap();
-            let is_planned = |file: &Path| !file.ends_with("bitmill.json") && !file.ends_with("bitmill.md");
-            let files = record.written.files.iter().filter(|(file, _)| is_planned(file));
-            assert_eq!(files.map(|(_, bytes)| bytes).sum::<u64>(), plan.output_bytes, "sizes are exact");
+            let plan = written(&checkpoint, &recipe, &path);
 
             let written = Checkpoint::open(&path).unwrap();
             let model = Model::load(&written).unwrap();
             let compute = Compute::new(Isa::best(), ComputePath::Exact);
-            let material = plan.material.as_ref().unwrap();
-            let texts: Vec<&[u32]> = material.calibration.windows.iter().take(material.windows()).collect();
-            let mut stage = model.enter(&compute, &texts).unwrap();
+            let mut stage = entered(&model, &compute, &plan);
             let mut seen = 0;
             for layer in 0..model.config().n_layers {
                 model.pass_layer(&compute, &mut stage, |kind, _, x| {
                     let role = Role { kind, layer: Some(layer), expert: None };
                     let name = role.canonical_name().unwrap();
                     let found = written.input_scales().iter().find(|scale| scale.name == name).unwrap();
-                    let expected = x.as_slice().iter().fold(0f32, |most, x| most.max(x.abs())) / 448.0;
+                    let expected = largest(x) / 448.0;
                     let close = (found.value / expected - 1.0).abs() < most;
                     assert!(close, "{variant:?}, {name}: {found:?} where {expected} is expected");
                     seen += 1;
