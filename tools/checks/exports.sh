@@ -9,7 +9,7 @@ for MODEL in "$@"; do
   # 576 columns are no whole groups of 128.
   G=64
   put() { "$BITMILL" compress "$MODEL" --recipe "$1" ${2:+--to "$2"} -o "$OUT/$1${2:+-$2}" > /dev/null; }
-  for recipe in w8a8_int8 w8a8_fp8 w8a8_fp8_block w8a16_fp8 nvfp4 mxfp4 w4a16_g$G w4a16_g${G}_asym nf4 nf4_double; do put $recipe; done
+  for recipe in w8a8_int8 w8a8_fp8 w8a8_fp8_block w8a16_fp8 nvfp4 mxfp4 mxfp6 mxfp8 w4a16_g$G w4a16_g${G}_asym nf4 nf4_double; do put $recipe; done
   for recipe in w4a16_g$G w4a16_g${G}_asym w2a16_g$G w3a16_g${G}_asym w8a16 w8a16_g$G; do put $recipe gptq; done
   for recipe in w4a16_g$G w4a16_g${G}_asym; do put $recipe awq; done
   # What runs over text, from few tokens.

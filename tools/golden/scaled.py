@@ -4,17 +4,20 @@
   scaled.py       writes crates/quant/tests/golden/scaled.{safetensors,json}
 
 Weights with a wide range, a row and a block of zeros, compressed by the library's own scales and compressors: int8 and fp8 by
-row, fp8 by block, NVFP4 and MXFP4; and what they stand for by its own dequantization, in f32.
+row, fp8 by block, NVFP4, MXFP4, MXFP6 and MXFP8; and what they stand for by its own dequantization, in f32.
 """
-import importlib.metadata, json, pathlib
+import importlib.metadata, json, pathlib, sys
+sys.path.pop(0)  # transformers would take hqq.py in this folder for a package
 import numpy as np, torch
 from safetensors.torch import save_file
 from compressed_tensors.compressors.mxfp4.base import MXFP4PackedCompressor
+from compressed_tensors.compressors.mxfp6.base import MXFP6PackedCompressor
+from compressed_tensors.compressors.mxfp8.base import MXFP8QuantizationCompressor
 from compressed_tensors.compressors.naive_quantized.base import NaiveQuantizationCompressor
 from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor
 from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.quantization import QuantizationScheme
-from compressed_tensors.quantization.quant_scheme import FP8_BLOCK, FP8_DYNAMIC, INT8_W8A8, MXFP4A16, NVFP4A16
+from compressed_tensors.quantization.quant_scheme import FP8_BLOCK, FP8_DYNAMIC, INT8_W8A8, MXFP4A16, MXFP6A16, MXFP8A16, NVFP4A16
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 
 OUT = pathlib.Path(__file__).resolve().parents[2] / "crates/quant/tests/golden"
@@ -56,6 +59,9 @@ scale, _ = calculate_qparams(*by(16), NVFP4A16["weights"], global_scale=global_s
 store("nvfp4", NVFP4A16, NVFP4PackedCompressor, scale, global_scale)
 scale, _ = calculate_qparams(*by(32), MXFP4A16["weights"])
 store("mxfp4", MXFP4A16, MXFP4PackedCompressor, scale)
+for name, preset, compressor in (("mxfp6", MXFP6A16, MXFP6PackedCompressor), ("mxfp8", MXFP8A16, MXFP8QuantizationCompressor)):
+    scale, _ = calculate_qparams(*by(32), preset["weights"])
+    store(name, preset, compressor, scale)
 numbers = unpack_fp4_from_uint8(tensors["nvfp4/weight_packed"], ROWS, COLS, torch.float32)
 local = tensors["nvfp4/weight_scale"].view(torch.float8_e4m3fn).float() / global_scale
 tensors["nvfp4/decided"] = numbers * local.repeat_interleave(16, 1)

@@ -136,7 +136,8 @@ pub(crate) fn assemble(
     let scale = if nested.is_some() { ScaleType::Nested } else { ScaleType::Float(FloatType::F32) };
     let layout = Scaled { element: Element::Listed(list), extent: Extent::Columns(blocksize), scale };
     let encoding = Encoding::Scaled(layout);
-    let parts = Parts::Scaled { layout, codes: codes.bytes, scales: absmax.bytes, global: 1.0, nested };
+    let parts =
+        Parts::Scaled { layout, codes: codes.bytes, scales: absmax.bytes, global: 1.0, nested, kept: None };
     WeightView::new(out_features, in_features, parts.data(encoding))
         .map_err(|source| Error::View { tensor: name.to_owned(), source })?;
     Ok(StoredMatrix { shape: [out_features, in_features], encoding, parts })

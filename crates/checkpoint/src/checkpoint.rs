@@ -92,6 +92,7 @@ pub(crate) enum Parts {
         scales: Region,
         global: f32,
         nested: Option<NestedParts>,
+        kept: Option<Region>,
     },
     Columns {
         layout: Grouped,
@@ -100,6 +101,7 @@ pub(crate) enum Parts {
         scales: Region,
         zero_points: Region,
         group_of: Option<Region>,
+        places: Option<Region>,
     },
     Sparse {
         float: FloatType,
@@ -382,9 +384,14 @@ impl Tensor {
             Encoding::Grouped(layout) => {
                 WeightData::Grouped { layout, packed: &bytes, scales: &[], zero_points: &[] }
             }
-            Encoding::Scaled(layout) => {
-                WeightData::Scaled { layout, codes: &bytes, scales: &[], global: 1.0, nested: None }
-            }
+            Encoding::Scaled(layout) => WeightData::Scaled {
+                layout,
+                codes: &bytes,
+                scales: &[],
+                global: 1.0,
+                nested: None,
+                kept: &[],
+            },
             Encoding::Sparse { float, .. } => {
                 WeightData::Sparse { float, bitmask: &[], values: &bytes, row_offsets: &[] }
             }
@@ -490,22 +497,26 @@ impl Parts {
                 scales,
                 zero_points: zero_points.as_deref().unwrap_or_default(),
             },
-            Self::Scaled { layout, codes, scales, global, nested } => {
+            Self::Scaled { layout, codes, scales, global, nested, kept } => {
                 let nested = nested.as_ref().map(|nested| Nested {
                     map: &nested.map,
                     absmax: &nested.absmax,
                     offset: nested.offset,
                 });
-                WeightData::Scaled { layout: *layout, codes, scales, global: *global, nested }
+                let kept = kept.as_deref().unwrap_or_default();
+                WeightData::Scaled { layout: *layout, codes, scales, global: *global, nested, kept }
             }
-            Self::Columns { layout, packing, packed, scales, zero_points, group_of } => WeightData::Columns {
-                layout: *layout,
-                packing: *packing,
-                packed,
-                scales,
-                zero_points,
-                group_of: group_of.as_deref().unwrap_or_default(),
-            },
+            Self::Columns { layout, packing, packed, scales, zero_points, group_of, places } => {
+                WeightData::Columns {
+                    layout: *layout,
+                    packing: *packing,
+                    packed,
+                    scales,
+                    zero_points,
+                    group_of: group_of.as_deref().unwrap_or_default(),
+                    places: places.as_deref().unwrap_or_default(),
+                }
+            }
             Self::Sparse { float, bitmask, values, row_offsets } => {
                 WeightData::Sparse { float: *float, bitmask, values, row_offsets }
             }
@@ -522,12 +533,12 @@ impl Parts {
                     act(zero_points);
                 }
             }
-            Self::Scaled { codes, scales, nested, .. } => {
+            Self::Scaled { codes, scales, nested, kept, .. } => {
                 let nested = nested.iter().flat_map(|nested| [&nested.map, &nested.absmax]);
-                [codes, scales].into_iter().chain(nested).for_each(act);
+                [codes, scales].into_iter().chain(nested).chain(kept).for_each(act);
             }
-            Self::Columns { packed, scales, zero_points, group_of, .. } => {
-                [packed, scales, zero_points].into_iter().chain(group_of).for_each(act);
+            Self::Columns { packed, scales, zero_points, group_of, places, .. } => {
+                [packed, scales, zero_points].into_iter().chain(group_of).chain(places).for_each(act);
             }
             Self::Sparse { bitmask, values, row_offsets, .. } => {
                 [bitmask, values, row_offsets].into_iter().for_each(act);

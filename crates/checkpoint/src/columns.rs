@@ -26,7 +26,7 @@ use crate::checkpoint::Parts;
 use crate::compressed_tensors::{PackedScheme, StoredMatrix};
 use crate::config_json::Fields;
 use crate::safetensors_in::StTensor;
-use crate::{Error, StTensorSpec};
+use crate::{Error, Region, StTensorSpec};
 
 const CODES: &str = "qweight";
 const ZEROS: &str = "qzeros";
@@ -70,7 +70,7 @@ pub(crate) fn declared(fields: &Fields, method: &str) -> Result<Declared, Error>
     let bits = fields.optional_size("bits", 64)?.or(fields.optional_size("w_bit", 64)?).unwrap_or(4);
     let is_read = match packing {
         ColumnPacking::Awq => bits == 4,
-        ColumnPacking::GptqV1 | ColumnPacking::GptqV2 | ColumnPacking::Words => matches!(bits, 2 | 3 | 4 | 8),
+        _ => matches!(bits, 2 | 3 | 4 | 8),
     };
     if !is_read {
         return Err(unsupported(format!("a width of {bits} bits")));
@@ -164,27 +164,7 @@ pub(crate) fn assemble(
             }
             None
         }
-        Some(part) => {
-            let own = part.bytes.as_chunks::<4>().0;
-            if part.shape != [in_features] {
-                return Err(wrong(format!(
-                    "`{GROUP_OF}` {:?} is not one group for each of {in_features} columns",
-                    part.shape
-                )));
-            }
-            let outside = own
-                .iter()
-                .map(|group| i32::from_le_bytes(*group))
-                .find(|group| usize::try_from(*group).is_ok_and(|group| group < groups).eq(&false));
-            if let Some(group) = outside {
-                return Err(wrong(format!("`{GROUP_OF}` names group {group} of {groups}")));
-            }
-            let in_order = in_features.is_multiple_of(groups)
-                && own.iter().enumerate().all(|(column, group)| {
-                    u32::from_le_bytes(*group) as usize == column / (in_features / groups)
-                });
-            (!in_order).then_some(part.bytes)
-        }
+        Some(part) => group_order(name, part, in_features, groups)?,
     };
     // Where columns have an order of their own this is what it comes to on average.
     let group_size = NonZeroUsize::new(in_features.div_ceil(groups)).ok_or_else(no_matrix)?;
@@ -199,11 +179,46 @@ pub(crate) fn assemble(
         scales: scales.bytes,
         zero_points: zeros.bytes,
         group_of,
+        places: None,
     };
     let encoding = Encoding::Grouped(layout);
     WeightView::new(out_features, in_features, parts.data(encoding))
         .map_err(|source| Error::View { tensor: name.to_owned(), source })?;
     Ok(StoredMatrix { shape: [out_features, in_features], encoding, parts })
+}
+
+/// The group of each column, as `part` of the matrix `name` has it; `None` if they are in order.
+///
+/// # Errors
+/// [`Error::PackedTensor`] unless it names one of `groups` for each of `in_features` columns.
+pub(crate) fn group_order(
+    name: &str,
+    part: StTensor,
+    in_features: usize,
+    groups: usize,
+) -> Result<Option<Region>, Error> {
+    let wrong = |problem: String| Error::PackedTensor { tensor: name.to_owned(), problem };
+    let known = part.name.rsplit('.').next().unwrap_or_default();
+    let own = part.bytes.as_chunks::<4>().0;
+    if part.shape != [in_features] || part.dtype != Dtype::I32 {
+        return Err(wrong(format!(
+            "`{known}` {} {:?} is not one group for each of {in_features} columns",
+            part.dtype, part.shape
+        )));
+    }
+    let outside = own
+        .iter()
+        .map(|group| i32::from_le_bytes(*group))
+        .find(|group| usize::try_from(*group).is_ok_and(|group| group < groups).eq(&false));
+    if let Some(group) = outside {
+        return Err(wrong(format!("`{known}` names group {group} of {groups}")));
+    }
+    let in_order = in_features.is_multiple_of(groups)
+        && own
+            .iter()
+            .enumerate()
+            .all(|(column, group)| u32::from_le_bytes(*group) as usize == column / (in_features / groups));
+    Ok((!in_order).then_some(part.bytes))
 }
 
 /// The tensors that a matrix is stored as in `packing`: codes, scales, zero points, and for GPTQ the group of each column.

@@ -5,7 +5,9 @@
 //!                                                       plus 2^(bits−1); words run along `in`
 //! NAME.weight_scale       F16|BF16|F32 [out, groups]    groups = in / group_size, or 1
 //! NAME.weight_shape       I64 [2]                       out, in
-//! NAME.weight_zero_point  I32 [ceil(out·bits/32), groups]   asymmetric only: packed along `out`, plus 2^(bits−1)
+//! NAME.weight_zero_point  I32 [ceil(out·bits/32), groups]   asymmetric only: packed along `out`, plus 2^(bits−1);
+//!                         I8 [1] where one scale is for the whole matrix
+//! NAME.weight_g_idx       I32 [in]                      the group of each column, where groups have an order of their own
 //! ```
 //!
 //! Before 0.18 the library packed codes of 3, 5, 6 and 7 bits into words of ⌊32/bits⌋ whole codes: then there are ceil(in / ⌊32/bits⌋) words a row,
@@ -14,7 +16,8 @@
 //!
 //! config.json's `quantization_config` says which widths and group sizes there are; which matrix has which
 //! follows from its tensors, so that patterns in `targets` need not be matched. Read are 2 to 8 bits,
-//! symmetric and asymmetric, by group or by channel, and the forms of `scaled`; anything else is an error that names it.
+//! symmetric and asymmetric, by group, by channel or by tensor, `marlin-24`, and the forms of `scaled` and `sparse_bitmask`; anything
+//! else is an error that names it.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -28,12 +31,13 @@ use crate::checkpoint::Parts;
 use crate::config_json::Fields;
 use crate::safetensors_in::StTensor;
 use crate::scaled::{self, Activations};
-use crate::{Error, Region, StTensorSpec, sparse_bitmask};
+use crate::{Error, Region, StTensorSpec, columns, marlin24, sparse_bitmask};
 
 pub(crate) const PACKED: &str = "weight_packed";
 pub(crate) const SCALE: &str = "weight_scale";
 const SHAPE: &str = "weight_shape";
 pub(crate) const ZERO_POINT: &str = "weight_zero_point";
+pub(crate) const GROUP_OF: &str = "weight_g_idx";
 
 /// The version of the library whose files these are: the first that today's transformers accepts.
 const VERSION: &str = "0.15.0";
@@ -51,12 +55,21 @@ enum Kind {
     /// Codes in words.
     Packed {
         bits: Bits,
-        /// `None`: one scale a row.
-        group_size: Option<NonZeroUsize>,
+        scales: Scales,
         zero_point: ZeroPoint,
+        /// Columns are in groups by an order of their own.
+        is_ordered: bool,
     },
     /// Numbers by themselves; the height and width of what shares a scale, where it is a block.
     Scaled { block: Option<(NonZeroUsize, NonZeroUsize)> },
+}
+
+/// Which codes share a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scales {
+    Group(NonZeroUsize),
+    Row,
+    Matrix,
 }
 
 impl Scheme {
@@ -70,14 +83,17 @@ impl Scheme {
 }
 
 /// The forms that are read.
-const FORMATS: [&str; 8] = [
+const FORMATS: [&str; 11] = [
     "dense",
     "pack-quantized",
+    "marlin-24",
     "int-quantized",
     "float-quantized",
     "naive-quantized",
     "nvfp4-pack-quantized",
     "mxfp4-pack-quantized",
+    "mxfp6-pack-quantized",
+    "mxfp8-quantized",
     "mixed-precision",
 ];
 
@@ -136,8 +152,12 @@ pub(crate) fn schemes(fields: &Fields) -> Result<Vec<Scheme>, Error> {
         };
         let weights = Fields { file, prefix: "quantization_config.config_groups.weights", map };
         let kind = match (format, weights.text("type")?) {
-            ("pack-quantized" | "mixed-precision", None | Some("int")) => packed_kind(&weights)?,
-            ("pack-quantized", Some(other)) => return Err(unsupported(format!("weights of type `{other}`"))),
+            ("pack-quantized" | "marlin-24" | "mixed-precision", None | Some("int")) => {
+                packed_kind(&weights)?
+            }
+            ("pack-quantized" | "marlin-24", Some(other)) => {
+                return Err(unsupported(format!("weights of type `{other}`")));
+            }
             _ => Kind::Scaled { block: block(&weights, "block_structure")? },
         };
         schemes.push(Scheme { targets, kind });
@@ -182,38 +202,44 @@ fn packed_kind(weights: &Fields) -> Result<Kind, Error> {
         (2.., Some(bits)) => bits,
         _ => return Err(unsupported(format!("a width of {bits} bits"))),
     };
-    match weights.get("actorder") {
-        None | Some(Value::Bool(false)) => {}
-        Some(Value::String(order)) if matches!(order.as_str(), "weight" | "static") => {}
+    let is_ordered = match weights.get("actorder") {
+        None | Some(Value::Bool(false)) => false,
+        Some(Value::Bool(true)) => true,
+        Some(Value::String(order)) if matches!(order.as_str(), "weight" | "static") => false,
+        Some(Value::String(order)) if matches!(order.as_str(), "group" | "dynamic") => true,
         Some(other) => return Err(unsupported(format!("the activation order {other}"))),
-    }
+    };
     match weights.get("dynamic") {
         None | Some(Value::Bool(false)) => {}
         Some(other) => return Err(unsupported(format!("`dynamic` weights ({other})"))),
     }
-    let size = match weights.get("group_size") {
-        // −1 is the library's older way to say "channel".
-        Some(value) if value.as_i64() == Some(-1) => None,
-        _ => weights.optional_size("group_size", 1 << 30)?.and_then(NonZeroUsize::new),
+    // −1 is the library's older way to say "channel".
+    let is_row = weights.get("group_size").and_then(Value::as_i64) == Some(-1);
+    let size = match is_row {
+        true => None,
+        false => weights.optional_size("group_size", 1 << 30)?.and_then(NonZeroUsize::new),
     };
-    let group_size = match (weights.text("strategy")?, size) {
-        (Some("group"), Some(size)) | (None, Some(size)) => Some(size),
-        (Some("channel"), _) => None,
+    let scales = match (weights.text("strategy")?, size) {
+        (Some("group"), Some(size)) | (None, Some(size)) => Scales::Group(size),
+        (Some("channel"), _) => Scales::Row,
+        (None, None) if is_row => Scales::Row,
         (Some("group"), None) => return Err(weights.wrong("group_size", "missing".to_owned())),
-        (None, None) => return Err(unsupported("one scale for a whole tensor".to_owned())),
+        // What the library takes a config without either for.
+        (Some("tensor"), _) | (None, None) => Scales::Matrix,
         (Some(other), _) => return Err(unsupported(format!("the strategy `{other}`"))),
     };
     let zero_point = match weights.flag("symmetric")? {
         None | Some(true) => ZeroPoint::Symmetric,
         Some(false) => ZeroPoint::Asymmetric,
     };
-    Ok(Kind::Packed { bits, group_size, zero_point })
+    Ok(Kind::Packed { bits, scales, zero_point, is_ordered })
 }
 
 /// The matrix that a stored tensor is a part of (`….weight`), if its name says so.
 pub(crate) fn matrix_of(name: &str) -> Option<(String, &'static str)> {
     let (module, part) = name.rsplit_once('.')?;
-    let part = [PACKED, SCALE, SHAPE, ZERO_POINT].into_iter().find(|known| *known == part)?;
+    let own = [PACKED, SCALE, SHAPE, ZERO_POINT, GROUP_OF].into_iter().chain(marlin24::PARTS);
+    let part = own.into_iter().find(|known| *known == part)?;
     Some((format!("{module}.weight"), part))
 }
 
@@ -235,8 +261,10 @@ pub(crate) fn assemble(
     let (Some(packed), Some(scale), Some(shape)) = (take(PACKED), take(SCALE), take(SHAPE)) else {
         return Err(wrong(format!("`{PACKED}`, `{SCALE}` and `{SHAPE}` must all be there")));
     };
-    let zero_point = take(ZERO_POINT);
-    for part in [Some(&packed), zero_point.as_ref()].into_iter().flatten() {
+    let (zero_point, group_of) = (take(ZERO_POINT), take(GROUP_OF));
+    // A single zero point is a number by itself.
+    let in_words = zero_point.as_ref().filter(|part| part.bytes.len() != 1);
+    for part in [Some(&packed), in_words, group_of.as_ref()].into_iter().flatten() {
         if part.dtype != Dtype::I32 {
             return Err(wrong(format!("`{}` is {} where I32 is expected", part.name, part.dtype)));
         }
@@ -249,28 +277,36 @@ pub(crate) fn assemble(
     let named: Vec<&Scheme> =
         schemes.iter().filter(|scheme| scheme.targets.iter().any(|to| to == module)).collect();
     let candidates = if named.is_empty() { schemes.iter().collect() } else { named };
-    // With whether words hold whole codes.
-    let mut found: Option<(Grouped, bool)> = None;
+    let mut found: Option<Fit> = None;
     let mut uneven = None;
     for scheme in candidates {
-        let Kind::Packed { bits, group_size, zero_point: own_zero_point } = scheme.kind else { continue };
-        let Some(group_size) = group_size.or(NonZeroUsize::new(in_features)) else {
+        let Kind::Packed { bits, scales, zero_point: own_zero_point, is_ordered } = scheme.kind else {
             continue;
         };
+        let is_single = scales == Scales::Matrix;
+        let group_size = match scales {
+            Scales::Group(size) => Some(size),
+            Scales::Row | Scales::Matrix => NonZeroUsize::new(in_features),
+        };
+        let Some(group_size) = group_size else { continue };
         let layout = Grouped { bits, group_size, zero_point: own_zero_point, scale: scale_type };
         let groups = layout.groups_per_row(in_features);
         let fits_words = |words_of: &dyn Fn(usize) -> usize| {
-            let zero_shape = match layout.zero_point {
-                ZeroPoint::Symmetric => None,
-                ZeroPoint::Asymmetric => Some(vec![words_of(out_features), groups]),
+            let zeros_fit = match (layout.zero_point, &zero_point) {
+                (ZeroPoint::Symmetric, zeros) => zeros.is_none(),
+                (ZeroPoint::Asymmetric, Some(zeros)) if is_single => zeros.bytes.len() == 1,
+                (ZeroPoint::Asymmetric, Some(zeros)) => zeros.shape == [words_of(out_features), groups],
+                (ZeroPoint::Asymmetric, None) => false,
             };
-            packed.shape == [out_features, words_of(in_features)]
-                && scale.shape == [out_features, groups]
-                && zero_point.as_ref().map(|part| &part.shape) == zero_shape.as_ref()
+            let scales_fit = match is_single {
+                true => scale.bytes.len() == scale_type.size_bytes(),
+                false => scale.shape == [out_features, groups],
+            };
+            packed.shape == [out_features, words_of(in_features)] && scales_fit && zeros_fit
         };
         let is_stream = fits_words(&|codes| layout.words_per_row(codes));
         let fits = is_stream || fits_words(&|codes| codes.div_ceil(layout.codes_per_word()));
-        let layout = (layout, !is_stream);
+        let layout = Fit { layout, in_words: !is_stream, is_single, is_ordered };
         if fits && !in_features.is_multiple_of(group_size.get()) {
             // Its last group would be cut short: an error, unless another scheme fits.
             uneven = Some(layout);
@@ -283,7 +319,7 @@ pub(crate) fn assemble(
             found = Some(layout);
         }
     }
-    let Some((layout, in_words)) = found.or(uneven) else {
+    let Some(Fit { layout, in_words, is_single, is_ordered }) = found.or(uneven) else {
         let zero_points =
             zero_point.map_or("no zero points".to_owned(), |part| format!("zero points {:?}", part.shape));
         return Err(wrong(format!(
@@ -294,8 +330,25 @@ pub(crate) fn assemble(
             scale.shape,
         )));
     };
-    let (packed, scales, zero_points) = (packed.bytes, scale.bytes, zero_point.map(|part| part.bytes));
-    let parts = match in_words {
+    let (packed, mut scales, mut zero_points) =
+        (packed.bytes, scale.bytes, zero_point.map(|part| part.bytes));
+    if is_single {
+        scales = repeated(&scales, out_features);
+        zero_points = zero_points.map(|zero| zero_words(zero[0] as i8, out_features, &layout));
+    }
+    let group_of = match group_of {
+        Some(part) => group_order(name, part, in_features, layout.groups_per_row(in_features))?,
+        None if is_ordered => {
+            return Err(wrong(format!(
+                "its columns are declared in the order of activations, without a `{GROUP_OF}`"
+            )));
+        }
+        None => None,
+    };
+    if group_of.is_some() && !in_words && 32 % layout.bits.get() != 0 {
+        return Err(wrong(format!("codes of {} bits as one stream beside a `{GROUP_OF}`", layout.bits)));
+    }
+    let parts = match in_words || group_of.is_some() {
         false => Parts::Grouped { layout, packed, scales, zero_points },
         true => Parts::Columns {
             layout,
@@ -303,13 +356,57 @@ pub(crate) fn assemble(
             packed,
             scales,
             zero_points: zero_points.unwrap_or(Region::from_static(&[])),
-            group_of: None,
+            group_of,
+            places: None,
         },
     };
     let encoding = Encoding::Grouped(layout);
     WeightView::new(out_features, in_features, parts.data(encoding))
         .map_err(|source| Error::View { tensor: name.to_owned(), source })?;
     Ok(StoredMatrix { shape: [out_features, in_features], encoding, parts })
+}
+
+/// How a packed matrix is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Fit {
+    layout: Grouped,
+    /// Words hold whole codes, of a width that does not divide 32.
+    in_words: bool,
+    /// One scale is for all of it.
+    is_single: bool,
+    is_ordered: bool,
+}
+
+/// The group of each column, if it is another than their order makes it. −1 is what the library has before it knows any.
+///
+/// # Errors
+/// [`Error::PackedTensor`] unless it names a group for each of `in_features` columns.
+pub(crate) fn group_order(
+    name: &str,
+    part: StTensor,
+    in_features: usize,
+    groups: usize,
+) -> Result<Option<Region>, Error> {
+    if part.bytes.as_chunks::<4>().0.iter().all(|group| i32::from_le_bytes(*group) == -1) {
+        return Ok(None);
+    }
+    columns::group_order(name, part, in_features, groups)
+}
+
+/// As many scales as `rows`, each that of the whole matrix.
+pub(crate) fn repeated(scale: &[u8], rows: usize) -> Region {
+    Region::from_vec(scale.repeat(rows))
+}
+
+/// The words of as many zero points as `rows`, each the same.
+fn zero_words(zero: i8, rows: usize, layout: &Grouped) -> Region {
+    let bits = usize::from(layout.bits.get());
+    let code = (zero as u8).wrapping_add(1 << (bits - 1)) as usize & ((1 << bits) - 1);
+    let mut words = vec![0; 4 * layout.zero_point_words(rows)];
+    for at in (0..rows).flat_map(|row| (0..bits).map(move |bit| (row * bits + bit, code >> bit & 1))) {
+        words[at.0 / 8] |= (at.1 as u8) << (at.0 % 8);
+    }
+    Region::from_vec(words)
 }
 
 /// The two sizes that a tensor of shapes holds; `None` if they cannot be addressed.

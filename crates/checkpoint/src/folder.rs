@@ -27,8 +27,8 @@ use crate::declared::Declared;
 use crate::safetensors_in::{self, StTensor};
 use crate::{
     Checkpoint, Error, Family, ModelConfig, Region, Role, RoleKind, TensorInfo, bitsandbytes, cache_scales,
-    columns, compressed_tensors, config_json, config_out, foreign, generation1, input_scales, moe, scaled,
-    shapes, sparse_bitmask,
+    columns, compressed_tensors, config_json, config_out, foreign, generation1, input_scales, marlin24, moe,
+    scaled, shapes, sparse_bitmask,
 };
 
 const LONGEST_JSON: usize = 16_000_000;
@@ -360,9 +360,16 @@ fn logical_tensors(
                 let matrix = match declared {
                     Some(Declared::Columns(declared)) => columns::assemble(&name, parts, *declared)?,
                     Some(Declared::Bitsandbytes(_)) => bitsandbytes::assemble(&name, parts)?,
-                    _ if sparse_bitmask::is_sparse(&parts) => sparse_bitmask::assemble(&name, parts)?,
+                    _ if sparse_bitmask::is_sparse(&parts) => {
+                        let schemes = match declared {
+                            Some(Declared::CompressedTensors(schemes)) => schemes.as_slice(),
+                            _ => &[],
+                        };
+                        sparse_bitmask::assemble(&name, parts, schemes)?
+                    }
+                    _ if marlin24::is_marlin(&parts) => marlin24::assemble(&name, parts)?,
                     Some(Declared::CompressedTensors(schemes)) if scaled::is_scaled(&parts) => {
-                        scaled::assemble(&name, parts, schemes.iter().filter_map(Scheme::block))?
+                        scaled::assemble(&name, parts, schemes.iter().filter_map(Scheme::block), None)?
                     }
                     Some(Declared::CompressedTensors(schemes)) => {
                         compressed_tensors::assemble(&name, parts, schemes)?

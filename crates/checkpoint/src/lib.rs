@@ -56,6 +56,7 @@ mod gguf_value;
 mod imatrix;
 mod input_scales;
 mod journal;
+mod marlin24;
 mod moe;
 mod region;
 mod role;

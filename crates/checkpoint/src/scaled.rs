@@ -1,13 +1,16 @@
-//! compressed-tensors' `int-`, `float-`, `naive-`, `nvfp4-pack-` and `mxfp4-pack-quantized`: numbers of few bits with scales,
-//! read and written.
+//! compressed-tensors' `int-`, `float-`, `naive-`, `mxfp8-`, `mxfp6-pack-`, `mxfp4-pack-` and `nvfp4-pack-quantized`: numbers of few
+//! bits with scales, read and written.
 //!
 //! ```text
 //! NAME.weight               I8 or F8_E4M3 [out, in]       a number each, or
-//! NAME.weight_packed        U8 [out, in/2]                two E2M1 numbers a byte, the even column low
+//! NAME.weight_packed        U8 [out, in/2]                two E2M1 numbers a byte, the even column low, or
+//!                           U8 [out, 3·in/4]              MXFP6: four E2M3 numbers in three bytes, the first lowest
 //! NAME.weight_scale         F32|F16|BF16 [1], [out, 1], [out, in/g] or [⌈out/r⌉, ⌈in/c⌉]
 //!                           F8_E4M3 [out, in/16]          NVFP4: to be divided by weight_global_scale
-//!                           U8 [out, in/32]               MXFP4: exponents, plus 127
+//!                           U8 [out, in/32]               MXFP4, MXFP6, MXFP8: exponents, plus 127
 //! NAME.weight_global_scale  F32 [1]                       NVFP4
+//! NAME.weight_zero_point    I8, as the scales             integers that are asymmetric
+//! NAME.weight_g_idx         I32 [in]                      integers: the group of each column, where that is not in order
 //! ```
 //!
 //! Which scale is for which numbers follows from the shapes; only the sides of blocks are the config's. What activations are
@@ -17,15 +20,18 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 
-use bitmill_tensor::{Dtype, Element, Encoding, Extent, FloatType, ScaleType, Scaled, WeightView};
+use bitmill_tensor::{
+    Bits, ColumnPacking, Dtype, Element, Encoding, Extent, FloatType, Grouped, ScaleType, Scaled, WeightView,
+    ZeroPoint,
+};
 use serde_json::{Value, json};
 
 use crate::checkpoint::Parts;
-use crate::compressed_tensors::{PACKED, SCALE, StoredMatrix, ZERO_POINT};
+use crate::compressed_tensors::{GROUP_OF, PACKED, SCALE, StoredMatrix, ZERO_POINT, group_order, repeated};
 use crate::safetensors_in::StTensor;
-use crate::{Error, StTensorSpec};
+use crate::{Error, Region, StTensorSpec};
 
-const WEIGHT: &str = "weight";
+pub(crate) const WEIGHT: &str = "weight";
 const SCALE_INV: &str = "weight_scale_inv";
 const GLOBAL: &str = "weight_global_scale";
 /// What belongs to activations.
@@ -44,11 +50,13 @@ pub(crate) fn is_scaled(parts: &HashMap<&'static str, StTensor>) -> bool {
     parts.contains_key(WEIGHT) || parts.get(PACKED).is_some_and(|packed| packed.dtype == Dtype::U8)
 }
 
-/// Puts the matrix `name` together from its stored `parts`; `blocks` are the heights and widths that the config declares.
+/// Puts the matrix `name` together from its stored `parts`; `blocks` are the heights and widths that the config declares, `kept` the bits that say
+/// which two of each four numbers are stored, where others are not, and how many columns there are.
 pub(crate) fn assemble(
     name: &str,
     mut parts: HashMap<&'static str, StTensor>,
     blocks: impl Iterator<Item = (NonZeroUsize, NonZeroUsize)>,
+    kept: Option<(Region, usize)>,
 ) -> Result<StoredMatrix, Error> {
     let wrong = |problem: String| Error::PackedTensor { tensor: name.to_owned(), problem };
     INPUTS.iter().for_each(|input| drop(parts.remove(input)));
@@ -57,20 +65,26 @@ pub(crate) fn assemble(
     let (Some(codes), Some(scale)) = (codes.or(packed), take(SCALE).or(take(SCALE_INV))) else {
         return Err(wrong(format!("there are numbers without a `{SCALE}`")));
     };
-    if let Some(zeros) = take(ZERO_POINT)
-        && zeros.bytes.iter().any(|&byte| byte != 0)
-    {
-        return Err(wrong("numbers with zero points, which are not read".to_owned()));
-    }
-    let element = match codes.dtype {
-        Dtype::I8 => Element::Int8,
-        Dtype::F8E4M3 => Element::Fp8,
-        _ => Element::Fp4,
-    };
+    let zeros = take(ZERO_POINT).filter(|zeros| zeros.bytes.iter().any(|&byte| byte != 0));
+    let group_of = take(GROUP_OF);
     let &[out_features, row] = codes.shape.as_slice() else {
         return Err(wrong(format!("numbers of the shape {:?} are no matrix", codes.shape)));
     };
-    let in_features = if element == Element::Fp4 { 2 * row } else { row };
+    let element = match codes.dtype {
+        Dtype::I8 => Element::Int8,
+        Dtype::F8E4M3 => Element::Fp8,
+        // 32 numbers have a scale; of 6 bits they are 24 bytes, of 4 bits 16.
+        _ if matches!(*scale.shape, [_, lines] if scale.dtype == Dtype::U8 && row == lines * 24) => {
+            Element::Fp6
+        }
+        _ => Element::Fp4,
+    };
+    let in_features = match (element, &kept) {
+        (Element::Fp4, _) => 2 * row,
+        (Element::Fp6, _) => row / 3 * 4,
+        (_, Some((_, in_features))) => *in_features,
+        _ => row,
+    };
     let scale_type = match scale.dtype {
         Dtype::F32 => ScaleType::Float(FloatType::F32),
         Dtype::F16 => ScaleType::Float(FloatType::F16),
@@ -96,17 +110,81 @@ pub(crate) fn assemble(
         return Err(wrong(format!("`{GLOBAL}` is {global}, by which nothing can be divided")));
     }
     let layout = Scaled { element, extent, scale: scale_type };
-    let encoding = Encoding::Scaled(layout);
-    let parts = Parts::Scaled {
-        layout,
-        codes: codes.bytes,
-        scales: scale.bytes,
-        global: global.unwrap_or(1.0),
-        nested: None,
+    let group_of = match (group_of, extent) {
+        (Some(part), Extent::Columns(size)) => {
+            group_order(name, part, in_features, in_features / size.get())?
+        }
+        _ => None,
+    };
+    let (encoding, parts) = if zeros.is_some() || group_of.is_some() {
+        let parts = Uneven { layout, zeros, group_of, codes: codes.bytes, scales: scale.bytes };
+        if kept.is_some() {
+            return Err(wrong("two of four numbers with zero points or in an order of their own".to_owned()));
+        }
+        parts.in_groups(out_features, in_features).map_err(wrong)?
+    } else {
+        let parts = Parts::Scaled {
+            layout,
+            codes: codes.bytes,
+            scales: scale.bytes,
+            global: global.unwrap_or(1.0),
+            nested: None,
+            kept: kept.map(|(kept, _)| kept),
+        };
+        (Encoding::Scaled(layout), parts)
     };
     WeightView::new(out_features, in_features, parts.data(encoding))
         .map_err(|source| Error::View { tensor: name.to_owned(), source })?;
     Ok(StoredMatrix { shape: [out_features, in_features], encoding, parts })
+}
+
+/// Integers that have zero points, or whose columns are in groups by an order of their own.
+struct Uneven {
+    layout: Scaled,
+    zeros: Option<StTensor>,
+    group_of: Option<Region>,
+    codes: Region,
+    scales: Region,
+}
+
+impl Uneven {
+    /// As groups of codes; or why they are none.
+    fn in_groups(self, out_features: usize, in_features: usize) -> Result<(Encoding, Parts), String> {
+        let Self { layout, zeros, group_of, codes, mut scales } = self;
+        let (Element::Int8, ScaleType::Float(scale)) = (layout.element, layout.scale) else {
+            return Err(format!("{layout} with zero points or in an order of its own"));
+        };
+        let group_size = match layout.extent {
+            Extent::Columns(size) => Some(size),
+            Extent::Row | Extent::Matrix => NonZeroUsize::new(in_features),
+            Extent::Block { .. } => return Err("blocks of integers with zero points".to_owned()),
+        };
+        let group_size = group_size.ok_or("it has no columns")?;
+        let per_row = in_features / group_size.get();
+        let mut zero_points = match zeros {
+            None => Region::from_vec(vec![0; out_features * per_row]),
+            Some(zeros) if zeros.dtype == Dtype::I8 => zeros.bytes,
+            Some(zeros) => return Err(format!("`{ZERO_POINT}` is {} where I8 is expected", zeros.dtype)),
+        };
+        if layout.extent == Extent::Matrix {
+            scales = repeated(&scales, out_features);
+            if zero_points.len() == 1 {
+                zero_points = repeated(&zero_points, out_features);
+            }
+        }
+        let bits = const { Bits::new(8).expect("at most 8") };
+        let layout = Grouped { bits, group_size, zero_point: ZeroPoint::Asymmetric, scale };
+        let parts = Parts::Columns {
+            layout,
+            packing: ColumnPacking::Bytes,
+            packed: codes,
+            scales,
+            zero_points,
+            group_of,
+            places: None,
+        };
+        Ok((Encoding::Grouped(layout), parts))
+    }
 }
 
 /// Which numbers share one of the scales of this shape.
@@ -173,7 +251,7 @@ pub fn scaled_specs(
     };
     let (lines, per_line) = layout.extent.scales(out_features, in_features);
     let scales = if layout.extent == Extent::Matrix { vec![1] } else { vec![lines, per_line] };
-    let codes = if layout.element == Element::Fp4 { PACKED } else { WEIGHT };
+    let codes = if matches!(layout.element, Element::Fp4 | Element::Fp6) { PACKED } else { WEIGHT };
     let mut specs = vec![
         spec(codes, vec![out_features, layout.element.row_bytes(in_features)], layout.element.dtype()),
         spec(SCALE, scales, layout.scale.dtype()),
@@ -199,7 +277,11 @@ pub enum Activations {
 /// The name of the form, and `weights` and `input_activations` of a group of modules in it.
 pub(crate) fn declaration(layout: &Scaled, activations: Activations) -> (&'static str, Value, Value) {
     let number = if layout.element == Element::Int8 { "int" } else { "float" };
-    let bits = if matches!(layout.element, Element::Int8 | Element::Fp8) { 8 } else { 4 };
+    let bits = match layout.element {
+        Element::Int8 | Element::Fp8 => 8,
+        Element::Fp6 => 6,
+        Element::Fp4 | Element::Listed(_) => 4,
+    };
     let (strategy, group_size, block) = match layout.extent {
         Extent::Matrix => ("tensor", None, None),
         Extent::Row => ("channel", None, None),
@@ -245,6 +327,8 @@ pub(crate) fn declaration(layout: &Scaled, activations: Activations) -> (&'stati
         }
     };
     let format = match (layout.element, layout.scale, activations) {
+        (Element::Fp8, ScaleType::PowerOfTwo, _) => "mxfp8-quantized",
+        (Element::Fp6, ..) => "mxfp6-pack-quantized",
         (Element::Fp4, ScaleType::PowerOfTwo, _) => "mxfp4-pack-quantized",
         (Element::Fp4, ..) => "nvfp4-pack-quantized",
         (Element::Listed(_), ..) => unreachable!("bitsandbytes declares its own"),

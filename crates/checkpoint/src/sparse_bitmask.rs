@@ -1,4 +1,4 @@
-//! compressed-tensors' `sparse-bitmask`: the weights that were kept, and where they lie.
+//! compressed-tensors' `sparse-bitmask` and `sparse-24-bitmask`: the weights that were kept, and where they lie.
 //!
 //! ```text
 //! NAME.compressed   F32|F16|BF16 [kept]        the kept weights, row after row
@@ -7,8 +7,11 @@
 //! NAME.row_offsets  I64 [out]                  kept weights before each row
 //! ```
 //!
-//! config.json declares it as `quantization_config.sparsity_config`. The library wrote and read it up to version 0.12
-//! (`compressors/sparse_compressors/sparse_bitmask.py`) and has dropped it since, so today's runtimes do not load it.
+//! The second keeps two of each four weights: `compressed` is `[out, in/2]`, there are no row offsets, and the weights may be numbers of 8 bits
+//! (I8, F8_E4M3) with the scales that `scaled` has. It is read alone.
+//!
+//! config.json declares them as `quantization_config.sparsity_config`. The library wrote and read them up to version 0.12
+//! (`compressors/sparse_compressors/`) and has dropped them since, so today's runtimes do not load them; vLLM had kernels for the second.
 //!
 //! A file is taken only if its bits and row offsets agree with each other and with the number of values: every bit is
 //! looked at when a checkpoint is opened.
@@ -20,12 +23,13 @@ use bitmill_tensor::{Dtype, Encoding, FloatType, WeightView};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::Parts;
-use crate::compressed_tensors::{StoredMatrix, stored_shape};
+use crate::compressed_tensors::{SCALE, Scheme, StoredMatrix, stored_shape};
 use crate::config_json::Fields;
 use crate::safetensors_in::StTensor;
-use crate::{Error, StTensorSpec};
+use crate::{Error, Region, StTensorSpec, scaled};
 
 const FORMAT: &str = "sparse-bitmask";
+const TWO_OF_FOUR: &str = "sparse-24-bitmask";
 const COMPRESSED: &str = "compressed";
 const BITMASK: &str = "bitmask";
 const SHAPE: &str = "shape";
@@ -34,11 +38,11 @@ const ROW_OFFSETS: &str = "row_offsets";
 /// The last version of the library that has this form.
 const VERSION: &str = "0.12.2";
 
-/// Whether `sparsity_config`, a value of config.json's `quantization_config`, declares this form.
+/// Whether `sparsity_config`, a value of config.json's `quantization_config`, declares one of these forms.
 pub(crate) fn is_declared(file: &Path, config: &Value) -> Result<bool, Error> {
     let Value::Object(map) = config else { return Ok(false) };
     let fields = Fields { file, prefix: "quantization_config.sparsity_config", map };
-    Ok(fields.text("format")? == Some(FORMAT))
+    Ok(matches!(fields.text("format")?, Some(FORMAT | TWO_OF_FOUR)))
 }
 
 /// The matrix that a stored tensor is a part of (`….weight`), if its name says so.
@@ -53,35 +57,60 @@ pub(crate) fn is_sparse(parts: &HashMap<&'static str, StTensor>) -> bool {
     [COMPRESSED, BITMASK, SHAPE, ROW_OFFSETS].iter().any(|part| parts.contains_key(part))
 }
 
-/// Puts the matrix `name` together from its stored `parts`, by the last part of their names.
+/// Puts the matrix `name` together from its stored `parts`, by the last part of their names; numbers of 8 bits by `schemes`.
 pub(crate) fn assemble(
     name: &str,
     mut parts: HashMap<&'static str, StTensor>,
+    schemes: &[Scheme],
 ) -> Result<StoredMatrix, Error> {
     let wrong = |problem: String| Error::PackedTensor { tensor: name.to_owned(), problem };
     let [values, bitmask, shape, row_offsets] =
         [COMPRESSED, BITMASK, SHAPE, ROW_OFFSETS].map(|part| parts.remove(part));
-    let (Some(values), Some(bitmask), Some(shape), Some(row_offsets)) = (values, bitmask, shape, row_offsets)
-    else {
-        return Err(wrong(format!(
-            "`{COMPRESSED}`, `{BITMASK}`, `{SHAPE}` and `{ROW_OFFSETS}` must all be there"
-        )));
+    let (Some(values), Some(bitmask), Some(shape)) = (values, bitmask, shape) else {
+        return Err(wrong(format!("`{COMPRESSED}`, `{BITMASK}` and `{SHAPE}` must all be there")));
     };
-    if !parts.is_empty() {
-        return Err(wrong("it is stored both packed and sparse".to_owned()));
-    }
-    let float = values.dtype.float().ok_or_else(|| wrong(format!("values of dtype {}", values.dtype)))?;
-    for (part, dtype) in [(&bitmask, Dtype::U8), (&row_offsets, Dtype::I64)] {
-        if part.dtype != dtype {
+    for (part, dtype) in [(Some(&bitmask), Dtype::U8), (row_offsets.as_ref(), Dtype::I64)] {
+        if let Some(part) = part.filter(|part| part.dtype != dtype) {
             return Err(wrong(format!("`{}` is {} where {dtype} is expected", part.name, part.dtype)));
         }
     }
     let [out_features, in_features] = stored_shape(&shape)
         .ok_or_else(|| wrong(format!("`{SHAPE}` does not hold two sizes that can be addressed")))?;
+    let is_halved = row_offsets.is_none();
+    if is_halved && (values.shape != [out_features, in_features / 2] || in_features % 4 != 0) {
+        return Err(wrong(format!(
+            "without `{ROW_OFFSETS}` it has two of each four weights, and {:?} are not those of [{out_features}, \
+             {in_features}]",
+            values.shape
+        )));
+    }
+    if is_halved && parts.contains_key(SCALE) && matches!(values.dtype, Dtype::I8 | Dtype::F8E4M3) {
+        if bitmask.bytes.len() != out_features * in_features.div_ceil(8) {
+            return Err(wrong(format!(
+                "`{BITMASK}` {:?} does not have a bit for each weight",
+                bitmask.shape
+            )));
+        }
+        check_fours(&bitmask.bytes, in_features).map_err(wrong)?;
+        parts.insert(scaled::WEIGHT, values);
+        let blocks = schemes.iter().filter_map(Scheme::block);
+        return scaled::assemble(name, parts, blocks, Some((bitmask.bytes, in_features)));
+    }
+    if !parts.is_empty() {
+        return Err(wrong("it is stored both packed and sparse".to_owned()));
+    }
+    let float = values.dtype.float().ok_or_else(|| wrong(format!("values of dtype {}", values.dtype)))?;
+    let row_offsets = match row_offsets {
+        Some(part) => part.bytes,
+        None => {
+            let offsets =
+                (0..out_features as u64).flat_map(|row| (row * in_features as u64 / 2).to_le_bytes());
+            Region::from_vec(offsets.collect())
+        }
+    };
     let count = values.bytes.len() / float.size_bytes();
     let encoding = Encoding::Sparse { float, values: count };
-    let parts =
-        Parts::Sparse { float, bitmask: bitmask.bytes, values: values.bytes, row_offsets: row_offsets.bytes };
+    let parts = Parts::Sparse { float, bitmask: bitmask.bytes, values: values.bytes, row_offsets };
     WeightView::new(out_features, in_features, parts.data(encoding))
         .map_err(|source| Error::View { tensor: name.to_owned(), source })?;
     if let Parts::Sparse { bitmask, row_offsets, .. } = &parts {
@@ -106,6 +135,21 @@ pub(crate) fn assemble(
         bitmask.release();
     }
     Ok(StoredMatrix { shape: [out_features, in_features], encoding, parts })
+}
+
+/// Whether two bits are set of each four in rows of `in_features`, and none beyond; or which row it is that has others.
+fn check_fours(bits: &Region, in_features: usize) -> Result<(), String> {
+    let row_bytes = in_features.div_ceil(8);
+    let four = |row: &[u8], at: usize| (row[at / 2] >> (at % 2 * 4) & 15).count_ones();
+    let rows = bits.chunks_exact(row_bytes);
+    let wrong = rows.enumerate().find(|(_, row)| {
+        (0..2 * row_bytes).any(|at| four(row, at) != if at < in_features / 4 { 2 } else { 0 })
+    });
+    bits.release();
+    match wrong {
+        None => Ok(()),
+        Some((row, _)) => Err(format!("row {row} keeps other than two of each four weights")),
+    }
 }
 
 /// The tensors that a matrix with `values` kept weights is stored as: values, bits, shape, row offsets.
@@ -195,7 +239,7 @@ mod tests {
     fn reads_what_the_library_wrote() {
         let (parts, dense) = golden();
         assert!(is_sparse(&parts));
-        let matrix = assemble("m.weight", parts).unwrap();
+        let matrix = assemble("m.weight", parts, &[]).unwrap();
         assert_eq!(matrix.shape, [7, 45]);
         let WeightData::Sparse { float, bitmask, values, .. } = matrix.parts.data(matrix.encoding) else {
             panic!("{:?}", matrix.encoding);
@@ -229,7 +273,7 @@ mod tests {
             let mut bytes = tensor.bytes.to_vec();
             bytes[at] ^= byte;
             tensor.bytes = Region::from_vec(bytes);
-            assemble("m.weight", parts).map(|matrix| matrix.shape).unwrap_err().to_string()
+            assemble("m.weight", parts, &[]).map(|matrix| matrix.shape).unwrap_err().to_string()
         };
         for (error, said) in [
             (broken(BITMASK, 0, 1), "offset"),
@@ -242,9 +286,11 @@ mod tests {
         ] {
             assert!(error.contains("m.weight") && error.contains(said), "{error}");
         }
-        let (mut parts, _) = golden();
-        parts.remove(ROW_OFFSETS);
-        let error = assemble("m.weight", parts).map(|matrix| matrix.shape).unwrap_err().to_string();
-        assert!(error.contains("must all be there"), "{error}");
+        for (part, said) in [(BITMASK, "must all be there"), (ROW_OFFSETS, "two of each four")] {
+            let (mut parts, _) = golden();
+            parts.remove(part);
+            let error = assemble("m.weight", parts, &[]).map(|matrix| matrix.shape).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
     }
 }

@@ -1,10 +1,13 @@
 //! Files written by Python's safetensors and gguf, by llama.cpp's converter's own permutation, and by
 //! compressed-tensors.
 
+mod common;
+
 use std::path::PathBuf;
 
 use bitmill_checkpoint::{Checkpoint, Pairing, TokenizerSource};
 use bitmill_tensor::{Encoding, FloatType, WeightData, WeightView, ZeroPoint};
+use common::crc32;
 use serde_json::Value;
 
 fn golden(name: &str) -> PathBuf {
@@ -14,12 +17,6 @@ fn golden(name: &str) -> PathBuf {
 fn manifest() -> Vec<Value> {
     let manifest: Value = serde_json::from_slice(&std::fs::read(golden("manifest.json")).unwrap()).unwrap();
     manifest["tensors"].as_array().unwrap().clone()
-}
-
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
-    })
 }
 
 fn bytes<'a>(view: &WeightView<'a>) -> &'a [u8] {

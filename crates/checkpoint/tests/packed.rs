@@ -98,7 +98,11 @@ fn reads_one_scale_a_row_however_it_is_declared() {
     let inferred = declare(&|weights| {
         weights.remove("strategy");
     });
-    for checkpoint in [channel, minus_one, inferred] {
+    let inferred_minus_one = declare(&|weights| {
+        weights.remove("strategy");
+        weights.insert("group_size".into(), json!(-1));
+    });
+    for checkpoint in [channel, minus_one, inferred, inferred_minus_one] {
         assert_eq!(checkpoint.unwrap().tensor(NAME).unwrap().info.encoding, Encoding::Grouped(layout));
     }
 }
@@ -142,19 +146,18 @@ fn names_quantization_it_does_not_read() {
     for (at, key, value, word) in [
         ("", "quant_method", json!("gptq"), "gptq"),
         ("", "quant_method", json!("quanto"), "quanto"),
-        ("", "format", json!("marlin-24"), "marlin-24"),
+        ("", "format", json!("marlin-48"), "marlin-48"),
         ("", "quantization_status", json!("frozen"), "frozen"),
-        ("", "sparsity_config", json!({"format": "sparse-24-bitmask"}), "sparsity_config"),
+        ("", "sparsity_config", json!({"format": "sparse-48-bitmask"}), "sparsity_config"),
         ("", "transform_config", json!({"config_groups": {}}), "transform_config"),
         ("/config_groups/group_0", "output_activations", json!({"num_bits": 8}), "output_activations"),
-        ("/config_groups/group_0", "format", json!("marlin-24"), "marlin-24"),
+        ("/config_groups/group_0", "format", json!("marlin-48"), "marlin-48"),
         (weights, "num_bits", json!(1), "1 bits"),
         (weights, "num_bits", json!(9), "9 bits"),
         (weights, "type", json!("float"), "float"),
         (weights, "strategy", json!("block"), "block"),
-        (weights, "strategy", json!("tensor"), "tensor"),
-        (weights, "actorder", json!("group"), "group"),
-        (weights, "actorder", json!(true), "activation order"),
+        (weights, "strategy", json!("token"), "token"),
+        (weights, "actorder", json!("alphabet"), "activation order"),
         (weights, "dynamic", json!(true), "dynamic"),
     ] {
         let change = |config: &mut Value| config.pointer_mut(at).unwrap()[key] = value.clone();

@@ -122,7 +122,8 @@ fn parts_that_are_no_matrix_are_refused_by_name() {
     assert!(shaped(&[1, 1, 1]).contains("fit no"));
     let int8 = layout(Element::Int8, Extent::Row, ScaleType::Float(FloatType::BF16));
     assert!(refused(int8, &|parts| parts[1].1 = Dtype::I16.name()).contains("scales of dtype I16"));
-    let zeros = refused(int8, &|parts| {
+    let fp8 = Scaled { element: Element::Fp8, ..int8 };
+    let zeros = refused(fp8, &|parts| {
         let name = NAME.replace("weight", "weight_zero_point");
         parts.push((name, Dtype::I8.name(), vec![HIDDEN, 1], vec![1; HIDDEN]));
     });

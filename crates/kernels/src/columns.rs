@@ -1,4 +1,4 @@
-//! Groups of codes that are stored column by column, as GPTQ's and AWQ's files have them.
+//! Groups of codes that are stored column by column, as GPTQ's and AWQ's files have them, and in other ways than as rows of one stream.
 //!
 //! A row alone is slow to read there: its words lie far apart. Sixteen rows side by side are what a panel of f32 wants, and
 //! of 4-bit GPTQ one cache line holds eight columns of them: panels are filled straight from the words, and products of any
@@ -11,17 +11,22 @@ use bitmill_tensor::{ColumnPacking, FloatType, Grouped, WeightData, WeightView};
 
 use crate::dense_panel::ROWS;
 use crate::isa::{Isa, Kind};
+use crate::marlin24;
 
 /// A matrix that is stored so; lengths were checked when its view was made.
 #[derive(Clone, Copy)]
-pub(crate) struct Columns<'a> {
+pub struct Columns<'a> {
     layout: Grouped,
     packing: ColumnPacking,
     packed: &'a [[u8; 4]],
     scales: &'a [u8],
     zero_points: &'a [[u8; 4]],
     group_of: &'a [[u8; 4]],
+    /// Codes and zero points that are a byte each.
+    bytes: [&'a [u8]; 2],
+    places: &'a [[u8; 2]],
     out_features: usize,
+    in_features: usize,
     /// Words of a row, where they are stored row by row.
     row_words: usize,
     groups: usize,
@@ -30,7 +35,8 @@ pub(crate) struct Columns<'a> {
 impl<'a> Columns<'a> {
     /// `None` for a matrix that is stored in another way.
     pub fn of(weight: &WeightView<'a>) -> Option<Self> {
-        let WeightData::Columns { layout, packing, packed, scales, zero_points, group_of } = weight.data()
+        let WeightData::Columns { layout, packing, packed, scales, zero_points, group_of, places } =
+            weight.data()
         else {
             return None;
         };
@@ -41,7 +47,10 @@ impl<'a> Columns<'a> {
             scales,
             zero_points: zero_points.as_chunks().0,
             group_of: group_of.as_chunks().0,
+            bytes: [packed, zero_points],
+            places: places.as_chunks().0,
             out_features: weight.out_features(),
+            in_features: weight.in_features(),
             row_words: packed.len() / 4 / weight.out_features().max(1),
             groups: layout.groups_per_row(weight.in_features()),
         })
@@ -49,20 +58,34 @@ impl<'a> Columns<'a> {
 
     /// The group of column `column`. A number that no group has counts as the last: files with one are refused before.
     #[inline(always)]
-    pub fn group(&self, column: usize) -> usize {
+    pub(crate) fn group(&self, column: usize) -> usize {
         match self.group_of.get(column) {
             None => column / self.layout.group_size.get(),
             Some(group) => (u32::from_le_bytes(*group) as usize).min(self.groups - 1),
         }
     }
 
-    /// The unsigned code of one weight.
+    /// The unsigned code of one weight; the one that stands for zero where none is stored.
+    ///
+    /// # Panics
+    /// Beyond the matrix, mostly.
     #[inline(always)]
     pub fn code(&self, row: usize, column: usize) -> u8 {
         let bits = usize::from(self.layout.bits.get());
         match self.packing {
             ColumnPacking::Awq => return self.awq_code(self.packed, column, row),
             ColumnPacking::Words => return self.whole_code(self.packed, row * self.row_words, 1, column),
+            ColumnPacking::Bytes => return self.bytes[0][row * self.in_features + column] ^ 0x80,
+            ColumnPacking::Marlin24 => {
+                let stored = marlin24::stored(self.places, self.out_features, row, column);
+                let place = stored.map(|at| marlin24::place(self.out_features, bits, row, at));
+                return match place {
+                    None => 1 << (bits - 1),
+                    Some((word, shift)) => {
+                        (u32::from_le_bytes(self.packed[word]) >> shift & ((1 << bits) - 1)) as u8
+                    }
+                };
+            }
             ColumnPacking::GptqV1 | ColumnPacking::GptqV2 => {}
         }
         let (word, shift) = (column * bits / 32, column * bits % 32);
@@ -89,7 +112,10 @@ impl<'a> Columns<'a> {
         (word >> (index % codes * usize::from(bits)) & ((1 << bits) - 1)) as u8
     }
 
-    /// The code that stands for zero. GPTQ's first form stores it less one, 0 as the largest code.
+    /// The code that stands for zero in a group of a row. GPTQ's first form stores it less one, 0 as the largest code.
+    ///
+    /// # Panics
+    /// Beyond the matrix, mostly.
     #[inline(always)]
     pub fn zero(&self, row: usize, group: usize) -> i32 {
         let bits = usize::from(self.layout.bits.get());
@@ -99,6 +125,8 @@ impl<'a> Columns<'a> {
             ColumnPacking::Words => {
                 return i32::from(self.whole_code(self.zero_points, group, self.groups, row));
             }
+            ColumnPacking::Bytes => return i32::from(self.bytes[1][row * self.groups + group] ^ 0x80),
+            ColumnPacking::Marlin24 => return 1 << (bits - 1),
             ColumnPacking::GptqV1 | ColumnPacking::GptqV2 => {}
         }
         let words = &self.zero_points[group * self.layout.zero_point_words(self.out_features)..];
@@ -111,18 +139,25 @@ impl<'a> Columns<'a> {
         (stored & ((1 << bits) - 1)) as i32
     }
 
-    /// The scale of one group of one row.
+    /// Which of the scales is one group's of one row.
     #[inline(always)]
-    pub fn scale(&self, row: usize, group: usize) -> f32 {
-        let at = match self.packing {
-            ColumnPacking::Words => row * self.groups + group,
+    pub fn scale_at(&self, row: usize, group: usize) -> usize {
+        match self.packing {
+            ColumnPacking::Words | ColumnPacking::Bytes => row * self.groups + group,
+            ColumnPacking::Marlin24 if 2 * self.layout.group_size.get() < self.in_features => {
+                group * self.out_features + marlin24::scale_column(row)
+            }
             _ => group * self.out_features + row,
-        };
-        self.layout.scale.read(self.scales, at)
+        }
+    }
+
+    #[inline(always)]
+    fn scale(&self, row: usize, group: usize) -> f32 {
+        self.layout.scale.read(self.scales, self.scale_at(row, group))
     }
 
     /// Columns `[first, first + out.len())` of row `row`, `scale * (code − zero)`.
-    pub fn unpack_row(&self, row: usize, first: usize, out: &mut [f32]) {
+    pub(crate) fn unpack_row(&self, row: usize, first: usize, out: &mut [f32]) {
         let (mut last, mut scale, mut zero) = (usize::MAX, 0.0, 0);
         for (column, value) in (first..).zip(out) {
             let group = self.group(column);
@@ -137,7 +172,7 @@ impl<'a> Columns<'a> {
     ///
     /// # Panics
     /// If there are not as many rows.
-    pub fn fill(&self, isa: Isa, first: usize, start: usize, columns: usize, out: &mut [f32]) {
+    pub(crate) fn fill(&self, isa: Isa, first: usize, start: usize, columns: usize, out: &mut [f32]) {
         assert!(first + ROWS <= self.out_features && first.is_multiple_of(ROWS), "rows of a panel");
         let out = &mut out[..columns * ROWS];
         match isa.0 {
@@ -157,7 +192,7 @@ impl<'a> Columns<'a> {
             (ColumnPacking::Awq, _) => {
                 self.fill_with(first, start, out, |column| self.awq_codes(first, column))
             }
-            (ColumnPacking::Words, _) => {
+            (ColumnPacking::Words | ColumnPacking::Bytes | ColumnPacking::Marlin24, _) => {
                 self.fill_with(first, start, out, |column| self.codes_one_by_one(first, column))
             }
             (_, 2) => self.fill_with(first, start, out, |column| self.gptq_codes::<2>(first, column)),
@@ -188,7 +223,7 @@ impl<'a> Columns<'a> {
 
     #[inline(always)]
     fn scales(&self, first: usize, group: usize) -> [f32; ROWS] {
-        if self.packing == ColumnPacking::Words {
+        if self.packing.is_by_row() || self.packing == ColumnPacking::Marlin24 {
             return std::array::from_fn(|r| self.scale(first + r, group));
         }
         let at = group * self.out_features + first;
@@ -286,6 +321,7 @@ mod tests {
                 ColumnPacking::Words => {
                     (vec![0; 4 * rows * row_words], vec![0; 4 * rows.div_ceil(whole) * groups])
                 }
+                ColumnPacking::Bytes => (vec![0; rows * columns], vec![0; rows * groups]),
                 _ => (vec![0; rows * columns * width / 8], vec![0; rows * groups * width / 8]),
             };
             let [mut scales, mut row_scales] = [Vec::new(), Vec::new()];
@@ -305,6 +341,7 @@ mod tests {
                             let place = 32 * (row * row_words + column / whole) + column % whole * width;
                             put(&mut packed, place, bits, value);
                         }
+                        ColumnPacking::Bytes => packed[row * columns + column] = (value as i32 - 128) as u8,
                         _ => {
                             for bit in 0..width {
                                 let at = column * width + bit;
@@ -325,6 +362,9 @@ mod tests {
                             let place = 32 * (row / whole * groups + group) + row % whole * width;
                             put(&mut zero_points, place, bits, stored);
                         }
+                        ColumnPacking::Bytes => {
+                            zero_points[row * groups + group] = (stored as i32 - 128) as u8;
+                        }
                         _ => put(&mut zero_points[group * rows * width / 8..], row * width, bits, stored),
                     }
                     for bit in 0..width {
@@ -340,7 +380,7 @@ mod tests {
                     scale.push(0.01 + (row * 7 + group) as f32 / 512.0, &mut scales);
                 }
             }
-            if packing == ColumnPacking::Words {
+            if packing.is_by_row() {
                 scales.clone_from(&row_scales);
             }
             let parts = [packed, scales, zero_points, Vec::new()];
@@ -350,7 +390,8 @@ mod tests {
         fn view(&self) -> WeightView<'_> {
             let [packed, scales, zero_points, group_of] = &self.parts;
             let (layout, packing) = (self.layout, self.packing);
-            let data = WeightData::Columns { layout, packing, packed, scales, zero_points, group_of };
+            let places = &[];
+            let data = WeightData::Columns { layout, packing, packed, scales, zero_points, group_of, places };
             WeightView::new(self.rows, self.columns, data).unwrap()
         }
 
@@ -381,6 +422,7 @@ mod tests {
             (5, ColumnPacking::Words),
             (6, ColumnPacking::Words),
             (7, ColumnPacking::Words),
+            (8, ColumnPacking::Bytes),
         ] {
             // Whole panels, and one that is cut short; a chunk of columns and more.
             for (rows, columns, size) in [(32, 64, 32), (64, 320, 32), (96, 96, 96), (40, 288, 96)] {

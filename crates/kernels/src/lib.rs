@@ -13,6 +13,7 @@ mod dequant;
 mod gradients;
 mod grids;
 mod isa;
+mod marlin24;
 mod matmul;
 mod ops;
 mod panel;
@@ -21,6 +22,7 @@ mod row;
 mod scalar;
 mod work;
 
+pub use columns::Columns;
 pub use compute::Compute;
 pub use dequant::{dequantize_rows, widen};
 pub use isa::Isa;

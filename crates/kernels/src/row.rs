@@ -48,6 +48,8 @@ pub(crate) struct ScaledRow<'a> {
     pub global: f32,
     /// What scales that are codes are read with, and how many of the matrix come before this line's.
     pub nested: Option<(Nested<'a>, usize)>,
+    /// Where two of each four numbers are stored: a bit for each that is.
+    kept: &'a [u8],
 }
 
 /// A row of codes in groups.
@@ -90,13 +92,16 @@ impl<'a> Row<'a> {
                     groups,
                 })
             }
-            WeightData::Scaled { layout, codes, scales, global, nested } => {
+            WeightData::Scaled { layout, codes, scales, global, nested, kept } => {
                 let (_, per_line) = layout.extent.scales(weight.out_features(), in_features);
                 let (line, bytes) = (row / layout.extent.rows(), per_line * layout.scale.size_bytes());
-                let codes = part(codes, layout.element.row_bytes(in_features));
+                let (codes, kept) = match kept.is_empty() {
+                    true => (part(codes, layout.element.row_bytes(in_features)), kept),
+                    false => (part(codes, in_features.div_ceil(4) * 2), part(kept, in_features.div_ceil(8))),
+                };
                 let (scales, nested) =
                     (&scales[line * bytes..][..bytes], nested.map(|nested| (nested, line * per_line)));
-                Self::Scaled(ScaledRow { layout, codes, scales, global, nested })
+                Self::Scaled(ScaledRow { layout, codes, scales, global, nested, kept })
             }
             WeightData::Columns { .. } => {
                 let of = Columns::of(weight).expect("it is stored so");
@@ -142,6 +147,24 @@ impl SparseRow<'_> {
 }
 
 impl ScaledRow<'_> {
+    /// Whether two of each four numbers are stored alone.
+    #[inline(always)]
+    pub fn is_halved(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    /// Number `index` of a row of which two of each four are stored; zero for the others. Files in which a four has more or fewer are
+    /// refused before.
+    #[inline(always)]
+    pub fn halved(&self, index: usize) -> f32 {
+        let four = self.kept[index / 8] >> (index / 4 % 2 * 4) & 15;
+        let before = (four & ((1 << (index % 4)) - 1)).count_ones() as usize;
+        match four >> (index % 4) & 1 {
+            1 => self.layout.element.read(self.codes, index / 4 * 2 + before.min(1)),
+            _ => 0.0,
+        }
+    }
+
     /// Scale `index` of the line.
     #[inline(always)]
     pub fn scale(&self, index: usize) -> f32 {

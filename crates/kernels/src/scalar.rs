@@ -67,6 +67,11 @@ pub(crate) fn unpack_scaled(row: &ScaledRow<'_>, first: usize, out: &mut [f32]) 
         let scale = row.scale(column / width);
         let out = &mut out[done..done + len];
         match row.layout.element {
+            _ if row.is_halved() => {
+                for (i, value) in out.iter_mut().enumerate() {
+                    *value = row.halved(column + i) * scale;
+                }
+            }
             Element::Int8 => {
                 for (value, code) in out.iter_mut().zip(&row.codes[column..column + len]) {
                     *value = f32::from(*code as i8) * scale;
@@ -77,7 +82,7 @@ pub(crate) fn unpack_scaled(row: &ScaledRow<'_>, first: usize, out: &mut [f32]) 
                     *value = fp8_to_f32(*code) * scale;
                 }
             }
-            element @ (Element::Fp4 | Element::Listed(_)) => {
+            element @ (Element::Fp4 | Element::Fp6 | Element::Listed(_)) => {
                 for (i, value) in out.iter_mut().enumerate() {
                     *value = element.read(row.codes, column + i) * scale;
                 }

@@ -247,7 +247,7 @@ impl Sample {
                     absmax: &self.zero_points,
                     offset: 0.05,
                 });
-                WeightData::Scaled { layout, codes, scales, global: 1792.0, nested }
+                WeightData::Scaled { layout, codes, scales, global: 1792.0, nested, kept: &[] }
             }
             Encoding::Sparse { float, .. } => WeightData::Sparse {
                 float,
@@ -304,6 +304,7 @@ fn samples() -> Vec<Sample> {
         (Element::Fp8, Extent::Columns(size(48)), ScaleType::Float(FloatType::F16), &[96, 288]),
         (Element::Fp4, Extent::Columns(size(16)), ScaleType::Fp8, &[16, 48, 272]),
         (Element::Fp4, Extent::Columns(size(32)), ScaleType::PowerOfTwo, &[32, 288]),
+        (Element::Fp6, Extent::Columns(size(32)), ScaleType::PowerOfTwo, &[32, 288]),
         (
             Element::Listed(Codebook::Nf4),
             Extent::Columns(size(64)),

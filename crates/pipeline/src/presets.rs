@@ -111,6 +111,8 @@ pub const PRESETS: &[Preset] = &[
         name: "mxfp4",
         about: "compressed-tensors, 4-bit floats, a power of two for 32 weights: 4.25 bits",
     },
+    Preset { name: "mxfp6", about: "the same with 6-bit floats: 6.25 bits" },
+    Preset { name: "mxfp8", about: "the same with 8-bit floats: 8.25 bits" },
     Preset {
         name: "nf4",
         about: "bitsandbytes, 16 values of a normal distribution, a scale for 64 weights: 4.5 bits (QLoRA)",
@@ -327,6 +329,8 @@ fn small_numbers(name: &str) -> Option<Recipe> {
         "w8a16_fp8_block" => (NumberName::Fp8Block, ActivationsName::Full),
         "nvfp4" => (NumberName::Nvfp4, ActivationsName::Full),
         "mxfp4" => (NumberName::Mxfp4, ActivationsName::Full),
+        "mxfp6" => (NumberName::Mxfp6, ActivationsName::Full),
+        "mxfp8" => (NumberName::Mxfp8, ActivationsName::Full),
         "nf4" => (NumberName::Nf4, ActivationsName::Full),
         "nf4_double" => (NumberName::Nf4Double, ActivationsName::Full),
         _ => return None,

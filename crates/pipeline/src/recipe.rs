@@ -255,7 +255,7 @@ pub enum Step {
         /// Patterns taken out again.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         skip: Vec<String>,
-        /// `"int8"`, `"fp8"`, `"fp8_block"`, `"nvfp4"` or `"mxfp4"`; in bitsandbytes `"nf4"` or `"nf4_double"`.
+        /// `"int8"`, `"fp8"`, `"fp8_block"`, `"nvfp4"`, `"mxfp4"`, `"mxfp6"` or `"mxfp8"`; in bitsandbytes `"nf4"` or `"nf4_double"`.
         #[serde(rename = "type")]
         number: NumberName,
         /// `"full"` (the default); `"dynamic"`, for 8-bit numbers: runtimes round them to the same kind of number as they go; or `"static"`, for
@@ -584,19 +584,15 @@ impl Recipe {
                 )));
             }
         }
-        let rounds_four_bits = |step: &Step| {
-            matches!(
-                step,
-                Step::Scaled {
-                    number: NumberName::Nvfp4 | NumberName::Mxfp4 | NumberName::Nf4 | NumberName::Nf4Double,
-                    activations: ActivationsName::Dynamic,
-                    ..
-                }
-            )
+        let rounds_others = |step: &Step| match step {
+            Step::Scaled { number, activations: ActivationsName::Dynamic, .. } => {
+                !matches!(number, NumberName::Int8 | NumberName::Fp8 | NumberName::Fp8Block)
+            }
+            _ => false,
         };
-        if recipe.steps.iter().any(rounds_four_bits) {
+        if recipe.steps.iter().any(rounds_others) {
             return Err(malformed(
-                "`activations = \"dynamic\"` is for 8-bit numbers: runtimes round to 4 bits with scales that a calibration finds"
+                "`activations = \"dynamic\"` is for `int8`, `fp8` and `fp8_block`: the other numbers are of weights alone"
                     .into(),
             ));
         }
@@ -852,6 +848,10 @@ pub enum NumberName {
     Nvfp4,
     /// 4-bit floats, a power of two as scale for 32 columns.
     Mxfp4,
+    /// 6-bit floats (E2M3), a power of two as scale for 32 columns.
+    Mxfp6,
+    /// 8-bit floats, a power of two as scale for 32 columns.
+    Mxfp8,
     /// bitsandbytes' NormalFloat, 16 values times the largest magnitude of 64 columns.
     Nf4,
     /// The same with those magnitudes as codes of 8 bits.
@@ -872,6 +872,8 @@ impl NumberName {
             Self::Fp8Block => (Element::Fp8, Extent::Block { rows: SIDE, cols: SIDE }, float),
             Self::Nvfp4 => (Element::Fp4, Extent::Columns(NV), ScaleType::Fp8),
             Self::Mxfp4 => (Element::Fp4, Extent::Columns(MX), ScaleType::PowerOfTwo),
+            Self::Mxfp6 => (Element::Fp6, Extent::Columns(MX), ScaleType::PowerOfTwo),
+            Self::Mxfp8 => (Element::Fp8, Extent::Columns(MX), ScaleType::PowerOfTwo),
             Self::Nf4 => (Element::Listed(Codebook::Nf4), NF, ScaleType::Float(FloatType::F32)),
             Self::Nf4Double => (Element::Listed(Codebook::Nf4), NF, ScaleType::Nested),
         };
@@ -881,8 +883,8 @@ impl NumberName {
     /// The format that has them.
     pub(crate) fn format(self) -> Format {
         match self {
-            Self::Int8 | Self::Fp8 | Self::Fp8Block | Self::Nvfp4 | Self::Mxfp4 => Format::CompressedTensors,
             Self::Nf4 | Self::Nf4Double => Format::Bitsandbytes,
+            _ => Format::CompressedTensors,
         }
     }
 }

@@ -138,7 +138,7 @@ fn what_the_format_does_not_hold_is_refused() {
             "kind = \"rtn\"\nbits = 4\ngranularity = \"channel\"",
             "cannot be written as bitsandbytes",
         ),
-        ("bitsandbytes", "kind = \"scaled\"\ntype = \"nf4\"\nactivations = \"dynamic\"", "8-bit numbers"),
+        ("bitsandbytes", "kind = \"scaled\"\ntype = \"nf4\"\nactivations = \"dynamic\"", "weights alone"),
     ] {
         let text = format!("format = \"{format}\"\n[[step]]\n{step}\n");
         let error = Recipe::parse(&text, std::path::Path::new("m.toml")).unwrap_err().to_string();

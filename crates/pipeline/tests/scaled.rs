@@ -27,6 +27,8 @@ fn every_kind_of_number_is_written_declared_and_read() {
         ("w8a16_fp8", "naive-quantized", "channel", None, 0.2),
         ("nvfp4", "nvfp4-pack-quantized", "tensor_group", None, 0.8),
         ("mxfp4", "mxfp4-pack-quantized", "group", None, 0.8),
+        ("mxfp6", "mxfp6-pack-quantized", "group", None, 0.2),
+        ("mxfp8", "mxfp8-quantized", "group", None, 0.2),
     ] {
         let target = out.path().join(name);
         run(source.path(), &preset(name).unwrap(), &target).unwrap();
@@ -128,7 +130,8 @@ fn rows_that_scales_do_not_tile_are_refused() {
     // Experts are 64 wide, the shared one 96: both are whole groups of 32.
     assert!(plan(&checkpoint, &preset("mxfp4").unwrap()).is_ok());
     for (text, said) in [
-        ("activations = \"dynamic\"\ntype = \"nvfp4\"", "8-bit numbers"),
+        ("activations = \"dynamic\"\ntype = \"nvfp4\"", "weights alone"),
+        ("activations = \"dynamic\"\ntype = \"mxfp8\"", "weights alone"),
         ("activations = \"static\"\ntype = \"int8\"", "`type = \"fp8\"`"),
         ("type = \"fp6\"", "fp6"),
     ] {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use bitmill_kernels::Columns;
 use bitmill_tensor::{ColumnPacking, Grouped, WeightData, WeightView, ZeroPoint};
 
 use crate::pack::{pack_row, stream_code};
@@ -38,42 +39,36 @@ pub fn grouped_rows(view: &WeightView<'_>, rows: Range<usize>) -> Result<Option<
                 zero_codes,
             }))
         }
-        WeightData::Columns {
-            layout, packing: ColumnPacking::Words, packed, scales, zero_points, ..
-        } => {
-            let (groups, bits) = (layout.groups_per_row(in_features), layout.bits.get());
-            let in_words = |words: &[u8], first: usize, step: usize, index: usize| {
-                let at = 4 * (first + index / layout.codes_per_word() * step);
-                let word = u32::from_le_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]);
-                let shift = index % layout.codes_per_word() * usize::from(bits);
-                (word >> shift & ((1 << bits) - 1)) as u8
-            };
-            let row_words = in_features.div_ceil(layout.codes_per_word());
-            let row_bytes = 4 * layout.words_per_row(in_features);
-            let mut rows_packed = vec![0; rows.len() * row_bytes];
-            for (row, out) in rows.clone().zip(rows_packed.chunks_exact_mut(row_bytes)) {
-                let codes: Vec<u8> =
-                    (0..in_features).map(|column| in_words(packed, row * row_words, 1, column)).collect();
-                pack_row(&codes, layout.bits, out);
-            }
-            let mut zero_codes = Vec::new();
-            if layout.zero_point == ZeroPoint::Asymmetric {
-                let at = rows.clone().flat_map(|row| (0..groups).map(move |group| (row, group)));
-                zero_codes = at.map(|(row, group)| in_words(zero_points, group, groups, row)).collect();
-            }
-            let scale_bytes = groups * layout.scale.size_bytes();
-            let scales = scales[rows.start * scale_bytes..rows.end * scale_bytes].to_vec();
-            Ok(Some(GroupedRows { packed: rows_packed, scales, zero_codes }))
-        }
-        WeightData::Columns { layout, packing, packed, scales, zero_points, .. } => {
+        WeightData::Columns { layout, packing, packed, scales, zero_points, .. } if packing.is_gptq() => {
             let groups = layout.groups_per_row(in_features);
-            let codes = match packing.is_gptq() {
-                true => lines_as_rows(packed, layout.words_per_row(in_features), out_features, 4, &rows),
-                false => awq_rows(packed, &layout, in_features, out_features, &rows),
-            };
+            let codes = lines_as_rows(packed, layout.words_per_row(in_features), out_features, 4, &rows);
             let zero_codes = column_zeros(&layout, packing, zero_points, out_features, groups, &rows)?;
             let scales = lines_as_rows(scales, groups, out_features, layout.scale.size_bytes(), &rows);
             Ok(Some(GroupedRows { packed: codes, scales, zero_codes }))
+        }
+        WeightData::Columns { layout, scales, .. } => {
+            let columns = Columns::of(view).expect("it is stored so");
+            let groups = layout.groups_per_row(in_features);
+            let row_bytes = 4 * layout.words_per_row(in_features);
+            let mut packed = vec![0; rows.len() * row_bytes];
+            let mut codes = vec![0; in_features];
+            for (row, packed) in rows.clone().zip(packed.chunks_exact_mut(row_bytes)) {
+                for (column, code) in codes.iter_mut().enumerate() {
+                    *code = columns.code(row, column);
+                }
+                pack_row(&codes, layout.bits, packed);
+            }
+            let at = || rows.clone().flat_map(|row| (0..groups).map(move |group| (row, group)));
+            let mut zero_codes = Vec::new();
+            if layout.zero_point == ZeroPoint::Asymmetric {
+                zero_codes = at().map(|(row, group)| columns.zero(row, group) as u8).collect();
+            }
+            let size = layout.scale.size_bytes();
+            let scale = |(row, group)| {
+                let from = size * columns.scale_at(row, group);
+                scales[from..from + size].iter().copied()
+            };
+            Ok(Some(GroupedRows { packed, scales: at().flat_map(scale).collect(), zero_codes }))
         }
         _ => Ok(None),
     }
@@ -93,9 +88,8 @@ fn column_zeros(
     let stream = Stream { words, step: 1, bits };
     let line = layout.zero_point_words(out_features);
     let zero = |row: usize, group: usize| match packing {
-        ColumnPacking::Awq => awq_code(words, out_features, group, row),
         ColumnPacking::GptqV1 => stream.code(group * line, row).wrapping_add(1) & mask,
-        ColumnPacking::GptqV2 | ColumnPacking::Words => stream.code(group * line, row),
+        _ => stream.code(group * line, row),
     };
     let at = || rows.clone().flat_map(|row| (0..groups).map(move |group| (row, group)));
     if layout.zero_point == ZeroPoint::Asymmetric {
@@ -123,32 +117,6 @@ impl Stream<'_> {
             u32::from_le_bytes([self.words[at], self.words[at + 1], self.words[at + 2], self.words[at + 3]])
         })
     }
-}
-
-/// Row `row` of line `line` of AWQ's words.
-fn awq_code(words: &[u8], out_features: usize, line: usize, row: usize) -> u8 {
-    let place = 4 * ColumnPacking::AWQ_PLACES[row % 8];
-    let at = 4 * (line * (out_features / 8) + row / 8) + place / 8;
-    words[at] >> (place % 8) & 15
-}
-
-fn awq_rows(
-    words: &[u8],
-    layout: &Grouped,
-    in_features: usize,
-    out_features: usize,
-    rows: &Range<usize>,
-) -> Vec<u8> {
-    let row_bytes = 4 * layout.words_per_row(in_features);
-    let mut packed = vec![0; rows.len() * row_bytes];
-    let mut codes = vec![0; in_features];
-    for (row, packed) in rows.clone().zip(packed.chunks_exact_mut(row_bytes)) {
-        for (column, code) in codes.iter_mut().enumerate() {
-            *code = awq_code(words, out_features, column, row);
-        }
-        pack_row(&codes, layout.bits, packed);
-    }
-    packed
 }
 
 /// Elements of `size` bytes, `[lines, out]`, as `[rows, lines]`.
@@ -262,6 +230,7 @@ mod tests {
                         scales,
                         zero_points,
                         group_of: &[],
+                        places: &[],
                     });
                 }
             }
@@ -281,6 +250,7 @@ mod tests {
             scales: &made.scales,
             zero_points: &gptq_zero_points(&zeros, ROWS, 4, layout.bits, ColumnPacking::GptqV1),
             group_of: &[],
+            places: &[],
         };
         let view = WeightView::new(ROWS, COLS, data).unwrap();
         assert!(grouped_rows(&view, 0..6).is_ok());

@@ -6,14 +6,14 @@
 //! - int8 and fp8: the largest magnitude that a scale is for over 127.5 or 448, rounded to the type it is stored in.
 //! - nvfp4: one f32 for all matrices that a runtime fuses, `448 · 6 / absmax` ([`global_scale`]); the scale of 16 columns is
 //!   that times their `absmax / 6`, as fp8. A weight is `number · scale / global`.
-//! - mxfp4: `2^(⌊log2 absmax⌋ − 2)`, one more where the mantissa is 1.75 or larger.
+//! - mxfp4: `2^(⌊log2 absmax⌋ − 2)`, one more where the mantissa is 1.75 or larger; mxfp6 from 1.9375 on; mxfp8: − 8 for − 2.
 //!
 //! - places in a list of 16 values: bitsandbytes' NF4 and its own FP4, see `codebook`.
 //!
 //! A scale that rounds to zero becomes its type's machine epsilon, as for codes in groups: nothing is divided by zero, and
 //! zeros stay zeros. One that its float type cannot hold is an error.
 
-use bitmill_tensor::{Element, ScaleType, Scaled, fp4_from_f32, fp8_from_f32, fp8_to_f32};
+use bitmill_tensor::{Element, ScaleType, Scaled, fp4_from_f32, fp6_from_f32, fp8_from_f32, fp8_to_f32};
 
 use crate::error::check_rows;
 use crate::rtn::{epsilon, nearest_even};
@@ -97,6 +97,11 @@ pub fn quantize_scaled(
                     match layout.element {
                         Element::Listed(_) => codes[column / 2] |= code << (4 * (1 - column % 2)),
                         Element::Fp4 => codes[column / 2] |= code << (4 * (column % 2)),
+                        Element::Fp6 => {
+                            let four = u32::from(code) << (6 * (column % 4));
+                            let three = codes[column / 4 * 3..][..3].iter_mut();
+                            three.zip(four.to_le_bytes()).for_each(|(byte, part)| *byte |= part);
+                        }
                         Element::Int8 | Element::Fp8 => codes[column] = code,
                     }
                     decided[column] = layout.element.read(codes, column) * scale;
@@ -114,8 +119,9 @@ pub fn quantize_scaled(
 pub fn layout_of(layout: &Scaled, in_features: usize) -> Result<(), Error> {
     let group_size = match layout.extent {
         bitmill_tensor::Extent::Columns(size) => size.get(),
-        // Two to a byte.
+        // Two to a byte, four to three.
         _ if matches!(layout.element, Element::Fp4 | Element::Listed(_)) => 2,
+        _ if layout.element == Element::Fp6 => 4,
         _ => 1,
     };
     match in_features > 0 && in_features.is_multiple_of(group_size) {
@@ -149,8 +155,9 @@ fn store_scale(
             scales.push(if fp8_to_f32(code) == 0.0 { fp8_from_f32(0.125) } else { code });
         }
         ScaleType::PowerOfTwo => {
-            // A quarter of the mantissa more: from 1.75 on the next power is nearer for what it rounds to.
-            let exponent = (absmax.to_bits() + (1 << 21)) >> 23;
+            // A part of the mantissa more: from 1.75 on the next power is nearer for what it rounds to, of 6 bits from 1.9375 on.
+            let more = if layout.element == Element::Fp6 { 1 << 19 } else { 1 << 21 };
+            let exponent = (absmax.to_bits() + more) >> 23;
             let offset = if layout.element == Element::Fp8 { 8 } else { 2 };
             scales.push(exponent.saturating_sub(offset).min(254) as u8);
         }
@@ -165,6 +172,7 @@ fn nearest(element: Element, weight: f32, scale: f32, absmax: f32) -> u8 {
         Element::Int8 => nearest_even((weight / scale).clamp(-128.0, 127.0)) as i8 as u8,
         Element::Fp8 => fp8_from_f32(weight / scale),
         Element::Fp4 => fp4_from_f32(weight / scale),
+        Element::Fp6 => fp6_from_f32(weight / scale),
         Element::Listed(list) => codebook::nearest(list, weight, absmax),
     }
 }

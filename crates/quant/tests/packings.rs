@@ -73,6 +73,7 @@ fn words_of_whole_codes_are_what_compressed_tensors_packed() {
                 scales: &scales,
                 zero_points: if has_zeros { part("zero_point") } else { &[] },
                 group_of: &[],
+                places: &[],
             };
             let view = WeightView::new(rows, cols, data).unwrap();
             let zero_codes = if has_zeros { part("zeros").to_vec() } else { Vec::new() };

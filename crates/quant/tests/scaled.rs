@@ -10,7 +10,7 @@ fn size(n: usize) -> NonZeroUsize {
     NonZeroUsize::new(n).unwrap()
 }
 
-fn layouts() -> [(&'static str, Scaled); 5] {
+fn layouts() -> [(&'static str, Scaled); 7] {
     let bf16 = ScaleType::Float(FloatType::BF16);
     let block = Extent::Block { rows: size(128), cols: size(128) };
     let layout = |element, extent, scale| Scaled { element, extent, scale };
@@ -20,6 +20,8 @@ fn layouts() -> [(&'static str, Scaled); 5] {
         ("fp8_block", layout(Element::Fp8, block, bf16)),
         ("nvfp4", layout(Element::Fp4, Extent::Columns(size(16)), ScaleType::Fp8)),
         ("mxfp4", layout(Element::Fp4, Extent::Columns(size(32)), ScaleType::PowerOfTwo)),
+        ("mxfp6", layout(Element::Fp6, Extent::Columns(size(32)), ScaleType::PowerOfTwo)),
+        ("mxfp8", layout(Element::Fp8, Extent::Columns(size(32)), ScaleType::PowerOfTwo)),
     ]
 }
 
@@ -33,7 +35,8 @@ fn numbers_and_scales_are_what_compressed_tensors_stores() {
     let mut decided = vec![0.0; weight.len()];
     for (name, layout) in layouts() {
         let rows = quantize_scaled(&layout, global, &weight, cols, &mut decided).unwrap();
-        let codes = if layout.element == Element::Fp4 { "weight_packed" } else { "weight" };
+        let is_packed = matches!(layout.element, Element::Fp4 | Element::Fp6);
+        let codes = if is_packed { "weight_packed" } else { "weight" };
         let stored = golden.bytes(&format!("{name}/{codes}"));
         let differ = rows.codes.iter().zip(stored).position(|(a, b)| a != b);
         assert_eq!(differ.map(|at| (at, rows.codes[at], stored[at])), None, "{name}: numbers");
@@ -75,7 +78,7 @@ fn a_weight_moves_by_half_a_step_at_most() {
     let mut decided = vec![0.0; weight.len()];
     // The largest step, next to the largest number, over that number.
     for ((name, layout), step) in
-        layouts().into_iter().zip([1.0 / 127.5, 32.0 / 448.0, 32.0 / 448.0, 0.4, 0.5])
+        layouts().into_iter().zip([1.0 / 127.5, 32.0 / 448.0, 32.0 / 448.0, 0.4, 0.5, 0.125, 0.125])
     {
         quantize_scaled(&layout, global_scale(1.001), &weight, 256, &mut decided).unwrap();
         for (weight, decided) in weight.iter().zip(&decided) {
@@ -89,7 +92,7 @@ fn a_weight_moves_by_half_a_step_at_most() {
 
 #[test]
 fn what_cannot_be_stored_is_refused_by_its_place() {
-    let [(_, int8), .., (_, nvfp4), (_, _)] = layouts();
+    let [(_, int8), .., (_, nvfp4), (_, _), (_, _), (_, _)] = layouts();
     let f16 = Scaled { scale: ScaleType::Float(FloatType::F16), ..int8 };
     let mut decided = [0.0; 4];
     let error = quantize_scaled(&f16, 1.0, &[0.0, 0.0, 1e9, 0.0], 2, &mut decided).unwrap_err();

@@ -244,7 +244,7 @@ impl Grouped {
     }
 }
 
-/// How the words of a matrix in groups lie where they are no streams row by row; all but `Words` are column by column, with rows as the
+/// How the codes of a matrix in groups lie where they are no streams row by row. GPTQ's and AWQ's are column by column, with rows as the
 /// fastest dimension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ColumnPacking {
@@ -256,12 +256,21 @@ pub enum ColumnPacking {
     Awq,
     /// compressed-tensors before 0.18: row by row, and a word holds as many whole codes as fit, for widths that do not divide 32.
     Words,
+    /// compressed-tensors `int-quantized` with zero points: row by row, a signed byte for each code and zero point.
+    Bytes,
+    /// compressed-tensors `marlin-24`: two codes of each four, in the order in which a kernel for GPUs reads them.
+    Marlin24,
 }
 
 impl ColumnPacking {
     /// Whether it is one of GPTQ's: lines of words, each a stream along `in_features`.
     pub const fn is_gptq(self) -> bool {
         matches!(self, Self::GptqV1 | Self::GptqV2)
+    }
+
+    /// Whether codes and scales of a row lie side by side.
+    pub const fn is_by_row(self) -> bool {
+        matches!(self, Self::Words | Self::Bytes)
     }
 
     /// Of each of the eight rows of an AWQ word, the place of its four bits.

@@ -17,5 +17,5 @@ pub use codebook::{Codebook, DYNAMIC_MAP, DYNAMIC_MAP_BYTES, Nested};
 pub use dtype::{Dtype, FloatType};
 pub use encoding::{Bits, BlockType, ColumnPacking, Encoding, Granularity, Grouped, ZeroPoint};
 pub use matrix::Matrix;
-pub use scaled::{Element, Extent, ScaleType, Scaled, fp4_from_f32, fp8_from_f32, fp8_to_f32};
+pub use scaled::{Element, Extent, ScaleType, Scaled, fp4_from_f32, fp6_from_f32, fp8_from_f32, fp8_to_f32};
 pub use view::{ViewError, WeightData, WeightView};

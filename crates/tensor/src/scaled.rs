@@ -15,6 +15,8 @@ pub enum Element {
     Fp8,
     /// 4-bit float (E2M1): 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives, two to a byte, the even column low.
     Fp4,
+    /// 6-bit float (E2M3): up to 7.5 in eighths at first, four in three bytes, the first lowest.
+    Fp6,
     /// A place in a list of 16 values, two to a byte, the even column high.
     Listed(Codebook),
 }
@@ -70,6 +72,7 @@ impl Element {
         match self {
             Self::Int8 | Self::Fp8 => in_features,
             Self::Fp4 | Self::Listed(_) => in_features.div_ceil(2),
+            Self::Fp6 => in_features.div_ceil(4) * 3,
         }
     }
 
@@ -80,6 +83,7 @@ impl Element {
             Self::Int8 => 127.5,
             Self::Fp8 => 448.0,
             Self::Fp4 => 6.0,
+            Self::Fp6 => 7.5,
             Self::Listed(_) => 1.0,
         }
     }
@@ -89,7 +93,7 @@ impl Element {
         match self {
             Self::Int8 => Dtype::I8,
             Self::Fp8 => Dtype::F8E4M3,
-            Self::Fp4 | Self::Listed(_) => Dtype::U8,
+            Self::Fp4 | Self::Fp6 | Self::Listed(_) => Dtype::U8,
         }
     }
 
@@ -106,6 +110,11 @@ impl Element {
                 let code = row[index / 2] >> (4 * (index % 2));
                 let magnitude = f32::from(FP4_DOUBLES[usize::from(code & 7)]) * 0.5;
                 if code & 8 == 0 { magnitude } else { -magnitude }
+            }
+            Self::Fp6 => {
+                let three = &row[index / 4 * 3..][..3];
+                let four = u32::from_le_bytes([three[0], three[1], three[2], 0]);
+                fp6_to_f32((four >> (6 * (index % 4))) as u8 & 63)
             }
             Self::Listed(list) => list.values()[usize::from(row[index / 2] >> (4 * (1 - index % 2)) & 15)],
         }
@@ -210,6 +219,7 @@ impl fmt::Display for Scaled {
             (Element::Int8, _) => "int8",
             (Element::Fp8, ScaleType::PowerOfTwo) => "mxfp8",
             (Element::Fp8, _) => "fp8",
+            (Element::Fp6, _) => "mxfp6",
             (Element::Fp4, ScaleType::Fp8) => "nvfp4",
             (Element::Fp4, ScaleType::PowerOfTwo) => "mxfp4",
             (Element::Fp4, ScaleType::Float(_) | ScaleType::Nested) => "fp4",
@@ -241,6 +251,17 @@ impl fmt::Display for Scaled {
 #[inline(always)]
 pub fn fp8_to_f32(code: u8) -> f32 {
     FP8_VALUES[usize::from(code)]
+}
+
+/// The value of an E2M3 number of 6 bits: bias 1, no infinities, no NaN.
+#[inline(always)]
+fn fp6_to_f32(code: u8) -> f32 {
+    let (exponent, mantissa) = (code >> 3 & 3, f32::from(code & 7));
+    let magnitude = match exponent {
+        0 => mantissa / 8.0,
+        exponent => (8.0 + mantissa) * (f32::from(1u8 << exponent) / 16.0),
+    };
+    if code & 32 == 0 { magnitude } else { -magnitude }
 }
 
 static FP8_VALUES: [f32; 256] = {
@@ -305,6 +326,32 @@ pub fn fp4_from_f32(value: f32) -> u8 {
     if value < 0.0 { ends | 8 } else { ends }
 }
 
+/// `value` as an E2M3 number of 6 bits: to nearest, ties to even, magnitudes beyond 7.5 to 7.5.
+///
+/// ```
+/// use bitmill_tensor::fp6_from_f32;
+/// assert_eq!([0.0625, 0.07, 2.125, 5.0, -9.0].map(fp6_from_f32), [0, 1, 16, 26, 63]);
+/// ```
+#[inline]
+pub fn fp6_from_f32(value: f32) -> u8 {
+    let magnitude = value.abs().min(7.5);
+    // Numbers are an eighth apart below 2, a quarter below 4, then a half; adding a number whose last bit is that rounds to them.
+    let step = if magnitude < 2.0 {
+        0.125
+    } else if magnitude < 4.0 {
+        0.25
+    } else {
+        0.5
+    };
+    let rounded = (magnitude / step + 8_388_608.0 - 8_388_608.0) * step;
+    let code = match rounded {
+        _ if rounded < 2.0 => rounded * 8.0,
+        _ if rounded < 4.0 => 8.0 + rounded * 4.0,
+        _ => 16.0 + rounded * 2.0,
+    } as u8;
+    if value < 0.0 { code | 32 } else { code }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -345,6 +392,23 @@ mod tests {
             }
         }
         assert_eq!(fp4_from_f32(1e9), 7);
+    }
+
+    #[test]
+    fn fp6_goes_up_by_eighths_then_quarters_then_halves() {
+        // Codes 1, 8, 9, 16, 31 and 33, four in three bytes.
+        let words = [1u32 | 8 << 6 | 9 << 12 | 16 << 18, 31 | 33 << 6];
+        let row: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()[..3].to_vec()).collect();
+        let values: Vec<f32> = (0..6).map(|index| Element::Fp6.read(&row, index)).collect();
+        assert_eq!(values, [0.125, 1.0, 1.125, 2.0, 7.5, -0.125]);
+        for code in 0..31 {
+            let (low, high) = (fp6_to_f32(code), fp6_to_f32(code + 1));
+            assert!(low < high);
+            let middle = (low + high) / 2.0;
+            assert_eq!([low, middle.next_down(), middle.next_up()].map(fp6_from_f32), [code, code, code + 1]);
+            assert_eq!(fp6_from_f32(middle), code + code % 2);
+        }
+        assert_eq!([1e9, -1e9].map(fp6_from_f32), [31, 63]);
     }
 
     #[test]

@@ -43,22 +43,24 @@ pub enum WeightData<'a> {
         /// i32 words `[zero_point_words, groups_per_row]`, packed along `out`; empty when symmetric.
         zero_points: &'a [u8],
     },
-    /// GPTQ and AWQ: the same codes with rows as the fastest dimension; and rows of compressed-tensors before 0.18.
+    /// GPTQ and AWQ: the same codes with rows as the fastest dimension; and what else [`ColumnPacking`] has.
     Columns {
         /// Widths, group size, scale dtype. Zero points are stored and read whatever it says of them.
         layout: Grouped,
         /// How words hold codes and zero points.
         packing: ColumnPacking,
         /// GPTQ: i32 words `[words_per_row, out]`, each row's as `Grouped` has them. AWQ: `[in, out / 8]`. Words:
-        /// `[out, ceil(in / codes_per_word)]`.
+        /// `[out, ceil(in / codes_per_word)]`. Bytes: `[out, in]`. Marlin-24: `[in / 32, out * bits / 2]`.
         packed: &'a [u8],
-        /// Scales `[groups, out]`; of words `[out, groups]`.
+        /// Scales `[groups, out]`; of words and bytes `[out, groups]`.
         scales: &'a [u8],
         /// GPTQ: i32 words `[groups, zero_point_words]`, codes along `out`. AWQ: `[groups, out / 8]`. Words:
-        /// `[ceil(out / codes_per_word), groups]`, empty when symmetric.
+        /// `[ceil(out / codes_per_word), groups]`, empty when symmetric. Bytes: `[out, groups]`. Marlin-24 has none.
         zero_points: &'a [u8],
         /// i32 `[in]`: the group of each column; empty where that is `column / group_size`.
         group_of: &'a [u8],
+        /// Marlin-24: i16 `[in / 32, 2 * out]`, which two of each four weights there are. Others have none.
+        places: &'a [u8],
     },
     /// Small numbers with scales.
     Scaled {
@@ -72,6 +74,9 @@ pub enum WeightData<'a> {
         global: f32,
         /// What scales that are codes are read with; there for those alone.
         nested: Option<Nested<'a>>,
+        /// `[out, ceil(in / 8)]`: where two numbers of each four are stored, bit `i % 8` of byte `i / 8` for each that is; empty where all
+        /// are.
+        kept: &'a [u8],
     },
     /// compressed-tensors `sparse-bitmask`.
     Sparse {
@@ -93,8 +98,8 @@ pub enum ViewError {
     /// A part has another length than its shape and encoding ask for.
     #[error("{part}: {found} bytes where [{out_features}, {in_features}] in {encoding} takes {expected}")]
     Length {
-        /// `"weights"`, `"codes"`, `"scales"`, `"zero points"`, `"groups of columns"`, `"bits"`, `"values"`, `"row offsets"`, `"scales of
-        /// scales"` or `"values of scales"`.
+        /// `"weights"`, `"codes"`, `"scales"`, `"zero points"`, `"groups of columns"`, `"places"`, `"bits"`, `"values"`, `"row offsets"`,
+        /// `"scales of scales"` or `"values of scales"`.
         part: &'static str,
         /// Bytes found.
         found: usize,
@@ -152,6 +157,7 @@ impl<'a> WeightView<'a> {
             Encoding::Scaled(scaled) => match (scaled.extent, scaled.element) {
                 (Extent::Columns(size), _) => size.get(),
                 (_, Element::Fp4 | Element::Listed(_)) => 2,
+                (_, Element::Fp6) => 4,
                 _ => 1,
             },
         };
@@ -189,46 +195,57 @@ impl<'a> WeightView<'a> {
                 };
                 check("zero points", zero_points.len(), 4 * words)?;
             }
-            WeightData::Columns {
-                layout,
-                packing: ColumnPacking::Words,
-                packed,
-                scales,
-                zero_points,
-                group_of,
-            } => {
-                let (groups, codes) = (layout.groups_per_row(in_features), layout.codes_per_word());
-                check("codes", packed.len(), 4 * out_features * in_features.div_ceil(codes))?;
-                check("scales", scales.len(), out_features * groups * layout.scale.size_bytes())?;
-                let words = match layout.zero_point {
-                    ZeroPoint::Symmetric => 0,
-                    ZeroPoint::Asymmetric => out_features.div_ceil(codes) * groups,
-                };
-                check("zero points", zero_points.len(), 4 * words)?;
-                check("groups of columns", group_of.len(), 0)?;
-            }
-            WeightData::Columns { layout, packing, packed, scales, zero_points, group_of } => {
+            WeightData::Columns { layout, packing, packed, scales, zero_points, group_of, places } => {
                 let bits = usize::from(layout.bits.get());
-                let is_whole = match packing.is_gptq() {
-                    true => {
-                        (in_features * bits).is_multiple_of(32) && (out_features * bits).is_multiple_of(32)
+                let (by_in, by_out) = (in_features * bits, out_features * bits);
+                let is_whole = match packing {
+                    ColumnPacking::GptqV1 | ColumnPacking::GptqV2 => {
+                        by_in.is_multiple_of(32) && by_out.is_multiple_of(32)
                     }
-                    false => bits == 4 && out_features.is_multiple_of(8),
+                    ColumnPacking::Awq => bits == 4 && out_features.is_multiple_of(8),
+                    ColumnPacking::Words => true,
+                    ColumnPacking::Bytes => bits == 8,
+                    ColumnPacking::Marlin24 => {
+                        matches!(bits, 4 | 8)
+                            && out_features.is_multiple_of(64)
+                            && in_features.is_multiple_of(32)
+                    }
                 };
                 if !is_whole {
                     let encoding = encoding.to_string();
                     return Err(ViewError::UnevenWords { out_features, in_features, encoding });
                 }
                 let groups = layout.groups_per_row(in_features);
-                check("codes", packed.len(), out_features * in_features * bits / 8)?;
+                let in_words = layout.codes_per_word();
+                let (codes, zeros) = match (packing, layout.zero_point) {
+                    (ColumnPacking::Words, ZeroPoint::Symmetric) => {
+                        (4 * out_features * in_features.div_ceil(in_words), 0)
+                    }
+                    (ColumnPacking::Words, ZeroPoint::Asymmetric) => (
+                        4 * out_features * in_features.div_ceil(in_words),
+                        4 * out_features.div_ceil(in_words) * groups,
+                    ),
+                    (ColumnPacking::Bytes, _) => (out_features * in_features, out_features * groups),
+                    (ColumnPacking::Marlin24, _) => (out_features * by_in / 16, 0),
+                    _ => (out_features * by_in / 8, 4 * layout.zero_point_words(out_features) * groups),
+                };
+                check("codes", packed.len(), codes)?;
                 check("scales", scales.len(), out_features * groups * layout.scale.size_bytes())?;
-                check("zero points", zero_points.len(), 4 * layout.zero_point_words(out_features) * groups)?;
+                check("zero points", zero_points.len(), zeros)?;
                 let columns = if group_of.is_empty() { 0 } else { in_features };
                 check("groups of columns", group_of.len(), 4 * columns)?;
+                let quads =
+                    if packing == ColumnPacking::Marlin24 { out_features * in_features / 4 } else { 0 };
+                check("places", places.len(), quads / 2)?;
             }
-            WeightData::Scaled { layout, codes, scales, nested, .. } => {
+            WeightData::Scaled { layout, codes, scales, nested, kept, .. } => {
                 let (lines, per_line) = layout.extent.scales(out_features, in_features);
-                check("codes", codes.len(), out_features * layout.element.row_bytes(in_features))?;
+                let mut row_bytes = layout.element.row_bytes(in_features);
+                if !kept.is_empty() {
+                    check("bits", kept.len(), out_features * in_features.div_ceil(8))?;
+                    row_bytes = in_features.div_ceil(4) * 2;
+                }
+                check("codes", codes.len(), out_features * row_bytes)?;
                 check("scales", scales.len(), lines * per_line * layout.scale.size_bytes())?;
                 let (own, map) = match layout.scale {
                     ScaleType::Nested => (4 * Nested::scales(lines * per_line), 4 * 256),
@@ -281,8 +298,12 @@ impl<'a> WeightView<'a> {
     pub fn stored_bytes(&self) -> usize {
         match self.data {
             // Zero points are stored of symmetric codes too, and groups of columns are counted nowhere else.
-            WeightData::Columns { packed, scales, zero_points, group_of, .. } => {
-                packed.len() + scales.len() + zero_points.len() + group_of.len()
+            WeightData::Columns { packed, scales, zero_points, group_of, places, .. } => {
+                packed.len() + scales.len() + zero_points.len() + group_of.len() + places.len()
+            }
+            // Half of the numbers, and a bit for each.
+            WeightData::Scaled { codes, scales, kept, .. } if !kept.is_empty() => {
+                codes.len() + scales.len() + kept.len()
             }
             _ => self.encoding().matrix_bytes(self.out_features, self.in_features),
         }
@@ -323,6 +344,7 @@ mod tests {
                 scales: &bytes[..2 * out * in_features / 32],
                 zero_points: &bytes[..4 * (out * usize::from(bits)).div_ceil(32) * in_features / 32],
                 group_of: &bytes[..4 * groups],
+                places: &[],
             };
             WeightView::new(out, in_features, data).map(|view| view.stored_bytes())
         };

@@ -235,3 +235,10 @@ pub fn open_stored(
     change_config(&mut config["quantization_config"]);
     open_with(&config, &all)
 }
+
+/// The checksum that Python's zlib has.
+pub fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+    })
+}

@@ -287,7 +287,14 @@ fn widened(isa: Isa, planned: &PlannedTensor, parts: &Parts, base: &ScaleBase) -
         },
         Encoding::Scaled(layout) => {
             let (global, nested) = (base.global, base.nested.as_deref().map(NestedAbsmax::as_nested));
-            WeightData::Scaled { layout, codes: &parts.codes, scales: &parts.scales, global, nested }
+            WeightData::Scaled {
+                layout,
+                codes: &parts.codes,
+                scales: &parts.scales,
+                global,
+                nested,
+                kept: &[],
+            }
         }
         Encoding::Sparse { .. } => unreachable!("a sparse matrix is refused beside calibrated ones"),
     };
