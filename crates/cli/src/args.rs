@@ -381,6 +381,14 @@ pub struct Compare {
     /// Compare this strategy, a preset's name or a TOML file; may be repeated. The default is one of each kind.
     #[arg(long = "recipe", short, value_name = "R")]
     pub recipes: Vec<String>,
+    /// Compare this model too, which an earlier run or somebody else made of MODEL: a folder, a .gguf file, hf:OWNER/NAME or
+    /// ms:OWNER/NAME. It is measured as it lies, and nothing is written there. May be repeated; its row comes after those of the
+    /// recipes, the default ones if none is named.
+    #[arg(long, value_name = "PATH")]
+    pub also: Vec<String>,
+    /// Compress by no recipe: compare only the models of --also.
+    #[arg(long, conflicts_with = "recipes", requires = "also")]
+    pub no_recipes: bool,
     #[command(flatten)]
     pub on: On,
     /// Score at most N windows a strategy.

@@ -1,6 +1,6 @@
 //! What MODEL on the command line stands for.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bitmill_checkpoint::Checkpoint;
 use bitmill_hub::{ModelName, Retry, Site};
@@ -15,13 +15,16 @@ pub fn open(model: Option<&str>) -> Result<Checkpoint, Failure> {
     let Some(name) = model.filter(|name| *name != embedded::NAME || Path::new(name).exists()) else {
         return Ok(embedded::checkpoint()?);
     };
-    if let Some(model) = ModelName::parse(name) {
-        let model = model?;
-        let site = Site::from_environment(model.hub)?;
-        let path = fetching(&model, |told| bitmill_hub::locate(&site, &model, Retry::default(), told))?;
-        return Ok(Checkpoint::open(&path)?);
-    }
-    Ok(Checkpoint::open(Path::new(name))?)
+    let fetched = on_hub(name)?;
+    Ok(Checkpoint::open(fetched.as_deref().unwrap_or(Path::new(name)))?)
+}
+
+/// Where a model that is named on a hub lies, fetched if the cache has it not; `None` for any other name.
+pub fn on_hub(name: &str) -> Result<Option<PathBuf>, Failure> {
+    let Some(model) = ModelName::parse(name) else { return Ok(None) };
+    let model = model?;
+    let site = Site::from_environment(model.hub)?;
+    Ok(Some(fetching(&model, |told| bitmill_hub::locate(&site, &model, Retry::default(), told))?))
 }
 
 /// Runs `fetch` with a progress bar, which appears with the first byte.

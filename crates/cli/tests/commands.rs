@@ -259,6 +259,56 @@ fn compare_prints_a_table_and_writes_both_reports() {
 }
 
 #[test]
+fn compare_measures_models_that_are_there_already() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(at("a")).unwrap();
+    succeeds(&["compress", "--recipe", "q4_0", "-o", text(&at("m.gguf"))]);
+    succeeds(&["compress", "--recipe", "w8a16", "-o", text(&at("a/m.gguf"))]);
+    let quick = ["--windows", "1", "--items", "1", "-o", text(&at("out")), "--also"].map(str::to_owned);
+    let compared = |more: &[&str]| {
+        let quick: Vec<&str> = quick.iter().map(String::as_str).collect();
+        bitmill(&[&["compare"], &quick[..], more].concat())
+    };
+    let (first, second) = (at("m.gguf"), at("a/m.gguf"));
+    let output = compared(&[text(&first), "--also", text(&second), "--no-recipes", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["strategy"].as_str().unwrap()).collect();
+    let own = folder.path().file_name().unwrap().to_str().unwrap();
+    assert_eq!(names, ["none", &format!("{own}/m.gguf"), "a/m.gguf"]);
+    assert_eq!((&rows[1]["format"], &rows[2]["format"]), (&"gguf".into(), &"compressed-tensors".into()));
+    assert_eq!(rows[1]["path"], text(&first));
+    assert!(rows[1]["recipe"].is_null() && rows[1]["kl_mean"].as_f64().unwrap() > 0.0);
+    assert!(first.is_file() && second.is_dir());
+
+    // Of what is named every row is asked for.
+    let other = tiny(Variant::Qwen2);
+    let output = compared(&[text(other.path()), "--recipe", "q8_0"]);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(2), "{err}");
+    assert!(out.contains("q8_0") && out.contains("the dense model has"), "{out}");
+    assert!(err.contains("1 of the strategies and models failed"), "{err}");
+
+    std::fs::remove_dir_all(at("out")).unwrap();
+    let absent = at("absent");
+    let early = |arguments: &[&str]| {
+        let said = refused(&[&["compare", "-o", text(&at("out"))], arguments].concat());
+        assert!(!at("out").exists(), "nothing is begun");
+        said
+    };
+    let said = early(&["--also", text(&absent)]);
+    assert!(said.contains("absent") && said.contains("hint: "), "{said}");
+    let again = at("a/../m.gguf");
+    let said = early(&["--also", text(&first), "--also", text(&again)]);
+    assert!(said.contains("the same model"), "{said}");
+    let within = second.join("report");
+    let said = refused(&["compare", "--also", text(&second), "-o", text(&within)]);
+    assert!(said.contains("--output lies in it") && !within.exists(), "{said}");
+}
+
+#[test]
 fn other_models_run_with_files_of_their_own() {
     let model = tiny(Variant::LlamaWide);
     let folder = tempfile::tempdir().unwrap();
@@ -338,6 +388,8 @@ fn wrong_flags_are_exit_code_2() {
     for arguments in [
         &["eval", "--window", "1"][..],
         &["compress", "-o", "x"],
+        &["compare", "--no-recipes"],
+        &["compare", "--no-recipes", "--also", "x", "--recipe", "q8_0"],
         &["melt"],
         &["plan", "--recipe", "q8_0", "--shard-size", "many"],
     ] {

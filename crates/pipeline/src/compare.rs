@@ -1,4 +1,4 @@
-//! The main job: each strategy compressed, read back from disk, and measured, in turn.
+//! The main job: each strategy compressed, read back from disk, and measured, in turn; then models that were made before.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -13,6 +13,7 @@ use crate::card::CARD;
 use crate::compress::beside;
 use crate::depth::Depth;
 use crate::layout::RECORD;
+use crate::made::{self, DENSE, Made};
 use crate::measure::{Dense, Material, Request, Subject, measure_quality};
 use crate::{
     Error, Format, Plan, PlanOptions, PlannedTensor, Progress, Recipe, Resolved, compress, own_weights,
@@ -33,6 +34,8 @@ pub type Stopwatch<'a> = &'a (dyn Fn(Option<&Path>) -> Result<Speed, Error> + Sy
 pub struct CompareOptions<'a> {
     /// Strategies, in the order of the rows.
     pub recipes: Vec<Recipe>,
+    /// Models that were made before, whose rows come after those; see [`tell_apart`](crate::tell_apart).
+    pub also: Vec<Made>,
     /// Text and tasks.
     pub request: Request,
     /// Times each model.
@@ -58,16 +61,18 @@ pub fn default_recipes(checkpoint: &Checkpoint) -> Vec<Recipe> {
     pruned.into_iter().chain(stored).chain(groups).chain(["mixed_4.5"]).filter_map(preset).collect()
 }
 
-/// Measures the dense model and then every recipe of `options`. A strategy that fails is listed with its reason; the
-/// others are measured all the same.
+/// Measures the dense model, then every recipe of `options` and every model that was made before. What fails is listed with
+/// its reason; the others are measured all the same.
 ///
 /// # Errors
-/// If the dense model itself cannot be measured, or text and tasks cannot be read.
+/// If the dense model itself cannot be measured, or text and tasks cannot be read; [`Error::MadeWhereWritten`] if a model that
+/// was made before lies where compressed ones are to be written.
 pub fn compare(
     checkpoint: &Checkpoint,
     options: &CompareOptions<'_>,
     progress: &dyn Progress,
 ) -> Result<CompareReport, Error> {
+    refuse_overwriting(options)?;
     let isa = Isa::best();
     let subject = Subject::load(checkpoint)?;
     let material = Material::gather(&subject, &options.request)?;
@@ -78,8 +83,8 @@ pub fn compare(
     let dense = Dense::measure(&subject, &material, isa, progress)?;
     let quality = dense.quality()?;
     let mut rows = vec![Row {
-        strategy: "none".into(),
-        format: format_of(checkpoint).into(),
+        strategy: DENSE.into(),
+        format: dense_format(checkpoint).into(),
         bytes: dense_bytes,
         ratio: 1.0,
         bits_per_weight: bits_per_weight(dense_bytes, weights),
@@ -90,12 +95,19 @@ pub fn compare(
         predicted_kl: None,
         compress_seconds: None,
         recipe: None,
+        path: None,
         notes: Vec::new(),
     }];
     let mut failed = Vec::new();
-    for (index, recipe) in options.recipes.iter().enumerate() {
-        let run = Run { checkpoint, options, material: &material, dense: &dense, isa, progress };
-        match run.strategy(index, recipe) {
+    let run =
+        Run { checkpoint, options, material: &material, subject: &subject, dense: &dense, isa, progress };
+    let strategies = options.recipes.iter().enumerate().map(Asked::Recipe);
+    for asked in strategies.chain(options.also.iter().map(Asked::Made)) {
+        let measured = match asked {
+            Asked::Recipe((index, recipe)) => run.strategy(index, recipe),
+            Asked::Made(made) => run.made(made),
+        };
+        match measured {
             Ok(mut row) => {
                 row.ratio = dense_bytes as f64 / row.bytes.max(1) as f64;
                 row.bits_per_weight = bits_per_weight(row.bytes, weights);
@@ -103,7 +115,7 @@ pub fn compare(
                 rows.push(row);
             }
             Err(error) => failed.push(Failure {
-                strategy: recipe.name.clone(),
+                strategy: asked.name().into(),
                 error: error.to_string(),
                 hint: error.hint(),
             }),
@@ -132,11 +144,41 @@ pub fn compare(
     })
 }
 
+/// What a row is asked for by.
+#[derive(Clone, Copy)]
+enum Asked<'a> {
+    /// With its place among recipes.
+    Recipe((usize, &'a Recipe)),
+    Made(&'a Made),
+}
+
+impl Asked<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Self::Recipe((_, recipe)) => &recipe.name,
+            Self::Made(made) => &made.name,
+        }
+    }
+}
+
+/// Refuses to write compressed models where one lies that was made before.
+fn refuse_overwriting(options: &CompareOptions<'_>) -> Result<(), Error> {
+    let work = &options.work;
+    let in_the_way = |made: &&Made| made.holds(work) || made.lies_in(work);
+    match options.also.iter().find(in_the_way) {
+        Some(made) if !options.recipes.is_empty() => {
+            Err(Error::MadeWhereWritten { path: made.path.clone(), folder: work.clone() })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What every strategy is run with.
 struct Run<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a CompareOptions<'a>,
     material: &'a Material,
+    subject: &'a Subject,
     dense: &'a Dense<'a>,
     isa: Isa,
     progress: &'a dyn Progress,
@@ -153,18 +195,41 @@ impl Run<'_> {
         // Of an earlier comparison that was killed, with other weights or another recipe perhaps.
         bitmill_checkpoint::discard_partial(&path)?;
         compress(self.checkpoint, &plan, &path, Overwrite::Force, self.progress)?;
-        let measured =
-            self.measure(&path, &plan, began.elapsed().as_secs_f64()).map(|row| Row { predicted_kl, ..row });
+        let compress_seconds = began.elapsed().as_secs_f64();
+        let measured = Checkpoint::open(&path)
+            .map_err(Error::from)
+            .and_then(|written| self.measure(&path, &written, self.load(&written, &recipe.name)?));
         if !self.options.keep {
             remove(&path);
         }
-        measured
+        Ok(Row {
+            format: plan.recipe.format.name().into(),
+            predicted_kl,
+            compress_seconds: Some(compress_seconds),
+            recipe: Some(plan.recipe.to_toml()),
+            notes: notes(&plan),
+            ..measured?
+        })
     }
 
-    fn measure(&self, path: &Path, plan: &Plan, compress_seconds: f64) -> Result<Row, Error> {
-        let written = Checkpoint::open(path)?;
-        let mut subject = Subject::load(&written)?;
-        subject.name.clone_from(&plan.recipe.name);
+    /// Measures a model that was made before, as it lies.
+    fn made(&self, made: &Made) -> Result<Row, Error> {
+        let found = Checkpoint::open(&made.path)?;
+        let subject = self.load(&found, &made.name)?;
+        made::refuse_foreign(&subject, self.subject, &self.material.windows)?;
+        let path = made.path.display().to_string();
+        let notes = vec![format!("made before, measured as it lies at {path}")];
+        Ok(Row { path: Some(path), notes, ..self.measure(&made.path, &found, subject)? })
+    }
+
+    fn load(&self, checkpoint: &Checkpoint, name: &str) -> Result<Subject, Error> {
+        let mut subject = Subject::load(checkpoint)?;
+        subject.name = name.into();
+        Ok(subject)
+    }
+
+    /// What is measured of every model, whoever made it.
+    fn measure(&self, path: &Path, checkpoint: &Checkpoint, subject: Subject) -> Result<Row, Error> {
         self.progress.begin(&format!("{}: latency", subject.name));
         let speed = (self.options.stopwatch)(Some(path))?;
         let quality = measure_quality(&subject, self.material, Some(self.dense), self.isa, self.progress)?;
@@ -172,9 +237,9 @@ impl Run<'_> {
         let few = Windows::new(windows.tokens.clone(), windows.length, Some(FAST_PATH_WINDOWS));
         let kl_fast_path = bitmill_eval::fast_path_kl(&subject.model, self.isa, &few)?;
         Ok(Row {
-            strategy: plan.recipe.name.clone(),
-            format: plan.recipe.format.name().into(),
-            bytes: size_on_disk(&written),
+            strategy: subject.name,
+            format: made::format_of(checkpoint),
+            bytes: size_on_disk(checkpoint),
             ratio: 0.0,
             bits_per_weight: 0.0,
             speed,
@@ -182,9 +247,10 @@ impl Run<'_> {
             kl_fast_path: Some(kl_fast_path),
             recovery: None,
             predicted_kl: None,
-            compress_seconds: Some(compress_seconds),
-            recipe: Some(plan.recipe.to_toml()),
-            notes: notes(plan),
+            compress_seconds: None,
+            recipe: None,
+            path: None,
+            notes: Vec::new(),
         })
     }
 }
@@ -201,7 +267,7 @@ fn remove(path: &Path) {
     }
 }
 
-fn format_of(checkpoint: &Checkpoint) -> &'static str {
+fn dense_format(checkpoint: &Checkpoint) -> &'static str {
     match checkpoint.format() {
         bitmill_checkpoint::Format::HuggingFace => "safetensors",
         bitmill_checkpoint::Format::Gguf => "gguf",

@@ -377,6 +377,30 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A model to compare with others is named twice.
+    #[error("{} and {} are the same model", path.display(), other.display())]
+    MadeTwice {
+        /// One path.
+        path: PathBuf,
+        /// The other.
+        other: PathBuf,
+    },
+    /// A model to compare with others lies where compressed ones are to be written, or is such a folder.
+    #[error("{} is to be measured, and compressed models would be written to {}", path.display(), folder.display())]
+    MadeWhereWritten {
+        /// The model.
+        path: PathBuf,
+        /// Where they would be written.
+        folder: PathBuf,
+    },
+    /// A model to compare with others has another tokenizer than the dense one.
+    #[error("{model}: the tokens of the text stand for other words than those of {dense}")]
+    OtherTokens {
+        /// The model.
+        model: String,
+        /// The dense model.
+        dense: String,
+    },
     /// A model could not be timed in a process of its own.
     #[error("timing {model}: {message}")]
     Timing {
@@ -658,6 +682,9 @@ impl Error {
             Self::NothingToDo { .. } => {
                 Some("see what `targets` and `skip` leave; plain floats are written as `hugging-face`".into())
             }
+            Self::MadeTwice { .. } => Some("name it once: a model has one row".into()),
+            Self::MadeWhereWritten { .. } => Some("write to another folder, with --output".into()),
+            Self::OtherTokens { .. } => Some("compare a model with the one it was made from".into()),
             Self::Verify { .. } => {
                 Some("the disk or memory is faulty, or this is a bug: run it again".into())
             }

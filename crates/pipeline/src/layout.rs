@@ -21,7 +21,7 @@ use crate::{packings, padding};
 pub(crate) const RECORD: &str = "bitmill.json";
 
 /// Where GPTQ's libraries look for what config.json says too.
-const QUANTIZE_CONFIG: &str = "quantize_config.json";
+pub(crate) const QUANTIZE_CONFIG: &str = "quantize_config.json";
 
 /// Headers, sizes and small files of an output.
 #[derive(Debug)]

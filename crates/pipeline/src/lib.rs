@@ -6,7 +6,7 @@
 //!          asked)      tensor, with sizes)      renamed into place)
 //! ```
 //!
-//! [`search`](search()) writes the recipe itself: it measures how sensitive each tensor is. [`compare`] runs several recipes on one model and measures each result from disk; [`embedded`] is the model that
+//! [`search`](search()) writes the recipe itself: it measures how sensitive each tensor is. [`compare`] runs several recipes on one model and measures each result from disk, and models that were made before; [`embedded`] is the model that
 //! every command falls back to.
 
 mod balancing;
@@ -31,6 +31,7 @@ mod importance;
 mod journal;
 mod layout;
 mod learned;
+mod made;
 mod measure;
 mod merged;
 mod method;
@@ -72,6 +73,7 @@ pub use files::write_file;
 pub use generate::{Writer, model_sampling, sampled};
 pub use imatrix::{ImatrixOptions, imatrix};
 pub use learned::LearnedStep;
+pub use made::{Made, tell_apart};
 pub use measure::{Dense, Material, Request, Subject, TaskChoice, measure_quality};
 pub use method::{Compensated, Gptq, Learning, Method, Order};
 pub use padding::{Pad, PadWidth};

@@ -156,10 +156,10 @@ pub struct BenchReport {
     pub machine: Machine,
 }
 
-/// One strategy of a comparison, measured.
+/// One strategy of a comparison, or a model that was made before, measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// The preset's or recipe's name; `none` for the dense model.
+    /// The preset's or recipe's name, or the own name of a model that was made before; `none` for the dense model.
     pub strategy: String,
     /// What was written and read back: "gguf", "compressed-tensors", or the source's own format for dense.
     pub format: String,
@@ -184,26 +184,34 @@ pub struct Row {
     /// What the search that wrote the recipe said `kl_mean` would be; none for recipes that no search wrote.
     #[serde(default)]
     pub predicted_kl: Option<f64>,
-    /// How long compressing and writing took, the search for a recipe included; none for the dense model.
+    /// How long compressing and writing took, the search for a recipe included; none for what this comparison did not make.
     pub compress_seconds: Option<f64>,
-    /// The recipe with every default filled in, as TOML; none for the dense model.
+    /// The recipe with every default filled in, as TOML; none for what this comparison did not make.
     pub recipe: Option<String>,
+    /// Where a model lies that was made before; none for the dense model and for what this comparison made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
     /// What a reader should know about this row, above all tensors that fell back to another encoding.
     #[serde(default)]
     pub notes: Vec<String>,
 }
 
 impl Row {
-    /// Whether this is the uncompressed model: the one row without a recipe.
+    /// Whether this is the uncompressed model: the one row that neither a recipe nor anybody else made.
     pub fn is_dense(&self) -> bool {
-        self.recipe.is_none()
+        self.recipe.is_none() && !self.is_made()
+    }
+
+    /// Whether this model was made before the comparison.
+    pub fn is_made(&self) -> bool {
+        self.path.is_some()
     }
 }
 
 /// One strategy of a comparison that could not be measured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The preset's or recipe's name.
+    /// The preset's, recipe's or model's name.
     pub strategy: String,
     /// Why.
     pub error: String,

@@ -107,6 +107,32 @@ fn every_strategy_failure_note_and_recipe_is_shown() {
 }
 
 #[test]
+fn models_that_were_made_before_have_rows_and_no_recipe() {
+    let mut report = compare();
+    let mut made = report.rows[2].clone();
+    made.strategy = "theirs/<model>".into();
+    made.path = Some("/models/theirs/<model>".into());
+    (made.recipe, made.compress_seconds) = (None, None);
+    made.notes = vec!["made before, measured as it lies at /models/theirs/<model>".into()];
+    report.rows.push(made);
+    assert_eq!(report.dense().unwrap().strategy, "none");
+    let page = compare_html(&report);
+    assert_well_formed(&page);
+    assert!(
+        page.contains(&format!(
+            "{} compression strategies and 1 other model, measured",
+            report.rows.len() - 2
+        ))
+    );
+    assert!(page.contains("theirs/&lt;model&gt;</th>") && page.contains("measured as they lie"));
+    assert_eq!(page.matches("<details>").count(), report.rows.len() - 2);
+    report.rows.retain(|row| row.recipe.is_none());
+    let page = compare_html(&report);
+    assert_well_formed(&page);
+    assert!(page.contains(": 1 other model, measured</h1>"), "{page}");
+}
+
+#[test]
 fn text_from_outside_stays_text() {
     let evil = "</title></style><script>alert(1)</script>\"'><img src=x onerror=y>&\u{1b}[0m";
     let mut report = compare();

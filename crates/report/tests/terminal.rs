@@ -58,6 +58,19 @@ fn the_dense_model_comes_first_wherever_it_was_asked_for() {
 }
 
 #[test]
+fn a_model_that_was_made_before_is_no_dense_model() {
+    let mut report = compare();
+    let made = report.rows.last_mut().unwrap();
+    (made.strategy, made.path) = ("theirs".into(), Some("models/theirs".into()));
+    (made.recipe, made.compress_seconds) = (None, None);
+    let table = compare_table(&report, None);
+    let lines: Vec<&str> = table.lines().filter(|line| line.starts_with("theirs ")).collect();
+    assert_eq!(lines.len(), 2, "{table}");
+    assert!(lines[1].ends_with('—'), "it was not compressed here: {}", lines[1]);
+    assert_eq!(table.lines().filter(|line| line.starts_with("none (dense)")).count(), 2);
+}
+
+#[test]
 fn what_does_not_apply_is_a_dash_and_no_zero() {
     let mut report = compare();
     for row in &mut report.rows {

@@ -5,7 +5,8 @@ use std::process::{Command, Stdio};
 
 use bitmill_checkpoint::Checkpoint;
 use bitmill_pipeline::{
-    CompareOptions, Error, Plan, PlanOptions, Progress as _, Recipe, default_recipes, embedded, write_file,
+    CompareOptions, Error, Made, Plan, PlanOptions, Progress as _, Recipe, default_recipes, embedded,
+    tell_apart, write_file,
 };
 use bitmill_report::{BenchReport, CompareReport, Speed, compare_html, compare_table, from_json, to_json};
 
@@ -18,9 +19,11 @@ use crate::{Outcome, models, stdout};
 pub fn compare(args: &Compare, global: &Global) -> Result<Outcome, Failure> {
     let checkpoint = models::open(args.model.as_deref())?;
     let recipes = match args.recipes.as_slice() {
+        _ if args.no_recipes => Vec::new(),
         [] => default_recipes(&checkpoint),
         named => named.iter().map(|name| Ok(Recipe::read(name)?)).collect::<Result<_, Failure>>()?,
     };
+    let also = made(&recipes, args)?;
     refuse_early(&checkpoint, &recipes, args)?;
     create(&args.output)?;
     // Compressed models lie in the output's file system, where the caller has room for them.
@@ -33,6 +36,7 @@ pub fn compare(args: &Compare, global: &Global) -> Result<Outcome, Failure> {
     let budget = |most: u32| if args.full { None } else { Some(most) };
     let options = CompareOptions {
         recipes,
+        also: also.clone(),
         request: request(&args.on, budget(args.windows), budget(args.items)),
         stopwatch: &|path| time(path.or(args.model.as_deref().map(Path::new)), global),
         work,
@@ -54,7 +58,25 @@ pub fn compare(args: &Compare, global: &Global) -> Result<Outcome, Failure> {
         stdout::print(&compare_table(&report, terminal_width()))?;
     }
     eprintln!("\nwritten: {} and {}", json_path.display(), html_path.display());
-    outcome(args, &report)
+    outcome(args, &also, &report)
+}
+
+/// The models of --also, each by a name that no other row has.
+fn made(recipes: &[Recipe], args: &Compare) -> Result<Vec<Made>, Failure> {
+    let at = |named: &String| match models::on_hub(named)? {
+        Some(path) => Ok(Made { name: named.clone(), path }),
+        None => Ok(Made::at(Path::new(named))?),
+    };
+    let mut made = args.also.iter().map(at).collect::<Result<Vec<_>, Failure>>()?;
+    let taken: Vec<&str> = recipes.iter().map(|recipe| recipe.name.as_str()).collect();
+    tell_apart(&mut made, &taken)?;
+    match made.iter().find(|made| made.holds(&args.output)) {
+        Some(holds) => Err(Failure::new(
+            format!("{} is to be measured, and --output lies in it", holds.path.display()),
+            "name another folder with --output",
+        )),
+        None => Ok(made),
+    }
 }
 
 /// What can be known before anything is measured: that a recipe asked for by name cannot be run, or none can.
@@ -78,14 +100,17 @@ fn refuse_early(checkpoint: &Checkpoint, recipes: &[Recipe], args: &Compare) -> 
     Ok(())
 }
 
-/// A strategy that was asked for by name and failed is a failed run; the table above has shown it with its reason.
-fn outcome(args: &Compare, report: &CompareReport) -> Result<Outcome, Failure> {
-    let asked = !args.recipes.is_empty();
-    match report.failed.len() {
+/// A strategy or model that was asked for by name and failed is a failed run; the table above has shown it with its reason.
+fn outcome(args: &Compare, also: &[Made], report: &CompareReport) -> Result<Outcome, Failure> {
+    let names: Vec<&str> = report.failed.iter().map(|failure| failure.strategy.as_str()).collect();
+    let is_asked = |name: &&str| !args.recipes.is_empty() || also.iter().any(|made| made.name == *name);
+    // The dense model always has a row.
+    let have_all_failed = report.rows.len() <= 1;
+    match names.len() {
         0 => Ok(Outcome::Done),
-        n if asked || n >= report.rows.len() + n - 1 => {
-            let names: Vec<_> = report.failed.iter().map(|failure| failure.strategy.as_str()).collect();
-            Err(Failure::plain(format!("{n} of the strategies failed: {}", names.join(", "))))
+        n if have_all_failed || names.iter().any(is_asked) => {
+            let what = if also.is_empty() { "strategies" } else { "strategies and models" };
+            Err(Failure::plain(format!("{n} of the {what} failed: {}", names.join(", "))))
         }
         _ => Ok(Outcome::Done),
     }

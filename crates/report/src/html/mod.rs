@@ -64,13 +64,20 @@ fn put(page: &mut String, text: std::fmt::Arguments<'_>) {
 }
 
 fn header(page: &mut String, report: &CompareReport) {
-    let n = report.rows.iter().filter(|row| !row.is_dense()).count();
-    let strategies = if n == 1 { "strategy".into() } else { "strategies".to_string() };
+    let made = report.rows.iter().filter(|row| row.is_made()).count();
+    let strategies = match report.rows.iter().filter(|row| !row.is_dense()).count() - made {
+        0 if made > 0 => None,
+        1 => Some("1 compression strategy".to_string()),
+        n => Some(format!("{n} compression strategies")),
+    };
+    let made = (made > 0).then(|| counted(made, "other model"));
+    let what: Vec<String> = strategies.into_iter().chain(made).collect();
     put(
         page,
         format_args!(
-            "<header>\n<h1>{}: {n} compression {strategies}, measured</h1>\n",
-            escape(&one_line(&report.model))
+            "<header>\n<h1>{}: {}, measured</h1>\n",
+            escape(&one_line(&report.model)),
+            what.join(" and ")
         ),
     );
     put(
@@ -309,10 +316,17 @@ fn detail_section(page: &mut String, report: &CompareReport) {
 
 fn method_section(page: &mut String, report: &CompareReport) {
     page.push_str("<section>\n<h2>How this was measured</h2>\n");
-    page.push_str(
-        "<p>Each strategy was compressed, written to disk, read back and measured from what was read. Perplexity, \
-         divergence and accuracy come from the exact path: 32-bit activations over the packed weights. Latency comes \
-         from the fast path, which rounds activations to 8 bits where the format’s runtimes do so too.</p>\n<dl>\n",
+    let made = match report.rows.iter().any(Row::is_made) {
+        true => " Models that were made before were measured as they lie.",
+        false => "",
+    };
+    put(
+        page,
+        format_args!(
+            "<p>Each strategy was compressed, written to disk, read back and measured from what was read.{made} Perplexity, \
+             divergence and accuracy come from the exact path: 32-bit activations over the packed weights. Latency comes \
+             from the fast path, which rounds activations to 8 bits where the format’s runtimes do so too.</p>\n<dl>\n"
+        ),
     );
     let settings = &report.settings;
     let limits = if settings.full {
