@@ -35,6 +35,6 @@ for ((kill = 1; kill <= KILLS; kill++)); do
   [ "$(sha256sum <"$W"/m.gguf)" = "$whole" ] && [ "$(sha256sum <"$W"/m.gguf.bitmill.json)" = "$record" ] && equal=equal && same=$((same + 1))
   left=$(find "$W" -name '.*bitmill*' | wc -l)
   echo "killed after $moment of $took ms, went on after $after tensors: $equal, $left leftovers"
-  rm -rf "$W"/m.gguf "$W"/m.gguf.bitmill.json
+  rm -rf "$W"/m.gguf "$W"/m.gguf.bitmill.*
 done
 echo "$same of $KILLS files and records equal; $killed killed, $resumed went on after tensors that were finished"

@@ -72,7 +72,12 @@ fn a_run_that_was_killed_goes_on_to_the_same_bytes() {
             );
         } else {
             assert!(same(&target, &whole), "{recipe}");
-            assert!(same(&out.path().join("m.gguf.bitmill.json"), &out.path().join("whole.bitmill.json")));
+            for end in ["bitmill.json", "bitmill.md"] {
+                assert!(same(
+                    &out.path().join(format!("m.gguf.{end}")),
+                    &out.path().join(format!("whole.{end}"))
+                ));
+            }
         }
     }
 }
@@ -98,7 +103,7 @@ fn ctrl_c_says_that_the_run_can_be_gone_on_with() {
     assert!(said.contains("another recipe") && said.contains("--restart"), "{said}");
     let output = compress(&source, "q8_0", &target).arg("--restart").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(names(out.path()), ["m.gguf", "m.gguf.bitmill.json"]);
+    assert_eq!(names(out.path()), ["m.gguf", "m.gguf.bitmill.json", "m.gguf.bitmill.md"]);
 }
 
 #[test]
@@ -152,6 +157,7 @@ fn a_disk_that_stops_taking_bytes_midway_costs_nothing_once_it_takes_them_again(
             // Too late: all was written.
             std::fs::remove_file(&target).unwrap();
             std::fs::remove_file(out.path().join("m.gguf.bitmill.json")).unwrap();
+            std::fs::remove_file(out.path().join("m.gguf.bitmill.md")).unwrap();
             continue;
         }
         assert_eq!(output.status.code(), Some(2), "{said}");
@@ -166,6 +172,7 @@ fn a_disk_that_stops_taking_bytes_midway_costs_nothing_once_it_takes_them_again(
         std::fs::read(out.path().join(name)).unwrap() == std::fs::read(out.path().join(other)).unwrap()
     };
     assert!(same("m.gguf", "whole.gguf") && same("m.gguf.bitmill.json", "whole.gguf.bitmill.json"));
+    assert!(same("m.gguf.bitmill.md", "whole.gguf.bitmill.md"));
     assert!(!partial.exists());
 }
 

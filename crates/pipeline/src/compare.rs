@@ -6,18 +6,17 @@ use std::time::Instant;
 use bitmill_checkpoint::{Checkpoint, Overwrite};
 use bitmill_kernels::Isa;
 use bitmill_report::{CompareReport, CompareSchema, Failure, Machine, Row, Settings, Speed, timestamp};
-use bitmill_tensor::Encoding;
 use bitmill_text::Windows;
 
 use crate::card::CARD;
 use crate::compress::beside;
-use crate::depth::Depth;
 use crate::layout::RECORD;
 use crate::made::{self, DENSE, Made};
 use crate::measure::{Dense, Material, Request, Subject, measure_quality};
+use crate::notes::notes;
 use crate::{
-    Error, Format, Plan, PlanOptions, PlannedTensor, Progress, Recipe, Resolved, compress, own_weights,
-    preset, resolve, size_on_disk,
+    Error, Format, Plan, PlanOptions, Progress, Recipe, Resolved, compress, own_weights, preset, resolve,
+    size_on_disk,
 };
 
 /// Windows over which the fast path is compared with the exact one: it costs two forward passes, and its divergence
@@ -207,7 +206,7 @@ impl Run<'_> {
             predicted_kl,
             compress_seconds: Some(compress_seconds),
             recipe: Some(plan.recipe.to_toml()),
-            notes: notes(&plan),
+            notes: notes(&plan, |_| true),
             ..measured?
         })
     }
@@ -255,7 +254,7 @@ impl Run<'_> {
     }
 }
 
-/// Removes a model and its record. What cannot be removed is in the caller's temporary folder, which goes as a whole.
+/// Removes a model, its record and its card. What cannot be removed is in the caller's temporary folder, which goes as a whole.
 fn remove(path: &Path) {
     if path.is_dir() {
         let _ = std::fs::remove_dir_all(path);
@@ -288,43 +287,6 @@ fn file_name(index: usize, recipe: &Recipe) -> String {
         .collect();
     let extension = if recipe.format == Format::Gguf { ".gguf" } else { "" };
     format!("{}-{plain}{extension}", index + 1)
-}
-
-/// What a row's figures do not say by themselves.
-fn notes(plan: &Plan) -> Vec<String> {
-    let layers = plan.depth.iter().map(Depth::summary);
-    let (sparse, dense): (Vec<&PlannedTensor>, Vec<&PlannedTensor>) = plan
-        .tensors
-        .iter()
-        .filter(|tensor| tensor.removal.is_some())
-        .partition(|tensor| matches!(tensor.to, Encoding::Sparse { .. }));
-    let about = |tensors: &[&PlannedTensor], what: &str| {
-        let weights: u64 = tensors.iter().map(|tensor| tensor.source_weights()).sum();
-        let zeros: u64 = tensors.iter().map(|tensor| tensor.zeros()).sum();
-        let percent = (zeros as f64 * 1_000.0 / weights.max(1) as f64).round() / 10.0;
-        (!tensors.is_empty()).then(|| format!("{} tensors: {percent} % zeros, {what}", tensors.len()))
-    };
-    let zeros = [
-        about(&dense, "which take the space and the time of any other weight"),
-        about(&sparse, "not stored; other runtimes of today do not load this form"),
-    ];
-    let rest = fallbacks(&plan.tensors).into_iter().chain(plan.notes.iter().cloned());
-    layers.chain(zeros.into_iter().flatten()).chain(rest).collect()
-}
-
-/// Each reason of the plan, with how many tensors it is about.
-fn fallbacks(tensors: &[PlannedTensor]) -> Vec<String> {
-    let mut counted: Vec<(&str, usize)> = Vec::new();
-    for tensor in tensors.iter().filter(|tensor| !tensor.reason.is_empty()) {
-        match counted.iter_mut().find(|(reason, _)| *reason == tensor.reason) {
-            Some((_, count)) => *count += 1,
-            None => counted.push((&tensor.reason, 1)),
-        }
-    }
-    counted
-        .into_iter()
-        .map(|(reason, n)| format!("{n} tensor{}: {reason}", if n == 1 { "" } else { "s" }))
-        .collect()
 }
 
 #[cfg(test)]

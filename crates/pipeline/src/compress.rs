@@ -88,8 +88,8 @@ pub struct CompressRecord {
 /// Writes what `plan` says of `checkpoint` to `path`.
 ///
 /// Streams: memory does not grow with the model. The output lies beside its target until every tensor has been
-/// read back and found to be what was decided; then it is renamed. A record goes with it: `bitmill.json` in a folder,
-/// `OUT.bitmill.json` beside a GGUF file.
+/// read back and found to be what was decided; then it is renamed. A record goes with it, `bitmill.json` in a folder,
+/// `OUT.bitmill.json` beside a GGUF file; and for people a model card, `bitmill.md` and `OUT.bitmill.md`.
 ///
 /// What a run that was killed, stopped or out of space had finished is kept; a run of the same plan to the same `path`
 /// goes on after it, to the same bytes.
@@ -228,8 +228,7 @@ impl<'a> Place<'a> {
                 CompressRecord { written, document, seconds, resumed, taken_over: 0, layer_seconds: None };
             return Ok(Self::There(Box::new(record)));
         }
-        let names = [Some(RECORD), plan.material.as_ref().map(|_| CARD)].into_iter().flatten();
-        let names = names.map(|name| file_name(&beside(path, name))).collect();
+        let names = [RECORD, CARD].map(|name| file_name(&beside(path, name))).to_vec();
         let output = plan.layout.resume(&target, names, identity)?;
         let finished: Vec<TensorRecord> = journal::records(plan, output.finished()).collect();
         let resumed = finished.len();
@@ -280,10 +279,8 @@ impl Begun<'_> {
         };
         let document = document(plan, records, held_out.as_ref());
         output.add_beside(&file_name(&beside(path, RECORD)), RECORD, format!("{document:#}\n").as_bytes())?;
-        if plan.material.is_some() {
-            let card = card(plan, records, held_out.as_ref());
-            output.add_beside(&file_name(&beside(path, CARD)), CARD, card.as_bytes())?;
-        }
+        let card = card(plan, records, held_out.as_ref());
+        output.add_beside(&file_name(&beside(path, CARD)), CARD, card.as_bytes())?;
         Ok(document)
     }
 }

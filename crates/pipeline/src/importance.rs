@@ -111,6 +111,11 @@ impl Weighed {
         })
     }
 
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// xxh3 of the file.
     pub(crate) fn hash(&self) -> &str {
         &self.hash

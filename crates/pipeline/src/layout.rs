@@ -357,7 +357,7 @@ pub(crate) fn scheme(grouped: &Grouped, in_features: usize) -> PackedScheme {
 }
 
 impl Layout {
-    /// Exact bytes of the output, all but its record.
+    /// Exact bytes of the output, all but its record and its card.
     pub(crate) fn total_bytes(&self) -> u64 {
         match self {
             Self::Gguf { .. } => self.gguf_files("").iter().map(|(_, bytes)| bytes).sum(),

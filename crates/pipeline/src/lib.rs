@@ -1,7 +1,7 @@
 //! Recipe, plan, run: the only crate that orders steps.
 //!
 //! ```text
-//! text ──▶ Recipe ──▶ Plan ──▶ compress ──▶ a checkpoint and its record
+//! text ──▶ Recipe ──▶ Plan ──▶ compress ──▶ a checkpoint, its record and card
 //!        (what was    (what happens to each    (streamed, read back,
 //!          asked)      tensor, with sizes)      renamed into place)
 //! ```
@@ -35,6 +35,7 @@ mod made;
 mod measure;
 mod merged;
 mod method;
+mod notes;
 mod packings;
 mod padding;
 mod pattern;

@@ -191,7 +191,7 @@ pub struct Plan {
     pub tensors: Vec<PlannedTensor>,
     /// Bytes of the source, every file counted.
     pub source_bytes: u64,
-    /// Bytes of the output, every file counted but its record; exact.
+    /// Bytes of the output, every file counted but its record and its card; exact.
     pub output_bytes: u64,
     /// Layers that go.
     pub depth: Option<Depth>,

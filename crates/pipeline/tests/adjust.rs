@@ -22,13 +22,14 @@ fn compressed(dense: &Checkpoint, recipe: &Recipe, path: &Path) -> Checkpoint {
     Checkpoint::open(path).unwrap()
 }
 
-/// Bytes of the file, or of every file of the folder but the record.
+/// Bytes of the file, or of every file of the folder but record and card.
 fn size(path: &Path) -> u64 {
     if path.is_file() {
         return path.metadata().unwrap().len();
     }
     let files = path.read_dir().unwrap().map(|entry| entry.unwrap());
-    files.filter(|file| file.file_name() != "bitmill.json").map(|file| file.metadata().unwrap().len()).sum()
+    let is_told = |file: &std::fs::DirEntry| file.file_name().to_string_lossy().starts_with("bitmill.");
+    files.filter(|file| !is_told(file)).map(|file| file.metadata().unwrap().len()).sum()
 }
 
 fn recipe(text: &str) -> Recipe {

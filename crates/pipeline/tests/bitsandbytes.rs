@@ -59,11 +59,11 @@ fn both_forms_are_written_declared_and_read() {
     }
 }
 
-/// Bytes of the files beside weights and config, but for the record.
+/// Bytes of the files beside weights and config, but for record and card.
 fn beside(folder: &std::path::Path) -> u64 {
-    let names = common::names(folder)
-        .into_iter()
-        .filter(|name| !name.ends_with(".safetensors") && name != "config.json" && name != "bitmill.json");
+    let names = common::names(folder).into_iter().filter(|name| {
+        !name.ends_with(".safetensors") && name != "config.json" && !name.starts_with("bitmill.")
+    });
     names.map(|name| std::fs::metadata(folder.join(name)).unwrap().len()).sum()
 }
 

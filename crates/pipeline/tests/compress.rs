@@ -6,7 +6,7 @@ use bitmill_checkpoint::{Checkpoint, Overwrite};
 use bitmill_pipeline::{Error, Plan, PlanOptions, Silent, compress, preset};
 use bitmill_testkit::{Tiny, Variant, max_abs, max_abs_diff, millet, tiny};
 
-use common::{first_logits, logits, names, plan, recipe, run};
+use common::{compressed, first_logits, logits, names, plan, recipe, run};
 
 #[test]
 fn eight_bits_change_little_in_either_format_and_family() {
@@ -52,7 +52,51 @@ fn the_plan_predicts_every_byte_of_a_gguf_file() {
         assert_eq!(record.written.bytes, plan.output_bytes);
         assert_eq!(record.document["schema"], "bitmill.compress/1");
         assert!(out.path().join(format!("{name}.gguf.bitmill.json")).is_file());
+        assert!(out.path().join(format!("{name}.gguf.bitmill.md")).is_file());
     }
+}
+
+#[test]
+fn a_card_says_what_was_done_what_it_cost_and_what_was_not_measured() {
+    let source = millet().join("model");
+    let out = tempfile::tempdir().unwrap();
+    let eval = "Not measured. `bitmill eval OUT --against MODEL` measures it";
+    let card = |name: &str, target: &str| {
+        let path = out.path().join(target);
+        let record = compressed(&Checkpoint::open(&source).unwrap(), &preset(name).unwrap(), &path).unwrap();
+        let beside = if path.is_dir() {
+            path.join("bitmill.md")
+        } else {
+            out.path().join(format!("{target}.bitmill.md"))
+        };
+        (std::fs::read_to_string(beside).unwrap(), record.document)
+    };
+    for (name, target) in [("w4a16_g128", "m"), ("q4_k_m", "m.gguf"), ("nf4", "n")] {
+        let (card, record) = card(name, target);
+        assert!(card.starts_with("# model, compressed\n\n") && card.contains(eval), "{card}");
+        assert!(card.contains(&format!("by the recipe `{name}` of bitmill")), "{card}");
+        assert!(card.contains(&format!("```toml\n{}```", record["recipe"].as_str().unwrap())), "{card}");
+        assert!(!card.contains("## Calibration"), "{card}");
+        // The tensor that lost most, with the error that its record has.
+        let tensors = record["tensors"].as_array().unwrap();
+        let error = |tensor: &serde_json::Value| tensor["relative_error"].as_f64().unwrap();
+        let worst = tensors.iter().max_by(|a, b| error(a).total_cmp(&error(b))).unwrap();
+        let line = format!(
+            "|---|---|---|\n| `{}` | {} | {:.4} |",
+            worst["name"].as_str().unwrap(),
+            worst["to"].as_str().unwrap(),
+            error(worst)
+        );
+        assert!(card.contains(&line), "{line}\n{card}");
+    }
+    let (shallow, _) = card("depth_25", "shallow");
+    assert!(shallow.contains("- 1 of 4 layers removed: 1\n") && shallow.contains(eval), "{shallow}");
+    let (pruned, _) = card("prune_50", "pruned");
+    assert!(pruned.contains("- 28 tensors: 50 % zeros"), "{pruned}");
+    let (plain, _) = card("bf16", "plain.gguf");
+    assert!(plain.starts_with("# model, converted\n"), "{plain}");
+    assert!(plain.contains("Not measured; every weight has the value that it had. `bitmill eval"), "{plain}");
+    assert!(!plain.contains("## Tensors"), "{plain}");
 }
 
 #[test]
@@ -68,7 +112,8 @@ fn threads_change_no_byte() {
             files.push(if target.is_dir() {
                 names(&target).iter().map(|file| std::fs::read(target.join(file)).unwrap()).collect()
             } else {
-                vec![std::fs::read(&target).unwrap()]
+                let card = target.with_file_name(format!("{name}-{threads}.bitmill.md"));
+                vec![std::fs::read(&target).unwrap(), std::fs::read(card).unwrap()]
             });
         }
         // The name of a GGUF model comes from its source, so nothing may differ.
@@ -343,6 +388,11 @@ fn never_replaces_its_own_source_or_somebody_elses_record() {
     let error = run(source.path(), &preset("q8_0").unwrap(), &out.path().join("m.gguf")).unwrap_err();
     assert!(error.to_string().contains("m.gguf.bitmill.json exists"), "{error}");
     assert_eq!(names(out.path()), ["m.gguf.bitmill.json"]);
+    let card = out.path().join("n.gguf.bitmill.md");
+    std::fs::write(&card, "precious").unwrap();
+    let error = run(source.path(), &preset("q8_0").unwrap(), &out.path().join("n.gguf")).unwrap_err();
+    assert!(error.to_string().contains("n.gguf.bitmill.md exists"), "{error}");
+    assert_eq!(std::fs::read(card).unwrap(), b"precious");
 }
 
 #[test]

@@ -60,6 +60,7 @@ fn the_tokenizer_and_its_template_come_back() {
         names(&back),
         [
             "bitmill.json",
+            "bitmill.md",
             "config.json",
             "generation_config.json",
             "model.safetensors",

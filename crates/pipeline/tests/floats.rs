@@ -36,7 +36,7 @@ fn floats_are_rounded_to_nearest_and_the_config_says_so() {
         assert_eq!(config.get("dtype").or(config.get("torch_dtype")).unwrap(), long);
         assert!(config.get("quantization_config").is_none());
         let mut expected = names(source.path());
-        expected.push("bitmill.json".into());
+        expected.extend(["bitmill.json", "bitmill.md"].map(str::to_owned));
         expected.sort();
         assert_eq!(names(&target), expected, "every other file is carried over");
         let moved = max_abs_diff(&logits(&target), &logits(source.path())) / max_abs(&logits(source.path()));

@@ -176,7 +176,7 @@ fn write_the_seeds() {
             let bytes = std::fs::read(folder.join(name)).unwrap();
             [format!("=== {name}\n").as_bytes(), &bytes, b"\n"].concat()
         };
-        names(folder).iter().filter(|name| *name != "bitmill.json").flat_map(of).collect()
+        names(folder).iter().filter(|name| !name.starts_with("bitmill.")).flat_map(of).collect()
     };
     write_model(&at("llama"));
     run(&at("llama"), &conversion(Format::Gguf, None), &at("llama.gguf"));

@@ -8,7 +8,7 @@ use bitmill_checkpoint::{Checkpoint, Overwrite};
 use bitmill_pipeline::{Error, Plan, Recipe, Silent, compress, n_weights, preset};
 use bitmill_testkit::{Float, Tiny, Variant, max_abs, max_abs_diff, millet, tiny};
 
-use common::{logits, names, plan, recipe, run, values};
+use common::{logits, names, plan, recipe, run, told, values};
 
 const FORMATS: [(&str, &str); 3] = [
     ("hugging-face", ""),
@@ -183,10 +183,7 @@ fn a_quarter_of_millet_is_the_layer_that_turns_its_input_least() {
     );
     let out = tempfile::tempdir().unwrap();
     let record = compress(&checkpoint, &plan, &out.path().join("m"), Overwrite::Refuse, &Silent).unwrap();
-    assert_eq!(
-        record.written.bytes,
-        plan.output_bytes + std::fs::metadata(out.path().join("m/bitmill.json")).unwrap().len()
-    );
+    assert_eq!(record.written.bytes, plan.output_bytes + told(&out.path().join("m")));
     let config: serde_json::Value =
         serde_json::from_slice(&std::fs::read(out.path().join("m/config.json")).unwrap()).unwrap();
     assert_eq!(config["num_hidden_layers"], 3);
@@ -255,8 +252,7 @@ fn sparse_storage_holds_what_is_left_in_exactly_the_bytes_that_were_planned() {
             let planned = plan(&checkpoint, &preset(&format!("{name}_sparse")).unwrap()).unwrap();
             let path = out.path().join(format!("{name}_sparse"));
             let record = compress(&checkpoint, &planned, &path, Overwrite::Refuse, &Silent).unwrap();
-            let beside = std::fs::metadata(path.join("bitmill.json")).unwrap().len();
-            assert_eq!(record.written.bytes, planned.output_bytes + beside, "{name}");
+            assert_eq!(record.written.bytes, planned.output_bytes + told(&path), "{name}");
             assert_eq!(logits(&path), logits(&dense), "{name}: the same weights in the same order");
             let [packed, plain] = [&path, &dense].map(|path| Checkpoint::open(path).unwrap());
             let up = "model.layers.1.mlp.up_proj.weight";

@@ -116,7 +116,7 @@ pub struct SearchReport {
     pub tokens: usize,
     /// Most bytes allowed, every file counted.
     pub budget_bytes: u64,
-    /// Bytes of the output, every file counted but its record; exact.
+    /// Bytes of the output, every file counted but its record and its card; exact.
     pub bytes: u64,
     /// `bytes` · 8 / `weights`.
     pub bits_per_weight: f64,

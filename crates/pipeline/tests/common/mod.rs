@@ -76,6 +76,14 @@ pub fn names(folder: &Path) -> Vec<String> {
     names
 }
 
+/// Bytes of the record and the card in a folder, which no plan counts.
+pub fn told(folder: &Path) -> u64 {
+    ["bitmill.json", "bitmill.md"]
+        .map(|name| std::fs::metadata(folder.join(name)).unwrap().len())
+        .iter()
+        .sum()
+}
+
 /// Every value of a tensor, widened, in canonical order.
 pub fn values(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
     let tensor = checkpoint.tensor(name).unwrap();
