@@ -409,6 +409,38 @@ fn every_isa_unpacks_the_same_bits() {
 }
 
 #[test]
+fn every_code_of_small_numbers_is_the_same_in_every_isa() {
+    let scales: Vec<u8> = 1.5f32.to_le_bytes().to_vec();
+    for (element, columns) in [
+        (Element::Int8, 256),
+        (Element::Fp8, 256),
+        (Element::Fp4, 512),
+        (Element::Fp6, 1024),
+        (Element::Listed(Codebook::Nf4), 512),
+        (Element::Listed(Codebook::Fp4), 512),
+    ] {
+        // Each byte once; of 6-bit numbers three times, in other places.
+        let codes: Vec<u8> = (0..element.row_bytes(columns)).map(|at| (at * 5) as u8).collect();
+        let codes = Guarded::new(&codes);
+        let layout = Scaled { element, extent: Extent::Row, scale: ScaleType::Float(FloatType::F32) };
+        let data = WeightData::Scaled {
+            layout,
+            codes: &codes,
+            scales: &scales,
+            global: 1.0,
+            nested: None,
+            kept: &[],
+        };
+        let view = WeightView::new(1, columns, data).unwrap();
+        let expected: Vec<f32> = (0..columns).map(|at| element.read(&codes, at) * 1.5).collect();
+        for isa in twins() {
+            let found = guarded_floats(columns, |out| dequantize_rows(isa, &view, 0, out));
+            assert_eq!(bits_of(&found), bits_of(&expected), "{isa} {element:?}");
+        }
+    }
+}
+
+#[test]
 fn kept_weights_lie_where_their_bits_are_and_what_is_not_there_is_zero() {
     let (rows, cols, float) = (3, 75, FloatType::BF16);
     let mut random = Random(11);

@@ -143,20 +143,16 @@ impl Method {
         }
     }
 
-    /// How much of what ties `features` to one another in the inputs of `tokens` it leaves out, where a recipe does not say.
-    pub(crate) fn usual_shrinkage(self, features: usize, tokens: u64) -> f32 {
-        match self {
-            // Blocks of few bits follow what a few thousand tokens happen to tie together, and lose more on others.
-            Self::Compensated(_) => 0.5,
-            // As if as many tokens as there are features had been met that tie nothing.
-            _ => (features as f64 / (features as f64 + tokens as f64).max(1.0)) as f32,
-        }
-    }
-
     /// Whether it wants the Hessian of its inputs factored.
     pub(crate) fn factors(self) -> bool {
         self.gptq().is_some() || matches!(self, Self::Compensated(_))
     }
+}
+
+/// How much of what ties `features` to one another in the inputs of `tokens` is left out, where a recipe does not say: as if as many tokens as
+/// there are features had been met that tie nothing.
+pub(crate) fn usual_shrinkage(features: usize, tokens: u64) -> f32 {
+    (features as f64 / (features as f64 + tokens as f64).max(1.0)) as f32
 }
 
 #[cfg(test)]
@@ -165,9 +161,8 @@ mod tests {
 
     #[test]
     fn the_more_tokens_the_more_of_what_ties_their_features_is_believed() {
-        let left_out = |features, tokens| Method::Gptq(Gptq::refined(None)).usual_shrinkage(features, tokens);
-        assert_eq!((left_out(768, 768), left_out(100, 300)), (0.5, 0.25));
-        assert!(left_out(5120, 128 * 2048) < 0.02);
-        assert_eq!((left_out(64, 0), left_out(0, 0)), (1.0, 0.0));
+        assert_eq!((usual_shrinkage(768, 768), usual_shrinkage(100, 300)), (0.5, 0.25));
+        assert!(usual_shrinkage(5120, 128 * 2048) < 0.02);
+        assert_eq!((usual_shrinkage(64, 0), usual_shrinkage(0, 0)), (1.0, 0.0));
     }
 }

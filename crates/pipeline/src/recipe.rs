@@ -35,7 +35,7 @@ use crate::balancing::{AwqStep, Balance, SmoothStep};
 use crate::calibration::CalibrationOptions;
 use crate::error::CALIBRATION_TOKENS;
 use crate::learned::LearnedStep;
-use crate::method::{Method, Order};
+use crate::method::{Order, usual_shrinkage};
 use crate::padding::{Pad, PadWidth};
 use crate::pruning::{DepthStep, MagnitudeStep, Storage};
 use crate::search::{Budget, Measure};
@@ -476,10 +476,10 @@ impl Recipe {
         self.calibration.as_ref().and_then(|options| options.asymmetry).map(|strength| strength.0)
     }
 
-    /// How much of what ties input features to one another is left out of a method's statistics.
-    pub(crate) fn shrinkage(&self, method: Method, hessian: &Hessian) -> f32 {
+    /// How much of what ties input features to one another is left out of statistics.
+    pub(crate) fn shrinkage(&self, hessian: &Hessian) -> f32 {
         let asked = self.calibration.as_ref().and_then(|options| options.shrinkage);
-        let usual = || method.usual_shrinkage(hessian.in_features(), hessian.tokens());
+        let usual = || usual_shrinkage(hessian.in_features(), hessian.tokens());
         asked.map_or_else(usual, |fraction| fraction.0)
     }
 

@@ -12,6 +12,7 @@ pub(crate) mod exact;
 pub(crate) mod fast;
 pub(crate) mod grids;
 pub(crate) mod groups;
+pub(crate) mod numbers;
 mod round;
 pub(crate) mod sparse;
 pub(crate) mod super_blocks;

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use crate::columns::Columns;
-use crate::row::{Row, ScaledRow};
+use crate::row::Row;
 use crate::scalar;
 
 /// A row whose weights come 32 at a time.
@@ -21,6 +21,7 @@ macro_rules! with_unpack {
         use bitmill_tensor::FloatType;
         use $crate::avx2::blocks::with_block;
         use $crate::avx2::groups::with_group;
+        use $crate::avx2::numbers::Numbers;
         use $crate::avx2::sparse::with_sparse;
         use $crate::avx2::unpack::*;
         match *$row {
@@ -40,7 +41,7 @@ macro_rules! with_unpack {
             Row::Grouped(row) => with_group!(row, $weights => $body),
             Row::Sparse(row) => with_sparse!(row, $weights => $body),
             Row::Scaled(row) => {
-                let $weights = AnyScaled(&row);
+                let $weights = Numbers(&row);
                 $body
             }
             Row::Column { of, row } => {
@@ -142,19 +143,6 @@ impl Unpack for Bf16 {
             };
             [part(0), part(1), part(2), part(3)]
         }
-    }
-}
-
-/// Small numbers with scales: plain code, compiled for these instructions.
-#[derive(Clone, Copy)]
-pub(crate) struct AnyScaled<'a>(pub &'a ScaledRow<'a>);
-impl Unpack for AnyScaled<'_> {
-    #[inline(always)]
-    unsafe fn unpack32(self, block: usize) -> [__m256; 4] {
-        let mut values = [0f32; 32];
-        scalar::unpack_scaled(self.0, 32 * block, &mut values);
-        // SAFETY: the array holds 32.
-        unsafe { F32(values.as_ptr().cast()).unpack32(0) }
     }
 }
 

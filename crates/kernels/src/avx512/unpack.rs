@@ -6,9 +6,10 @@ use crate::avx2::Codes;
 use crate::avx2::blocks::{Iq4Nl, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Simple, SimpleBlock};
 use crate::avx2::grids::{Grid, Iq1M, Iq1S, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Tq1, Tq2};
 use crate::avx2::groups::{AnyGrouped, Grouped, Uneven};
+use crate::avx2::numbers::Numbers;
 use crate::avx2::sparse::{KeptBf16, KeptF16, KeptF32, Sparse};
 use crate::avx2::super_blocks::{Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K, scale_and_min};
-use crate::avx2::unpack::{self as narrow, AnyScaled, Bf16, ByColumn, F16, F32, with_unpack};
+use crate::avx2::unpack::{self as narrow, Bf16, ByColumn, F16, F32, with_unpack};
 use crate::row::Row;
 use crate::scalar;
 
@@ -233,7 +234,7 @@ joined!(
     Iq4Xs,
     AnyGrouped<'_>,
     ByColumn<'_>,
-    AnyScaled<'_>
+    Numbers<'_>
 );
 joined!(Mxfp4, Grid<Iq1S>, Grid<Iq1M>, Grid<Iq2Xxs>, Grid<Iq2Xs>, Grid<Iq2S>, Grid<Iq3Xxs>, Grid<Iq3S>);
 joined!(Grid<Tq1>, Grid<Tq2>);

@@ -286,7 +286,7 @@ impl<'a> Compressing<'a> {
         let method = members.iter().map(|(_, _, planned)| planned.method).find(|method| method.factors());
         let spent = match (method, hessian) {
             (Some(method), Some(hessian)) => {
-                let shrinkage = self.plan().recipe.shrinkage(method, &hessian);
+                let shrinkage = self.plan().recipe.shrinkage(&hessian);
                 self.clock.time(Work::Factor, || spent.factored(method, shrinkage, hessian, sums.cross))
             }
             _ => spent,
