@@ -4,6 +4,8 @@
 //! model.layers.N.self_attn.k_scale, v_scale     F32|F16|BF16 [1], or one for each head [kv heads, 1, 1]
 //! ```
 //!
+//! Beside them may stand `q_scale` and zero points of 8 bits, where a runtime multiplies queries and keys in 8 bits too: they are left aside.
+//!
 //! `quantization_config.kv_cache_scheme` says what the numbers of the cache are: FP8, `number · scale`. What keys were is found after
 //! they were turned by their positions.
 
@@ -27,6 +29,9 @@ pub struct CacheScale {
 /// The parts of names after those of a layer's attention.
 const NAMES: [(&str, RoleKind); 2] = [("k_scale", RoleKind::AttnK), ("v_scale", RoleKind::AttnV)];
 
+/// What stands beside them.
+const ASIDE: [&str; 4] = ["q_scale", "q_zero_point", "k_zero_point", "v_zero_point"];
+
 /// Takes the scales of caches out of what is stored.
 pub(crate) fn take(
     checkpoint: &str,
@@ -34,7 +39,11 @@ pub(crate) fn take(
     stored: Vec<StTensor>,
 ) -> Result<(Vec<StTensor>, Vec<CacheScale>), Error> {
     let (mut left, mut scales) = (Vec::with_capacity(stored.len()), Vec::new());
-    for tensor in stored {
+    let is_aside = |name: &str| {
+        let part = name.rsplit_once(".self_attn.").map(|(_, part)| part);
+        part.is_some_and(|part| ASIDE.contains(&part))
+    };
+    for tensor in stored.into_iter().filter(|tensor| !is_aside(&tensor.name)) {
         let Some((layer, of)) = meaning(&tensor.name) else {
             left.push(tensor);
             continue;

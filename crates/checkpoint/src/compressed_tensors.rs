@@ -41,6 +41,8 @@ pub(crate) const GROUP_OF: &str = "weight_g_idx";
 
 /// The version of the library whose files these are: the first that today's transformers accepts.
 const VERSION: &str = "0.15.0";
+/// The first that has 6-bit floats.
+const VERSION_OF_MXFP6: &str = "0.20.0";
 
 /// One of the ways to quantize that config.json declares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,8 +62,13 @@ enum Kind {
         /// Columns are in groups by an order of their own.
         is_ordered: bool,
     },
-    /// Numbers by themselves; the height and width of what shares a scale, where it is a block.
-    Scaled { block: Option<(NonZeroUsize, NonZeroUsize)> },
+    /// Numbers by themselves.
+    Scaled {
+        /// The height and width of what shares a scale, where it is a block.
+        block: Option<(NonZeroUsize, NonZeroUsize)>,
+        /// Columns are in groups by an order of their own.
+        is_ordered: bool,
+    },
 }
 
 /// Which codes share a scale.
@@ -76,8 +83,20 @@ impl Scheme {
     /// Height and width of the blocks that it declares.
     pub fn block(&self) -> Option<(NonZeroUsize, NonZeroUsize)> {
         match self.kind {
-            Kind::Scaled { block } => block,
+            Kind::Scaled { block, .. } => block,
             Kind::Packed { .. } => None,
+        }
+    }
+
+    /// Whether it is of numbers by themselves.
+    pub fn is_scaled(&self) -> bool {
+        matches!(self.kind, Kind::Scaled { .. })
+    }
+
+    /// Whether it declares that columns are in groups by an order of their own.
+    pub fn is_ordered(&self) -> bool {
+        match self.kind {
+            Kind::Packed { is_ordered, .. } | Kind::Scaled { is_ordered, .. } => is_ordered,
         }
     }
 }
@@ -135,8 +154,16 @@ pub(crate) fn schemes(fields: &Fields) -> Result<Vec<Scheme>, Error> {
     let mut schemes = Vec::new();
     for (name, group) in groups {
         let Value::Object(map) = group else {
-            return Err(fields.wrong("config_groups", format!("`{name}`: expected an object")));
+            let problem = match group.is_array() {
+                true => "a preset's name with its modules is not read, only what it stands for",
+                false => "expected an object",
+            };
+            return Err(fields.wrong("config_groups", format!("`{name}`: {problem}")));
         };
+        // Of what goes into a cache or into attention alone.
+        if map.get("weights").is_some_and(Value::is_null) {
+            continue;
+        }
         let group = Fields { file, prefix: "quantization_config.config_groups", map };
         let format = format_of(&group)?.or(whole).unwrap_or("pack-quantized");
         if group.get("output_activations").is_some() {
@@ -152,13 +179,15 @@ pub(crate) fn schemes(fields: &Fields) -> Result<Vec<Scheme>, Error> {
         };
         let weights = Fields { file, prefix: "quantization_config.config_groups.weights", map };
         let kind = match (format, weights.text("type")?) {
-            ("pack-quantized" | "marlin-24" | "mixed-precision", None | Some("int")) => {
-                packed_kind(&weights)?
+            ("pack-quantized" | "marlin-24", None | Some("int")) => packed_kind(&weights)?,
+            // Whether these are in words is seen by their parts.
+            ("mixed-precision", None | Some("int")) => {
+                packed_kind(&weights).or_else(|_| scaled_kind(&weights))?
             }
             ("pack-quantized" | "marlin-24", Some(other)) => {
                 return Err(unsupported(format!("weights of type `{other}`")));
             }
-            _ => Kind::Scaled { block: block(&weights, "block_structure")? },
+            _ => scaled_kind(&weights)?,
         };
         schemes.push(Scheme { targets, kind });
     }
@@ -192,7 +221,26 @@ fn block(fields: &Fields, key: &str) -> Result<Option<(NonZeroUsize, NonZeroUsiz
 
 /// The one scheme of a `quantization_config` of the method `fp8`.
 pub(crate) fn fp8_scheme(fields: &Fields) -> Result<Scheme, Error> {
-    Ok(Scheme { targets: Vec::new(), kind: Kind::Scaled { block: block(fields, "weight_block_size")? } })
+    let kind = Kind::Scaled { block: block(fields, "weight_block_size")?, is_ordered: false };
+    Ok(Scheme { targets: Vec::new(), kind })
+}
+
+fn scaled_kind(weights: &Fields) -> Result<Kind, Error> {
+    Ok(Kind::Scaled { block: block(weights, "block_structure")?, is_ordered: is_ordered(weights)? })
+}
+
+/// Whether columns are in groups by the order of what activations they have.
+fn is_ordered(weights: &Fields) -> Result<bool, Error> {
+    match weights.get("actorder") {
+        None | Some(Value::Bool(false)) => Ok(false),
+        Some(Value::Bool(true)) => Ok(true),
+        Some(Value::String(order)) if matches!(order.as_str(), "weight" | "static") => Ok(false),
+        Some(Value::String(order)) if matches!(order.as_str(), "group" | "dynamic") => Ok(true),
+        Some(other) => Err(Error::UnsupportedQuantization {
+            file: weights.file.to_owned(),
+            what: format!("the activation order {other}"),
+        }),
+    }
 }
 
 fn packed_kind(weights: &Fields) -> Result<Kind, Error> {
@@ -202,13 +250,7 @@ fn packed_kind(weights: &Fields) -> Result<Kind, Error> {
         (2.., Some(bits)) => bits,
         _ => return Err(unsupported(format!("a width of {bits} bits"))),
     };
-    let is_ordered = match weights.get("actorder") {
-        None | Some(Value::Bool(false)) => false,
-        Some(Value::Bool(true)) => true,
-        Some(Value::String(order)) if matches!(order.as_str(), "weight" | "static") => false,
-        Some(Value::String(order)) if matches!(order.as_str(), "group" | "dynamic") => true,
-        Some(other) => return Err(unsupported(format!("the activation order {other}"))),
-    };
+    let is_ordered = is_ordered(weights)?;
     match weights.get("dynamic") {
         None | Some(Value::Bool(false)) => {}
         Some(other) => return Err(unsupported(format!("`dynamic` weights ({other})"))),
@@ -279,6 +321,8 @@ pub(crate) fn assemble(
     let candidates = if named.is_empty() { schemes.iter().collect() } else { named };
     let mut found: Option<Fit> = None;
     let mut uneven = None;
+    // Of groups that differ in this alone, the parts say which it is.
+    let mut must_be_ordered = true;
     for scheme in candidates {
         let Kind::Packed { bits, scales, zero_point: own_zero_point, is_ordered } = scheme.kind else {
             continue;
@@ -306,7 +350,8 @@ pub(crate) fn assemble(
         };
         let is_stream = fits_words(&|codes| layout.words_per_row(codes));
         let fits = is_stream || fits_words(&|codes| codes.div_ceil(layout.codes_per_word()));
-        let layout = Fit { layout, in_words: !is_stream, is_single, is_ordered };
+        let layout = Fit { layout, in_words: !is_stream, is_single };
+        must_be_ordered &= is_ordered || !fits;
         if fits && !in_features.is_multiple_of(group_size.get()) {
             // Its last group would be cut short: an error, unless another scheme fits.
             uneven = Some(layout);
@@ -319,7 +364,7 @@ pub(crate) fn assemble(
             found = Some(layout);
         }
     }
-    let Some(Fit { layout, in_words, is_single, is_ordered }) = found.or(uneven) else {
+    let Some(Fit { layout, in_words, is_single }) = found.or(uneven) else {
         let zero_points =
             zero_point.map_or("no zero points".to_owned(), |part| format!("zero points {:?}", part.shape));
         return Err(wrong(format!(
@@ -338,7 +383,7 @@ pub(crate) fn assemble(
     }
     let group_of = match group_of {
         Some(part) => group_order(name, part, in_features, layout.groups_per_row(in_features))?,
-        None if is_ordered => {
+        None if must_be_ordered => {
             return Err(wrong(format!(
                 "its columns are declared in the order of activations, without a `{GROUP_OF}`"
             )));
@@ -374,7 +419,6 @@ struct Fit {
     in_words: bool,
     /// One scale is for all of it.
     is_single: bool,
-    is_ordered: bool,
 }
 
 /// The group of each column, if it is another than their order makes it. −1 is what the library has before it knows any.
@@ -550,7 +594,7 @@ pub fn modules_config(groups: &[(ModuleScheme, Vec<String>)], ignore: &[String])
     }
     json!({
         "quant_method": "compressed-tensors",
-        "version": VERSION,
+        "version": if formats.contains(&"mxfp6-pack-quantized") { VERSION_OF_MXFP6 } else { VERSION },
         "format": match formats.as_slice() {
             [] => "pack-quantized",
             [only] => only,

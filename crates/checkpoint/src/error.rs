@@ -207,7 +207,10 @@ impl Error {
                 "it was made of another model: make one of this model with `bitmill imatrix`"
             }
             Self::UnsupportedQuantization { .. } => {
-                "what is read: format pack-quantized, 2 to 8 bits, group or channel, no activation quantization"
+                "docs/families.md lists the packed forms that are read; others are unpacked by the program that made them, or start from the model that it was made of"
+            }
+            Self::PackedTensor { .. } => {
+                "config.json and the weights are of different models, or a file is damaged: fetch the folder again; docs/families.md lists the packed forms that are read"
             }
             Self::TargetExists { .. } => "name another output, or replace it with --force",
             Self::TargetNotReplaceable { .. } => "name another output, or remove it yourself",

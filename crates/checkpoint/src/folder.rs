@@ -22,7 +22,6 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::checkpoint::{Format, Parts};
-use crate::compressed_tensors::Scheme;
 use crate::declared::Declared;
 use crate::safetensors_in::{self, StTensor};
 use crate::{
@@ -369,7 +368,7 @@ fn logical_tensors(
                     }
                     _ if marlin24::is_marlin(&parts) => marlin24::assemble(&name, parts)?,
                     Some(Declared::CompressedTensors(schemes)) if scaled::is_scaled(&parts) => {
-                        scaled::assemble(&name, parts, schemes.iter().filter_map(Scheme::block), None)?
+                        scaled::assemble(&name, parts, schemes, None)?
                     }
                     Some(Declared::CompressedTensors(schemes)) => {
                         compressed_tensors::assemble(&name, parts, schemes)?

@@ -27,7 +27,9 @@ use bitmill_tensor::{
 use serde_json::{Value, json};
 
 use crate::checkpoint::Parts;
-use crate::compressed_tensors::{GROUP_OF, PACKED, SCALE, StoredMatrix, ZERO_POINT, group_order, repeated};
+use crate::compressed_tensors::{
+    GROUP_OF, PACKED, SCALE, Scheme, StoredMatrix, ZERO_POINT, group_order, repeated,
+};
 use crate::safetensors_in::StTensor;
 use crate::{Error, Region, StTensorSpec};
 
@@ -50,23 +52,32 @@ pub(crate) fn is_scaled(parts: &HashMap<&'static str, StTensor>) -> bool {
     parts.contains_key(WEIGHT) || parts.get(PACKED).is_some_and(|packed| packed.dtype == Dtype::U8)
 }
 
-/// Puts the matrix `name` together from its stored `parts`; `blocks` are the heights and widths that the config declares, `kept` the bits that say
+/// Puts the matrix `name` together from its stored `parts`; `schemes` are what the config declares, `kept` the bits that say
 /// which two of each four numbers are stored, where others are not, and how many columns there are.
 pub(crate) fn assemble(
     name: &str,
     mut parts: HashMap<&'static str, StTensor>,
-    blocks: impl Iterator<Item = (NonZeroUsize, NonZeroUsize)>,
+    schemes: &[Scheme],
     kept: Option<(Region, usize)>,
 ) -> Result<StoredMatrix, Error> {
     let wrong = |problem: String| Error::PackedTensor { tensor: name.to_owned(), problem };
     INPUTS.iter().for_each(|input| drop(parts.remove(input)));
     let mut take = |part: &str| parts.remove(part);
     let (codes, packed) = (take(WEIGHT), take(PACKED));
+    if codes.is_some() && packed.is_some() {
+        return Err(wrong(format!("it has both `{WEIGHT}` and `{PACKED}`")));
+    }
     let (Some(codes), Some(scale)) = (codes.or(packed), take(SCALE).or(take(SCALE_INV))) else {
         return Err(wrong(format!("there are numbers without a `{SCALE}`")));
     };
     let zeros = take(ZERO_POINT).filter(|zeros| zeros.bytes.iter().any(|&byte| byte != 0));
     let group_of = take(GROUP_OF);
+    let mut numbers = schemes.iter().filter(|scheme| scheme.is_scaled()).peekable();
+    if group_of.is_none() && numbers.peek().is_some() && numbers.all(Scheme::is_ordered) {
+        return Err(wrong(format!(
+            "its columns are declared in the order of activations, without a `{GROUP_OF}`"
+        )));
+    }
     let &[out_features, row] = codes.shape.as_slice() else {
         return Err(wrong(format!("numbers of the shape {:?} are no matrix", codes.shape)));
     };
@@ -74,7 +85,9 @@ pub(crate) fn assemble(
         Dtype::I8 => Element::Int8,
         Dtype::F8E4M3 => Element::Fp8,
         // 32 numbers have a scale; of 6 bits they are 24 bytes, of 4 bits 16.
-        _ if matches!(*scale.shape, [_, lines] if scale.dtype == Dtype::U8 && row == lines * 24) => {
+        _ if matches!(*scale.shape, [_, lines] if row == lines * 24)
+            && matches!(scale.dtype, Dtype::U8 | Dtype::F8E8M0) =>
+        {
             Element::Fp6
         }
         _ => Element::Fp4,
@@ -93,6 +106,7 @@ pub(crate) fn assemble(
         Dtype::U8 | Dtype::F8E8M0 => ScaleType::PowerOfTwo,
         other => return Err(wrong(format!("scales of dtype {other}"))),
     };
+    let blocks = schemes.iter().filter_map(Scheme::block);
     let extent = extent(&scale.shape, out_features, in_features, blocks).ok_or_else(|| {
         wrong(format!("scales {:?} fit no [{out_features}, {in_features}] matrix", scale.shape))
     })?;
@@ -101,8 +115,9 @@ pub(crate) fn assemble(
             (Dtype::F32, Ok(bytes)) => Some(f32::from_le_bytes(bytes)),
             _ => return Err(wrong(format!("`{GLOBAL}` is no single F32"))),
         },
+        (_, Some(_)) => return Err(wrong(format!("scales of dtype {} beside a `{GLOBAL}`", scale.dtype))),
         (ScaleType::Fp8, None) => return Err(wrong(format!("scales of dtype F8_E4M3 without a `{GLOBAL}`"))),
-        _ => None,
+        (_, None) => None,
     };
     if let Some(global) = global
         && !(global.is_normal() && global > 0.0)

@@ -92,9 +92,16 @@ pub(crate) fn assemble(
             )));
         }
         check_fours(&bitmask.bytes, in_features).map_err(wrong)?;
-        parts.insert(scaled::WEIGHT, values);
-        let blocks = schemes.iter().filter_map(Scheme::block);
-        return scaled::assemble(name, parts, blocks, Some((bitmask.bytes, in_features)));
+        if parts.insert(scaled::WEIGHT, values).is_some() {
+            return Err(wrong("it is stored both whole and sparse".to_owned()));
+        }
+        return scaled::assemble(name, parts, schemes, Some((bitmask.bytes, in_features)));
+    }
+    if parts.contains_key(SCALE) && matches!(values.dtype, Dtype::I8 | Dtype::F8E4M3) {
+        return Err(wrong(format!(
+            "sparse {}, which is read where two of each four are stored alone",
+            values.dtype
+        )));
     }
     if !parts.is_empty() {
         return Err(wrong("it is stored both packed and sparse".to_owned()));

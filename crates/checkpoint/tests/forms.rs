@@ -246,6 +246,61 @@ fn parts_that_do_not_fit_are_refused_by_name() {
 }
 
 #[test]
+fn what_is_there_twice_or_half_is_refused() {
+    let again = |name: &str, from: &str, to: &str, dtype: &'static str| {
+        let mut form = form(name);
+        let mut part = form.parts.iter().find(|(name, ..)| name.ends_with(from)).unwrap().clone();
+        (part.0, part.1) = (format!("{MODULE}.{to}"), dtype);
+        form.parts.push(part);
+        let error = form.open().unwrap_err();
+        assert!(error.to_string().contains(MODULE) && error.hint().is_some(), "{error}");
+        error.to_string()
+    };
+    assert!(again("sparse_24_int8", ".compressed", "weight", "I8").contains("both whole and sparse"));
+    assert!(again("int8_channel", ".weight", "weight_packed", "U8").contains("has both"));
+    // A scale for all beside scales that are no FP8.
+    let mut global = form("mxfp6");
+    global.parts.push((format!("{MODULE}.weight_global_scale"), "F32", vec![1], vec![0; 4]));
+    assert!(global.open().unwrap_err().to_string().contains("beside a `weight_global_scale`"));
+    let mut unordered = form("ordered_int8");
+    unordered.parts.retain(|(name, ..)| !name.ends_with("g_idx"));
+    assert!(unordered.open().unwrap_err().to_string().contains("without a `weight_g_idx`"));
+    let mut loose = form("sparse_24_fp8");
+    let offsets = (0..64u64).flat_map(|row| (64 * row).to_le_bytes()).collect();
+    loose.parts.push((format!("{MODULE}.row_offsets"), "I64", vec![64], offsets));
+    assert!(loose.open().unwrap_err().to_string().contains("two of each four"));
+}
+
+#[test]
+fn groups_of_others_and_of_either_order_stand_side_by_side() {
+    let mut form = form("ordered_4");
+    let groups = form.config["config_groups"].as_object_mut().unwrap();
+    let mut unordered = groups["group_0"].clone();
+    unordered["weights"]["actorder"] = Value::Null;
+    groups.insert("group_1".to_owned(), unordered);
+    groups.insert("group_2".to_owned(), json!({"targets": ["LlamaAttention"], "weights": null}));
+    // What 8-bit attention leaves beside.
+    for (part, dtype, bytes) in [("q_scale", "F32", 4), ("k_scale", "F32", 4), ("k_zero_point", "F8_E4M3", 1)]
+    {
+        let name = format!("model.layers.0.self_attn.{part}");
+        form.parts.push((name, dtype, vec![1], vec![0; bytes]));
+    }
+    let checkpoint = form.open().unwrap();
+    assert_eq!(checkpoint.cache_scales().len(), 1);
+    let tensor = checkpoint.tensor(&format!("{MODULE}.weight")).unwrap();
+    assert!(matches!(tensor.view().data(), WeightData::Columns { group_of, .. } if !group_of.is_empty()));
+    form.parts.retain(|(name, ..)| !name.ends_with("g_idx"));
+    let checkpoint = form.open().unwrap();
+    let tensor = checkpoint.tensor(&format!("{MODULE}.weight")).unwrap();
+    assert!(matches!(tensor.view().data(), WeightData::Grouped { .. }));
+    // A mixture whose group names no form: integers in blocks are numbers.
+    let mut mixed = forms().remove("int8_channel").unwrap();
+    let group = &mut mixed.config["config_groups"]["group_0"];
+    (group["weights"]["strategy"], mixed.config["format"]) = (json!("block"), json!("mixed-precision"));
+    assert!(mixed.open().is_ok());
+}
+
+#[test]
 fn an_order_of_codes_in_one_stream_is_refused() {
     let mut form = form("ordered_3");
     // 12 words of 32 codes each where the library then had 13 of 10.

@@ -441,6 +441,53 @@ fn every_code_of_small_numbers_is_the_same_in_every_isa() {
 }
 
 #[test]
+fn two_numbers_of_each_four_lie_where_their_bits_are() {
+    let (rows, columns) = (5, 100);
+    let size = |n| NonZeroUsize::new(n).unwrap();
+    for (element, extent) in [
+        (Element::Int8, Extent::Row),
+        (Element::Fp8, Extent::Columns(size(20))),
+        (Element::Fp8, Extent::Block { rows: size(2), cols: size(64) }),
+    ] {
+        let (lines, per_line) = extent.scales(rows, columns);
+        let scales: Vec<u8> = (0..lines * per_line).flat_map(|at| (0.5 + at as f32).to_le_bytes()).collect();
+        let (mut codes, mut kept, mut expected) = (Vec::new(), vec![0u8; rows * 13], Vec::new());
+        for row in 0..rows {
+            for four in 0..columns / 4 {
+                // Every way to choose two of four.
+                let two = [0b0011, 0b0101, 0b1001, 0b0110, 0b1010, 0b1100][(row * 7 + four) % 6];
+                kept[13 * row + four / 2] |= two << (four % 2 * 4);
+                for column in 4 * four..4 * four + 4 {
+                    let is_kept = two >> (column % 4) & 1 == 1;
+                    let line = row / extent.rows().min(rows) * per_line;
+                    let scale = 0.5 + (line + column / extent.cols().min(columns)) as f32;
+                    if is_kept {
+                        codes.push((row * 31 + column) as u8 % 126);
+                    }
+                    let code = codes.last().copied().unwrap_or(0);
+                    expected.push(if is_kept { element.read(&[code], 0) * scale } else { 0.0 });
+                }
+            }
+        }
+        let layout = Scaled { element, extent, scale: ScaleType::Float(FloatType::F32) };
+        let (codes, kept) = (Guarded::new(&codes), Guarded::new(&kept));
+        let data = WeightData::Scaled {
+            layout,
+            codes: &codes,
+            scales: &scales,
+            global: 1.0,
+            nested: None,
+            kept: &kept,
+        };
+        let view = WeightView::new(rows, columns, data).unwrap();
+        for isa in twins() {
+            let found = guarded_floats(rows * columns, |out| dequantize_rows(isa, &view, 0, out));
+            assert_eq!(found, expected, "{isa} {layout}");
+        }
+    }
+}
+
+#[test]
 fn kept_weights_lie_where_their_bits_are_and_what_is_not_there_is_zero() {
     let (rows, cols, float) = (3, 75, FloatType::BF16);
     let mut random = Random(11);

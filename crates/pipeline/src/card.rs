@@ -44,7 +44,7 @@ pub(crate) fn card(plan: &Plan, records: &[TensorRecord], held_out: Option<&Held
         let _ = write!(
             text,
             "\n## Importance\n\nErrors of blocks were weighed by the importance matrix {}. Hash of the file: `{}`.\n",
-            weighed.path().display(),
+            weighed.path().file_name().unwrap_or_default().display(),
             weighed.hash(),
         );
     }
@@ -125,7 +125,7 @@ fn tensors(text: &mut String, records: &[TensorRecord]) {
         };
         let _ = write!(
             text,
-            "\n## Tensors\n\nErrors are relative: of a tensor's weights{of_outputs}. Those of all tensors are in bitmill.json; \
+            "\n## Tensors\n\nErrors are relative: of a tensor's weights{of_outputs}. Those of all tensors are in the record beside this card; \
              these {} of {} lost most.\n\n{head}\n",
             lossy.len().min(WORST),
             records.len(),

@@ -344,7 +344,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A format of packed weights without any.
-    #[error("recipe `{recipe}` quantizes no tensor of {model}, and {format} is for those that are")]
+    #[error("recipe `{recipe}` quantizes no tensor of {model}, and {format} is for those that are{because}")]
     NothingToDo {
         /// The format's name.
         format: &'static str,
@@ -352,6 +352,8 @@ pub enum Error {
         recipe: String,
         /// The model.
         model: String,
+        /// Why not one whose codes could have been taken over, with what stands before it; empty if there is none.
+        because: String,
     },
     /// What was read back from the output is not what was decided.
     #[error("{}: `{tensor}` reads back otherwise than it was written", path.display())]
@@ -680,7 +682,7 @@ impl Error {
             }
             Self::FloatOverflow { .. } => Some("keep this tensor in f32".into()),
             Self::NothingToDo { .. } => {
-                Some("see what `targets` and `skip` leave; plain floats are written as `hugging-face`".into())
+                Some("see what `targets` and `skip` leave; plain floats are written as `hugging-face`, and codes are chosen again by a recipe with --allow-requantize".into())
             }
             Self::MadeTwice { .. } => Some("name it once: a model has one row".into()),
             Self::MadeWhereWritten { .. } => Some("write to another folder, with --output".into()),

@@ -358,7 +358,11 @@ impl Plan {
                 });
             }
             if sparse.or(quantized).is_none() {
+                let lost =
+                    tensors.iter().find(|tensor| tensor.from.is_quantized() && !tensor.reason.is_empty());
+                let because = |tensor: &PlannedTensor| format!("; `{}`: {}", tensor.name, tensor.reason);
                 return Err(Error::NothingToDo {
+                    because: lost.map(because).unwrap_or_default(),
                     format: recipe.format.name(),
                     recipe: recipe.name.clone(),
                     model: checkpoint.name(),

@@ -141,6 +141,7 @@ fn columns_in_an_order_of_their_own_stay_so_where_that_has_a_form() {
         let plan = Plan::new(&first, &conversion(format, None), &PlanOptions::default());
         let error = plan.unwrap_err();
         assert!(matches!(error, Error::NothingToDo { .. }), "{error}");
+        assert!(error.to_string().contains("its columns are in an order of their own"), "{error}");
     }
     let floats = "format = \"compressed-tensors\"\n[[step]]\nkind = \"keep\"\n[[step]]\nkind = \"rtn\"\nbits = 8\n\
                   granularity = \"channel\"\ntargets = [\"lm_head.weight\"]\n";

@@ -1,4 +1,4 @@
-//! Small numbers with a scale for many of them: 8-bit integers, 8-bit and 4-bit floats, places in a list of 16 values.
+//! Small numbers with a scale for many of them: 8-bit integers, floats of 8, 6 and 4 bits, places in a list of 16 values.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -55,7 +55,7 @@ pub enum ScaleType {
     Nested,
 }
 
-/// Small numbers with scales, as compressed-tensors' `int-`, `float-`, `nvfp4-pack-` and `mxfp4-pack-quantized` store them.
+/// Small numbers with scales, as compressed-tensors' `int-`, `float-`, `nvfp4-pack-` and `mxfp*-quantized` and bitsandbytes store them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scaled {
     /// The numbers.
@@ -213,7 +213,7 @@ impl Scaled {
 }
 
 impl fmt::Display for Scaled {
-    /// As people write it: `int8`, `fp8`, `fp8 128x128`, `nvfp4`, `mxfp4`, `nf4`, `nf4 double`.
+    /// As people write it: `int8`, `fp8`, `fp8 128x128`, `nvfp4`, `mxfp4`, `mxfp6`, `mxfp8`, `nf4`, `nf4 double`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.element, self.scale) {
             (Element::Int8, _) => "int8",
