@@ -383,11 +383,7 @@ pub(crate) fn assemble(
     }
     let group_of = match group_of {
         Some(part) => group_order(name, part, in_features, layout.groups_per_row(in_features))?,
-        None if must_be_ordered => {
-            return Err(wrong(format!(
-                "its columns are declared in the order of activations, without a `{GROUP_OF}`"
-            )));
-        }
+        None if must_be_ordered => return Err(wrong(order_is_missing())),
         None => None,
     };
     if group_of.is_some() && !in_words && 32 % layout.bits.get() != 0 {
@@ -437,6 +433,11 @@ pub(crate) fn group_order(
     columns::group_order(name, part, in_features, groups)
 }
 
+/// What is wrong where columns are said to be in an order that is not there.
+pub(crate) fn order_is_missing() -> String {
+    format!("its columns are declared in the order of activations, without a `{GROUP_OF}`")
+}
+
 /// As many scales as `rows`, each that of the whole matrix.
 pub(crate) fn repeated(scale: &[u8], rows: usize) -> Region {
     Region::from_vec(scale.repeat(rows))
@@ -447,8 +448,8 @@ fn zero_words(zero: i8, rows: usize, layout: &Grouped) -> Region {
     let bits = usize::from(layout.bits.get());
     let code = (zero as u8).wrapping_add(1 << (bits - 1)) as usize & ((1 << bits) - 1);
     let mut words = vec![0; 4 * layout.zero_point_words(rows)];
-    for at in (0..rows).flat_map(|row| (0..bits).map(move |bit| (row * bits + bit, code >> bit & 1))) {
-        words[at.0 / 8] |= (at.1 as u8) << (at.0 % 8);
+    for at in 0..rows * bits {
+        words[at / 8] |= ((code >> (at % bits) & 1) as u8) << (at % 8);
     }
     Region::from_vec(words)
 }

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::Parts;
 use crate::compressed_tensors::{
-    GROUP_OF, PACKED, SCALE, Scheme, StoredMatrix, ZERO_POINT, group_order, repeated,
+    GROUP_OF, PACKED, SCALE, Scheme, StoredMatrix, ZERO_POINT, group_order, order_is_missing, repeated,
 };
 use crate::safetensors_in::StTensor;
 use crate::{Error, Region, StTensorSpec};
@@ -74,9 +74,7 @@ pub(crate) fn assemble(
     let group_of = take(GROUP_OF);
     let mut numbers = schemes.iter().filter(|scheme| scheme.is_scaled()).peekable();
     if group_of.is_none() && numbers.peek().is_some() && numbers.all(Scheme::is_ordered) {
-        return Err(wrong(format!(
-            "its columns are declared in the order of activations, without a `{GROUP_OF}`"
-        )));
+        return Err(wrong(order_is_missing()));
     }
     let &[out_features, row] = codes.shape.as_slice() else {
         return Err(wrong(format!("numbers of the shape {:?} are no matrix", codes.shape)));

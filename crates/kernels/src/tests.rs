@@ -408,6 +408,11 @@ fn every_isa_unpacks_the_same_bits() {
     }
 }
 
+/// With scales that are floats.
+fn small_numbers<'a>(layout: Scaled, codes: &'a [u8], scales: &'a [u8], kept: &'a [u8]) -> WeightData<'a> {
+    WeightData::Scaled { layout, codes, scales, global: 1.0, nested: None, kept }
+}
+
 #[test]
 fn every_code_of_small_numbers_is_the_same_in_every_isa() {
     let scales: Vec<u8> = 1.5f32.to_le_bytes().to_vec();
@@ -423,14 +428,7 @@ fn every_code_of_small_numbers_is_the_same_in_every_isa() {
         let codes: Vec<u8> = (0..element.row_bytes(columns)).map(|at| (at * 5) as u8).collect();
         let codes = Guarded::new(&codes);
         let layout = Scaled { element, extent: Extent::Row, scale: ScaleType::Float(FloatType::F32) };
-        let data = WeightData::Scaled {
-            layout,
-            codes: &codes,
-            scales: &scales,
-            global: 1.0,
-            nested: None,
-            kept: &[],
-        };
+        let data = small_numbers(layout, &codes, &scales, &[]);
         let view = WeightView::new(1, columns, data).unwrap();
         let expected: Vec<f32> = (0..columns).map(|at| element.read(&codes, at) * 1.5).collect();
         for isa in twins() {
@@ -471,14 +469,7 @@ fn two_numbers_of_each_four_lie_where_their_bits_are() {
         }
         let layout = Scaled { element, extent, scale: ScaleType::Float(FloatType::F32) };
         let (codes, kept) = (Guarded::new(&codes), Guarded::new(&kept));
-        let data = WeightData::Scaled {
-            layout,
-            codes: &codes,
-            scales: &scales,
-            global: 1.0,
-            nested: None,
-            kept: &kept,
-        };
+        let data = small_numbers(layout, &codes, &scales, &kept);
         let view = WeightView::new(rows, columns, data).unwrap();
         for isa in twins() {
             let found = guarded_floats(rows * columns, |out| dequantize_rows(isa, &view, 0, out));

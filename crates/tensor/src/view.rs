@@ -216,18 +216,17 @@ impl<'a> WeightView<'a> {
                     return Err(ViewError::UnevenWords { out_features, in_features, encoding });
                 }
                 let groups = layout.groups_per_row(in_features);
-                let in_words = layout.codes_per_word();
-                let (codes, zeros) = match (packing, layout.zero_point) {
-                    (ColumnPacking::Words, ZeroPoint::Symmetric) => {
-                        (4 * out_features * in_features.div_ceil(in_words), 0)
+                let words = |count: usize| 4 * count.div_ceil(layout.codes_per_word());
+                let (codes, zeros) = match packing {
+                    ColumnPacking::Words if layout.zero_point == ZeroPoint::Symmetric => {
+                        (out_features * words(in_features), 0)
                     }
-                    (ColumnPacking::Words, ZeroPoint::Asymmetric) => (
-                        4 * out_features * in_features.div_ceil(in_words),
-                        4 * out_features.div_ceil(in_words) * groups,
-                    ),
-                    (ColumnPacking::Bytes, _) => (out_features * in_features, out_features * groups),
-                    (ColumnPacking::Marlin24, _) => (out_features * by_in / 16, 0),
-                    _ => (out_features * by_in / 8, 4 * layout.zero_point_words(out_features) * groups),
+                    ColumnPacking::Words => (out_features * words(in_features), words(out_features) * groups),
+                    ColumnPacking::Bytes => (out_features * in_features, out_features * groups),
+                    ColumnPacking::Marlin24 => (out_features * by_in / 16, 0),
+                    ColumnPacking::GptqV1 | ColumnPacking::GptqV2 | ColumnPacking::Awq => {
+                        (out_features * by_in / 8, 4 * layout.zero_point_words(out_features) * groups)
+                    }
                 };
                 check("codes", packed.len(), codes)?;
                 check("scales", scales.len(), out_features * groups * layout.scale.size_bytes())?;
